@@ -1,0 +1,193 @@
+"""Compares this I-JEPA with numbers that the released PyTorch code produced.
+
+    python benchmarks/parity.py tests/golden/release_tiny.npz
+
+Reads any file of the golden format (inputs, parameters before and after,
+gradients and schedules of a short float32 run of the release), makes the same
+run here, and prints the largest error of each quantity beside its bound. Exits
+with 0 only when all are within.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from ijepa_jax import ijepa, optim, schedules, vit
+from ijepa_jax.interop import release
+
+
+def subtree(golden, prefix: str) -> dict[str, np.ndarray]:
+  prefix += '/'
+  return {
+    k.removeprefix(prefix): v
+    for k, v in golden.items()
+    if k.startswith(prefix)
+  }
+
+
+def parameters(golden, prefix: str, *parts: str) -> dict:
+  names = {'target_encoder': 'encoder'}
+  return {
+    part: release.from_release(
+      subtree(golden, f'{prefix}/{part}'), names.get(part, part)
+    )
+    for part in parts
+  }
+
+
+def batch(golden, step: int) -> dict[str, np.ndarray]:
+  g = subtree(golden, f'step{step}')
+  return {
+    'image': g['images_nchw'].transpose(0, 2, 3, 1),
+    'context': g['context_masks'].swapaxes(0, 1).astype(np.int32),
+    'targets': g['target_masks'].swapaxes(0, 1).astype(np.int32),
+  }
+
+
+def largest(ours, theirs) -> float:
+  return float(np.abs(np.asarray(ours, np.float64) - theirs).max())
+
+
+def tree_errors(ours, theirs, *, relative=False) -> tuple[float, float]:
+  """Largest error over a tree: (key biases, everything else).
+
+  Key biases, the middle third of each qkv bias, have a true gradient of zero;
+  Adam divides their rounding by itself. `relative` is to each tensor's largest
+  entry.
+  """
+  keys, rest = [0.0], [0.0]
+
+  def compare(path, a, b):
+    error = np.abs(np.asarray(a, np.float64) - b)
+    if relative:
+      error /= np.abs(b).max() + 1e-12
+    if [entry.key for entry in path][-2:] == ['qkv', 'bias']:
+      third = error.shape[-1] // 3
+      keys.append(error[..., third : 2 * third].max())
+      rest.extend((error[..., :third].max(), error[..., 2 * third :].max()))
+    else:
+      rest.append(error.max())
+
+  jax.tree_util.tree_map_with_path(compare, ours, theirs)
+  return max(keys), max(rest)
+
+
+def comparisons(golden) -> Iterator[tuple[str, float, float]]:
+  """Yields (name, largest error, bound) for everything in the file."""
+  config = subtree(golden, 'config')
+  params = parameters(golden, 'init', 'encoder', 'predictor')
+  mlp_dim = params['encoder']['blocks']['fc1']['bias'].shape[-1]
+  encoder, predictor = vit.make_models(
+    size='tiny',
+    width=int(config['dim']),
+    depth=int(config['depth']),
+    heads=int(config['heads']),
+    mlp_dim=int(mlp_dim),
+    patch_size=int(config['patch']),
+    predictor_width=int(config['pdim']),
+    predictor_depth=int(config['pdepth']),
+  )
+  model = ijepa.IJEPA(encoder, predictor)
+  steps, warmup = int(config['steps']), int(config['warm'])
+  lr = schedules.warmup_cosine(
+    *(float(config[k]) for k in ('start_lr', 'lr', 'final_lr')), warmup, steps
+  )
+  decay = schedules.cosine(float(config['wd']), float(config['fwd']), steps)
+  first, last = 1 - config['ema']
+  ema_rate = schedules.linear(float(first), float(last), steps)
+  tx = optim.adamw(lr=lr, weight_decay=decay)
+
+  for name, ours in (
+    ('lr', [lr(s + 1) for s in range(steps)]),
+    ('wd', [decay(s + 1) for s in range(steps)]),
+    ('momentum', [1 - ema_rate(s) for s in range(steps)]),
+  ):
+    yield name, largest(ours, golden[name]), 1e-12
+
+  b = batch(golden, 0)
+  grid = model.grid(b['image'])
+  for part, width in (('encoder', encoder.width), ('predictor', predictor.width)):
+    stem = '' if part == 'encoder' else 'predictor_'
+    table = golden.get(f'init/{part}/{stem}pos_embed')
+    if table is not None:
+      yield (
+        f'{part} sin-cos table',
+        largest(vit.sincos_table(grid, width), table[0]),
+        1e-6,
+      )
+  targets, h = model.targets(params['encoder'], b['image'], b['targets'])
+  # The release stacks [targets, contexts, images].
+  m, e = b['targets'].shape[1], b['context'].shape[1]
+  stacked = np.repeat(np.swapaxes(targets, 0, 1)[:, None], e, axis=1)
+  z = encoder.apply(
+    {'params': params['encoder']},
+    np.tile(b['image'], (e, 1, 1, 1)),
+    np.concatenate(b['context'].swapaxes(0, 1)),
+  )
+  predictions = model.predict(params, b['image'], b['context'], b['targets'])
+  for name, ours in (
+    ('target_encoder_out', h),
+    ('context_encoder_out', z),
+    ('targets', stacked),
+    ('predictor_out', predictions.transpose(2, 1, 0, 3, 4)),
+  ):
+    theirs = golden[f'step0/{name}']
+    yield name, largest(np.reshape(ours, theirs.shape), theirs), 1e-5
+
+  loss, grad, _ = ijepa.loss_and_grad(model, params, params['encoder'], b)
+  yield 'loss of the first step', largest(loss, golden['losses'][0]), 1e-5
+  theirs = parameters(golden, 'step0/grad', 'encoder', 'predictor')
+  keys, rest = tree_errors(grad, theirs, relative=True)
+  yield 'gradients, relative', rest, 1e-4
+  yield 'gradients of key biases, absolute', tree_errors(grad, theirs)[0], 1e-5
+
+  params = jax.tree.map(jax.numpy.asarray, params)
+  state = ijepa.State(
+    step=jax.numpy.zeros((), 'int32'),
+    params=params,
+    target=params['encoder'],
+    opt_state=tx.init(params),
+  )
+  step = jax.jit(
+    functools.partial(ijepa.train_step, model=model, tx=tx, ema_rate=ema_rate)
+  )
+  metrics = []
+  for s in range(steps):
+    state, out = step(state, batch(golden, s))
+    metrics.append(jax.device_get(out))
+  yield (
+    f'losses of all {steps} steps',
+    largest([x['loss'] for x in metrics], golden['losses']),
+    1e-5,
+  )
+  yield (
+    'momentum in the compiled step',
+    largest([x['momentum'] for x in metrics], golden['momentum']),
+    1e-7,
+  )
+  ours = {**state.params, 'target_encoder': state.target}
+  for part, tree in parameters(golden, 'final', *ours).items():
+    keys, rest = tree_errors(ours[part], tree)
+    yield f'final {part}', rest, 1e-5
+    yield f'final {part}, key biases', keys, 1e-4
+
+
+def main(argv: list[str]) -> int:
+  if len(argv) != 2:
+    print('usage: python benchmarks/parity.py FILE.npz', file=sys.stderr)
+    return 2
+  golden = dict(np.load(argv[1]))
+  # The release ran in float32; a GPU would multiply in TF32.
+  with jax.default_matmul_precision('highest'):
+    rows = list(comparisons(golden))
+  for name, error, bound in rows:
+    verdict = 'ok' if error <= bound else 'FAIL'
+    print(f'{name:36} {error:9.2e}  bound {bound:.0e}  {verdict}')
+  return 0 if all(error <= bound for _, error, bound in rows) else 1
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

@@ -1,0 +1,105 @@
+"""Every knob once, with its unit and where its value comes from.
+
+A recipe is a file with `get_config()` that takes this one and changes a few
+lines; `--config.optim.peak_lr=5e-4` changes one from the command line. Values
+are the release's ImageNet-1K recipe unless a comment says otherwise; where
+paper and release differ see docs/paper_vs_release.md.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.job = 'pretrain'
+  c.seed = 0  # of initialisation, order, crops and masks
+  c.batch_size = 2048  # images a step, over all devices
+  c.total_steps = 187_500  # 300 epochs of 625 steps
+  c.accumulate = 1  # micro-batches that a step is cut into, to save memory
+
+  c.model = ConfigDict()
+  c.model.size = 'base'  # tiny small base large huge giant
+  c.model.patch_size = 16  # pixels
+  c.model.width = config_dict.placeholder(int)  # by hand; None: the size's
+  c.model.depth = config_dict.placeholder(int)
+  c.model.heads = config_dict.placeholder(int)
+  c.model.mlp_dim = config_dict.placeholder(int)
+  c.model.predictor_width = 384
+  c.model.predictor_depth = 6  # 6 base, 12 large and huge, 16 giant
+  c.model.predictor_heads = config_dict.placeholder(int)  # None: the encoder's
+  c.model.init = 'release'  # release, rescaled (1/sqrt(2 layer)), fan_in
+  c.model.dtype = 'bfloat16'  # of the computation; parameters are float32
+  c.model.remat = 'none'  # none, dots (keep products), full (keep nothing)
+  c.model.attention = 'xla'  # xla, cudnn (flash attention on NVIDIA GPUs)
+  c.model.unroll = 1  # blocks compiled side by side; >1 may help a CPU
+
+  c.loss = ConfigDict()
+  c.loss.kind = 'smooth_l1'  # smooth_l1 (release), l2 (paper)
+  c.loss.normalize_targets = True  # layer-norm the targets again (release)
+
+  c.mask = ConfigDict()
+  c.mask.sampler = 'release'  # release uniform rasterized block random
+  c.mask.num_contexts = 1
+  c.mask.num_targets = 4
+  c.mask.context_scale = (0.85, 1.0)  # share of the grid
+  c.mask.context_aspect = (1.0, 1.0)  # height over width
+  c.mask.target_scale = (0.15, 0.2)
+  c.mask.target_aspect = (0.75, 1.5)
+  c.mask.min_keep = 10  # a context must keep more patches than this
+  c.mask.allow_overlap = False  # targets may stay in the context
+  c.mask.group = 128  # images over which the release cuts to the shortest
+  c.mask.fraction = 0.6  # of the patches, for `block` and `random`
+
+  c.optim = ConfigDict()
+  c.optim.start_lr = 2e-4  # at step 0; lr is not scaled by the batch size
+  c.optim.peak_lr = 1e-3
+  c.optim.final_lr = 1e-6
+  c.optim.warmup_steps = 25_000  # 40 epochs (paper: 15, from 1e-4)
+  c.optim.weight_decay = 0.04
+  c.optim.final_weight_decay = 0.4
+  c.optim.weight_decay_schedule = 'cosine'  # cosine (release), linear (paper)
+  c.optim.b1 = 0.9
+  c.optim.b2 = 0.999
+  c.optim.eps = 1e-8
+  c.optim.clip_norm = 0.0  # of the whole gradient; 0 is off
+  c.optim.schedule_scale = 1.0  # schedules last this times total_steps
+
+  c.ema = ConfigDict()
+  c.ema.first = 0.996  # momentum of the target at step 0, rising linearly
+  c.ema.last = 1.0
+
+  c.data = ConfigDict()
+  c.data.source = 'scenes'  # scenes folder tfds
+  c.data.path = ''  # folder: of images; tfds: a name or a prepared directory
+  c.data.split = 'train'
+  c.data.flavour = 'scenes'  # of `scenes`: scenes, crowd
+  c.data.count = 20_000  # of `scenes`: pictures
+  c.data.image_size = (224, 224)  # height, width in pixels
+  c.data.channels = 3
+  c.data.mean = (0.485, 0.456, 0.406)  # per channel of pixels in [0, 1]
+  c.data.std = (0.229, 0.224, 0.225)
+  c.data.crop_scale = (0.3, 1.0)  # share of the image's area
+  c.data.crop_ratio = (3 / 4, 4 / 3)  # width over height
+  c.data.flip = False
+  c.data.workers = 8  # processes a host; 0: in this process
+  c.data.prefetch = 2  # batches on the device ahead of the step
+  c.data.max_bad_share = 0.01  # of images that can't be decoded, then stop
+
+  c.mesh = ConfigDict()
+  c.mesh.data = -1  # devices over which only the batch is split; -1: the rest
+  c.mesh.fsdp = 1  # devices over which the state is split too
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every_steps = 1000  # 0: not by steps
+  c.checkpoint.every_minutes = 0.0  # 0: not by time
+  c.checkpoint.keep_last = 3
+  c.checkpoint.keep_every = 0  # steps; multiples are never deleted; 0: none
+
+  c.log = ConfigDict()
+  c.log.tensorboard = True
+
+  c.probe = ConfigDict()  # linear probes and RankMe on `scenes` while training
+  c.probe.every_steps = 0  # 0: off; needs data.source = scenes
+  c.probe.train_count = 5000  # of the training pictures
+  c.probe.test_count = 2000  # made with a seed of their own
+  return c

@@ -1,0 +1,251 @@
+"""I-JEPA itself: section 3 of the paper in one file, pure functions of arrays.
+
+    targets      h = LayerNorm(target encoder(image)), gathered at each block
+    context      z = encoder(image, context tokens only)
+    prediction   predictor(z, context positions, target positions)
+    loss         smooth-L1 between the two, averaged over everything
+    update       AdamW on encoder and predictor; the target follows by EMA
+
+Shapes in names: B images, E contexts and M targets of an image, K tokens of a
+mask, N patches, D features.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from ijepa_jax import vit
+from ijepa_jax.schedules import Schedule
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@flax.struct.dataclass
+class State:
+  """All that a step changes; nothing else is in a checkpoint.
+
+  Attributes:
+    step: int32 [], finished steps.
+    params: {'encoder', 'predictor'}, float32; `encoder` is the context encoder.
+    target: the target encoder's parameters, the tree of `params['encoder']`.
+    opt_state: AdamW's moments and counts over `params`.
+  """
+
+  step: jax.Array
+  params: Any
+  target: Any
+  opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class IJEPA:
+  """The static part: two modules and how the loss is taken.
+
+  Attributes:
+    encoder, predictor: Linen modules without parameters.
+    mean, std: per channel, of pixels in [0, 1].
+    loss: 'smooth_l1' (release, beta 1) or 'l2' (paper: mean squared error).
+    normalize_targets: layer-norm the targets once more (release).
+    rescale_init: apply `vit.rescale_residuals` to the initial parameters.
+  """
+
+  encoder: vit.Encoder
+  predictor: vit.Predictor
+  mean: tuple[float, ...] = IMAGENET_MEAN
+  std: tuple[float, ...] = IMAGENET_STD
+  loss: str = 'smooth_l1'
+  normalize_targets: bool = True
+  rescale_init: bool = False
+
+  def __post_init__(self):
+    if self.loss not in ('smooth_l1', 'l2'):
+      raise ValueError(
+        f"loss.kind is {self.loss!r}: take 'smooth_l1' (release) or 'l2' "
+        '(paper).'
+      )
+
+  def grid(self, image_BHWC) -> tuple[int, int]:
+    p = self.encoder.patch_size
+    return image_BHWC.shape[1] // p, image_BHWC.shape[2] // p
+
+  def normalize(self, image_BHWC: jax.Array) -> jax.Array:
+    """uint8 pixels to normalised float32; float images pass as they are."""
+    if image_BHWC.dtype != jnp.uint8:
+      return image_BHWC
+    mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+    return (image_BHWC.astype(jnp.float32) / 255 - mean) / std
+
+  def encode(self, params, image_BHWC: jax.Array, **kwargs):
+    """The encoder on full images: float32 [B, N, D], normed."""
+    image = self.normalize(image_BHWC)
+    return self.encoder.apply({'params': params}, image, **kwargs)
+
+  def targets(self, target_params, image_BHWC, targets_BMK):
+    """What is to be predicted: [B, M, K, D], and the tokens [B, N, D] it is of.
+
+    The target encoder sees the full image; its OUTPUT is masked (paper 3,
+    Targets).
+    """
+    h_BND = self.encode(target_params, image_BHWC)
+    y_BND = h_BND
+    if self.normalize_targets:
+      mean = h_BND.mean(-1, keepdims=True)
+      variance = ((h_BND - mean) ** 2).mean(-1, keepdims=True)
+      y_BND = (h_BND - mean) / jnp.sqrt(variance + 1e-5)
+    return vit.gather(y_BND, targets_BMK), h_BND
+
+  def predict(self, params, image_BHWC, context_BEK, targets_BMK):
+    """Predictions of every target from every context: [B, E, M, K, D].
+
+    Only the context's patches go through the encoder, and only the targets'
+    positions through the predictor.
+    """
+    b, e, k = context_BEK.shape
+    # Each context of an image is a batch element of its own.
+    image = jnp.repeat(self.normalize(image_BHWC), e, axis=0)
+    context = context_BEK.reshape(b * e, k)
+    targets = jnp.repeat(targets_BMK, e, axis=0)
+    z = self.encoder.apply({'params': params['encoder']}, image, context)
+    predictions = self.predictor.apply(
+      {'params': params['predictor']},
+      z,
+      context,
+      targets,
+      self.grid(image_BHWC),
+    )
+    return predictions.reshape(b, e, *predictions.shape[1:])
+
+  def distance(self, predictions_BEMKD, targets_BMKD) -> jax.Array:
+    error = predictions_BEMKD - targets_BMKD[:, None]
+    if self.loss == 'l2':
+      return (error**2).mean()
+    return optax.losses.huber_loss(error).mean()  # delta 1 is beta 1
+
+
+def init(
+  model: IJEPA, tx: optax.GradientTransformation, key, *, image_shape
+) -> State:
+  """A fresh state; the target starts as a copy of the encoder (paper 3).
+
+  Made for `jax.jit`, under which the copy is a buffer of its own, as donation
+  needs.
+
+  Args:
+    model, tx: the static parts.
+    key: `jax.random.key`.
+    image_shape: (H, W, C).
+  """
+  key_encoder, key_predictor = jax.random.split(key)
+  image = jnp.zeros((1, *image_shape), jnp.float32)
+  one = jnp.zeros((1, 1), jnp.int32)
+  z = jnp.zeros((1, 1, model.encoder.width), jnp.float32)
+  params = {
+    'encoder': model.encoder.init(key_encoder, image, one)['params'],
+    'predictor': model.predictor.init(
+      key_predictor, z, one, one[None], model.grid(image)
+    )['params'],
+  }
+  if model.rescale_init:
+    params = vit.rescale_residuals(params)
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    target=jax.tree.map(jnp.copy, params['encoder']),
+    opt_state=tx.init(params),
+  )
+
+
+def loss_and_grad(model: IJEPA, params, target, batch):
+  """Loss, gradient over `params` and the target encoder's tokens.
+
+  Args:
+    batch: image [B, H, W, C] uint8 or normalised float, context [B, E, Kc] and
+      targets [B, M, Kt] int32.
+
+  Returns:
+    (loss [], tree like `params`, `spread`).
+  """
+  # Outside what is differentiated: no gradient can reach the target.
+  y_BMKD, h_BND = model.targets(target, batch['image'], batch['targets'])
+
+  def loss(params):
+    predictions = model.predict(
+      params, batch['image'], batch['context'], batch['targets']
+    )
+    return model.distance(predictions, y_BMKD)
+
+  value, grad = jax.value_and_grad(loss)(params)
+  return value, grad, spread(h_BND)
+
+
+def spread(h_BND: jax.Array) -> dict[str, jax.Array]:
+  """How far features differ; both near zero is collapse.
+
+  `feature_std`: of the average-pooled features between images; `token_std`: of
+  the tokens within an image. Both averaged over features.
+  """
+  return {
+    'feature_std': h_BND.mean(1).std(0).mean(),
+    'token_std': h_BND.std(1).mean(),
+  }
+
+
+def train_step(
+  state: State,
+  batch,
+  *,
+  model: IJEPA,
+  tx: optax.GradientTransformation,
+  ema_rate: Schedule,
+  accumulate: int = 1,
+) -> tuple[State, dict[str, jax.Array]]:
+  """One step of I-JEPA: loss, gradient, AdamW, EMA of the target.
+
+  Args:
+    state: donated by the caller.
+    batch: as in `loss_and_grad`.
+    ema_rate: 1 - momentum as a function of the step counted from 0; one minus
+      it loses no digits as the momentum nears 1.
+    accumulate: micro-batches that the batch is cut into; their gradients are
+      averaged, which equals the whole batch's.
+
+  Returns:
+    The next state and float32 [] metrics: loss, grad_norm, momentum,
+    feature_std, token_std.
+  """
+  compute = functools.partial(loss_and_grad, model, state.params, state.target)
+  if accumulate == 1:
+    loss, grad, stats = compute(batch)
+  else:
+    # Every accumulate-th image: each device keeps to its own part of the batch.
+    split = jax.tree.map(
+      lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0),
+      batch,
+    )
+
+    def add(total, micro):
+      return jax.tree.map(jnp.add, total, compute(micro)), None
+
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(compute, jax.tree.map(lambda x: x[0], split)),
+    )
+    total, _ = jax.lax.scan(add, zeros, split)
+    loss, grad, stats = jax.tree.map(lambda x: x / accumulate, total)
+  updates, opt_state = tx.update(grad, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  rate = ema_rate(state.step)
+  target = optax.incremental_update(params['encoder'], state.target, rate)
+  metrics = {
+    'loss': loss,
+    'grad_norm': optax.tree.norm(grad),
+    'momentum': 1 - rate,
+    **stats,
+  }
+  return State(state.step + 1, params, target, opt_state), metrics
