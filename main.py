@@ -47,7 +47,19 @@ def main(argv):
     sys.exit(f'{type(error).__name__}: {error}')
 
 
+def parse(argv):
+  """absl's own, with a wrong key in one sentence."""
+  try:
+    return FLAGS(argv)
+  except (AttributeError, KeyError) as error:
+    # ConfigDict's: the key, and which one it is near.
+    words = ' '.join(str(error.args[0]).split())
+    sys.exit(f'The config has no such key: {words}')
+  except flags.Error as error:
+    sys.exit(str(error))
+
+
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
   logging.set_verbosity(logging.INFO)
-  app.run(main)
+  app.run(main, flags_parser=parse)

@@ -5,40 +5,38 @@ import pathlib
 from setuptools import find_packages, setup
 
 setup(
-    name='ijepa_jax',
-    version='0.1.0',
-    description='I-JEPA in JAX/Flax: pre-train, evaluate, look, export.',
-    long_description=(
-        pathlib.Path(__file__).parent / 'README.md'
-    ).read_text(),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    packages=find_packages(include=['ijepa_jax', 'ijepa_jax.*']),
-    python_requires='>=3.11,<3.14',
-    install_requires=[
-        'absl-py>=2.1',
-        'flax>=0.12,<0.14',
-        'grain>=0.2.15,<0.4',
-        # tensorflow-datasets 4.9.10 imports it without naming it.
-        'importlib_resources>=6',
-        'jax>=0.8,<0.12',
-        'matplotlib>=3.8',
-        'ml_collections>=1.0',
-        'numpy>=1.26',
-        'optax>=0.2.6,<0.4',
-        'orbax-checkpoint>=0.11.33,<0.14',
-        'pillow>=10.3',
-        'tensorboardX>=2.6.2',
-        'tensorflow-datasets>=4.9.7',
-        'tqdm>=4.66',
-    ],
-    extras_require={
-        'cuda': ['jax[cuda12]'],
-        'tpu': ['jax[tpu]'],
-        'dev': ['pytest>=8', 'ruff==0.15.0'],
-    },
-    classifiers=[
-        'License :: OSI Approved :: Apache Software License',
-        'Programming Language :: Python :: 3',
-    ],
+  name='ijepa_jax',
+  version='0.1.0',
+  description='I-JEPA in JAX/Flax: pre-train, evaluate, look, export.',
+  long_description=(pathlib.Path(__file__).parent / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  packages=find_packages(include=['ijepa_jax', 'ijepa_jax.*']),
+  python_requires='>=3.11,<3.14',
+  install_requires=[
+    'absl-py>=2.1',
+    'flax>=0.12,<0.14',
+    'grain>=0.2.15,<0.4',
+    # tensorflow-datasets 4.9.10 imports it without naming it.
+    'importlib_resources>=6',
+    'jax>=0.8,<0.12',
+    'matplotlib>=3.8',
+    'ml_collections>=1.0',
+    'numpy>=1.26',
+    'optax>=0.2.6,<0.4',
+    'orbax-checkpoint>=0.11.33,<0.14',
+    'pillow>=10.3',
+    'tensorboardX>=2.6.2',
+    'tensorflow-datasets>=4.9.7',
+    'tqdm>=4.66',
+  ],
+  extras_require={
+    'cuda': ['jax[cuda12]'],
+    'tpu': ['jax[tpu]'],
+    'dev': ['pytest>=8', 'ruff==0.15.0'],
+  },
+  classifiers=[
+    'License :: OSI Approved :: Apache Software License',
+    'Programming Language :: Python :: 3',
+  ],
 )

@@ -22,9 +22,7 @@ from ijepa_jax.interop import release
 def subtree(golden, prefix: str) -> dict[str, np.ndarray]:
   prefix += '/'
   return {
-    k.removeprefix(prefix): v
-    for k, v in golden.items()
-    if k.startswith(prefix)
+    k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)
   }
 
 
@@ -109,7 +107,10 @@ def comparisons(golden) -> Iterator[tuple[str, float, float]]:
 
   b = batch(golden, 0)
   grid = model.grid(b['image'])
-  for part, width in (('encoder', encoder.width), ('predictor', predictor.width)):
+  for part, width in (
+    ('encoder', encoder.width),
+    ('predictor', predictor.width),
+  ):
     stem = '' if part == 'encoder' else 'predictor_'
     table = golden.get(f'init/{part}/{stem}pos_embed')
     if table is not None:
@@ -118,16 +119,20 @@ def comparisons(golden) -> Iterator[tuple[str, float, float]]:
         largest(vit.sincos_table(grid, width), table[0]),
         1e-6,
       )
-  targets, h = model.targets(params['encoder'], b['image'], b['targets'])
+  targets, h = jax.jit(model.targets)(
+    params['encoder'], b['image'], b['targets']
+  )
   # The release stacks [targets, contexts, images].
-  m, e = b['targets'].shape[1], b['context'].shape[1]
+  e = b['context'].shape[1]
   stacked = np.repeat(np.swapaxes(targets, 0, 1)[:, None], e, axis=1)
-  z = encoder.apply(
+  z = jax.jit(encoder.apply)(
     {'params': params['encoder']},
     np.tile(b['image'], (e, 1, 1, 1)),
     np.concatenate(b['context'].swapaxes(0, 1)),
   )
-  predictions = model.predict(params, b['image'], b['context'], b['targets'])
+  predictions = jax.jit(model.predict)(
+    params, b['image'], b['context'], b['targets']
+  )
   for name, ours in (
     ('target_encoder_out', h),
     ('context_encoder_out', z),
@@ -137,7 +142,9 @@ def comparisons(golden) -> Iterator[tuple[str, float, float]]:
     theirs = golden[f'step0/{name}']
     yield name, largest(np.reshape(ours, theirs.shape), theirs), 1e-5
 
-  loss, grad, _ = ijepa.loss_and_grad(model, params, params['encoder'], b)
+  loss, grad, _ = jax.jit(functools.partial(ijepa.loss_and_grad, model))(
+    params, params['encoder'], b
+  )
   yield 'loss of the first step', largest(loss, golden['losses'][0]), 1e-5
   theirs = parameters(golden, 'step0/grad', 'encoder', 'predictor')
   keys, rest = tree_errors(grad, theirs, relative=True)

@@ -42,7 +42,7 @@ def linear(first: float, last: float, total: int) -> Schedule:
 def warmup_cosine(
   start: float, peak: float, final: float, warmup: int, total: int
 ) -> Schedule:
-  """Linear from `start` to `peak` in `warmup` steps, then a cosine to `final`."""
+  """Linear from `start` to `peak`, then a cosine to `final`."""
   rise = linear(start, peak, warmup)
   fall = cosine(peak, final, total - warmup)
 

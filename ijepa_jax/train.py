@@ -37,7 +37,7 @@ from ijepa_jax.visualize import curves
 
 
 class UserError(Exception):
-  """A mistake or a fault told in one sentence, for the person at the console."""
+  """A mistake or a fault told in one sentence, for the person at it."""
 
 
 class NotFinite(UserError):
@@ -163,11 +163,11 @@ def abstract_state(config, run: Run):
   return abstract, jax.jit(make, out_shardings=shardings)
 
 
-def compile_steps(config, run: Run, abstract) -> dict:
+def compile_steps(config, run: Run, abstract, shapes=None) -> dict:
   """One compiled step for each shape of masks: {(Kc, Kt): callable}.
 
-  All are compiled before the first step, side by side, so that none stalls the
-  run later.
+  All that the sampler can draw, unless `shapes` are given; before the first
+  step and side by side, so that none stalls the run later.
   """
   step = jax.jit(
     functools.partial(
@@ -199,13 +199,13 @@ def compile_steps(config, run: Run, abstract) -> dict:
     }
     return step.lower(abstract, batch).compile()
 
-  shapes = run.sampler.shapes
+  shapes = shapes or run.sampler.shapes
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     return dict(zip(shapes, pool.map(compile_one, shapes), strict=True))
 
 
 def make_batches(config, run: Run, source, start: int):
-  """The stream of global device batches from step `start`, ahead of the loop."""
+  """The stream of global batches on the devices, from step `start`."""
   d = config.data
   dataset = data.make_dataset(
     source,
@@ -239,6 +239,19 @@ def make_source(config):
     )
   except (ValueError, OSError) as error:
     raise UserError(str(error)) from error
+
+
+class Compilations:
+  """Counts what XLA compiles from now on: a step that has to is a mistake."""
+
+  EVENT = '/jax/core/compile/backend_compile_duration'
+
+  def __init__(self):
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event, seconds, **_):
+    self.count += event == self.EVENT
 
 
 class Interruption:
@@ -277,8 +290,8 @@ def pretrain(config, workdir: str) -> ijepa.State:
 
   Args:
     config: see configs/base.py.
-    workdir: receives config.json, metrics.jsonl, tensorboard/, checkpoints/ and,
-      with the probe on, report.json and curves.png.
+    workdir: receives config.json, metrics.jsonl, tensorboard/, checkpoints/
+      and, with the probe on, report.json and curves.png.
 
   Returns:
     The last state.
@@ -336,6 +349,7 @@ def loop(
     logging.info('All %d steps are done already.', config.total_steps)
     return state
   began = time.monotonic()
+  compilations = Compilations()
   steps = compile_steps(config, run, abstract)
   logging.info(
     'Compiled %d steps in %.0f s.', len(steps), time.monotonic() - began
@@ -354,10 +368,13 @@ def loop(
       'weight_decay': float(run.weight_decay(step)),
       **values,
       **meter.rates(),
+      'compilations': compilations.count,
       **extra,
     }
     writer.write(step, values)
-    if not (math.isfinite(values['loss']) and math.isfinite(values['grad_norm'])):
+    if not (
+      math.isfinite(values['loss']) and math.isfinite(values['grad_norm'])
+    ):
       raise NotFinite(
         f'At step {step} the loss is {values["loss"]} and the gradient norm '
         f'{values["grad_norm"]}; the last good checkpoint is '

@@ -122,7 +122,7 @@ class Block(nn.Module):
 
 
 def dense(name: str, features: int, module: nn.Module) -> nn.Dense:
-  """A linear layer in the compute type and with the initialisation of `module`."""
+  """A linear layer with the compute type and initialisation of `module`."""
   return nn.Dense(
     features, dtype=module.dtype, kernel_init=module.kernel_init, name=name
   )
@@ -327,7 +327,5 @@ def make_models(
     unroll=unroll,
   )
   encoder = Encoder(**sizes, **common, patch_size=patch_size)
-  predictor = Predictor(
-    **predictor_sizes, **common, out_width=sizes['width']
-  )
+  predictor = Predictor(**predictor_sizes, **common, out_width=sizes['width'])
   return encoder, predictor

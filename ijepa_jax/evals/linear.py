@@ -118,8 +118,8 @@ def majority(train_y, test_y) -> float:
 def rankme(x_ND) -> float:
   """The effective rank of features (Garrido et al., ICML 2023).
 
-  exp of the entropy of the normalised singular values of the matrix: from 1, all
-  on one line, to min(N, D).
+  exp of the entropy of the normalised singular values of the matrix: from 1,
+  all on one line, to min(N, D).
   """
   s = np.linalg.svd(np.asarray(x_ND, np.float64), compute_uv=False)
   p = s / max(s.sum(), 1e-12) + 1e-7

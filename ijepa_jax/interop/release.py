@@ -97,7 +97,8 @@ def to_release(params, part: str, *, patch_size: int) -> dict[str, np.ndarray]:
   for i in range(len(blocks['norm1']['bias'])):
     for name, ours in _LAYERS.items():
       put(
-        f'{_BLOCKS[part]}.{i}.{name}', {k: v[i] for k, v in blocks[ours].items()}
+        f'{_BLOCKS[part]}.{i}.{name}',
+        {k: v[i] for k, v in blocks[ours].items()},
       )
   if part == 'predictor':
     tensors['mask_token'] = np.asarray(params['mask_token'])[None, None]

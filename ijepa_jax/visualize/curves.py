@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use('Agg')  # No screen on a cluster.
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 # Panel title, then the metrics in it.
 PANELS = (

@@ -1,0 +1,181 @@
+"""How fast a config trains on the devices that are here.
+
+    python benchmarks/train_step.py --config=configs/vit_b16.py \
+        --config.batch_size=128 [--steps=20] [--loop=200]
+
+For each shape of masks that the config can draw: compile seconds, milliseconds
+a step on a batch that is on the device already, images/s, peak memory and
+model-FLOPs utilisation; then their average, shapes weighted by how often they
+are drawn. With --loop, that many steps of the real training loop are run on the
+config's data in a temporary folder, and its images/s, its share of time spent
+waiting for data and the number of compilations after the first tenth are told.
+
+Model FLOPs are those of the matrix products of one step, without what remat
+computes again: a forward pass of the target encoder, forward and backward
+(three forwards) of context encoder and predictor.
+"""
+
+import collections
+import json
+import tempfile
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from ijepa_jax import metrics, sharding, train
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
+flags.DEFINE_integer('steps', 20, 'Timed steps of each shape.')
+flags.DEFINE_integer('loop', 0, 'Steps of the real loop to run; 0: none.')
+
+# Dense peak of the matrix units in bfloat16, TFLOP/s a device.
+PEAK = {
+  'NVIDIA A100': 312,
+  'NVIDIA H100': 989,
+  'NVIDIA H200': 989,
+  'TPU v4': 275,
+  'TPU v5 lite': 197,
+  'TPU v5p': 459,
+  'TPU v6 lite': 918,
+}
+
+
+def transformer_flops(tokens, width, depth, mlp_dim) -> float:
+  """Of a forward pass of one sequence: products and attention."""
+  weights = 4 * width**2 + 2 * width * mlp_dim
+  return depth * (2 * tokens * weights + 4 * tokens**2 * width)
+
+
+def model_flops(config, run: train.Run, shape: tuple[int, int]) -> float:
+  """Of one image in one step."""
+  e, p, s = run.model.encoder, run.model.predictor, run.sampler
+  h, w = config.data.image_size
+  n = h * w // e.patch_size**2
+  context, targets = shape
+
+  def encoder(tokens):
+    embed = 2 * tokens * e.patch_size**2 * config.data.channels * e.width
+    return embed + transformer_flops(tokens, e.width, e.depth, e.mlp_dim)
+
+  project = 2 * p.width * e.width
+  predictor = context * project + s.num_targets * (
+    transformer_flops(context + targets, p.width, p.depth, p.mlp_dim)
+    + targets * project
+  )
+  return encoder(n) + 3 * s.num_contexts * (encoder(context) + predictor)
+
+
+def peak_memory(compiled) -> float:
+  """GiB a device: as the allocator saw it, or as the compiler planned it."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if 'peak_bytes_in_use' in stats:
+    return stats['peak_bytes_in_use'] / 2**30
+  plan = compiled.memory_analysis()
+  return (
+    plan.argument_size_in_bytes
+    + plan.output_size_in_bytes
+    + plan.temp_size_in_bytes
+    - plan.alias_size_in_bytes
+  ) / 2**30
+
+
+def make_batch(config, run, shape):
+  b, r = config.batch_size, np.random.default_rng(0)
+  h, w = config.data.image_size
+  n = h * w // run.model.encoder.patch_size**2
+
+  def tokens(masks, k):
+    rows = [r.permutation(n)[:k] for _ in range(b * masks)]
+    return np.sort(rows).astype(np.int32).reshape(b, masks, k)
+
+  return {
+    'image': r.integers(0, 256, (b, h, w, config.data.channels), np.uint8),
+    'context': tokens(run.sampler.num_contexts, shape[0]),
+    'targets': tokens(run.sampler.num_targets, shape[1]),
+  }
+
+
+def time_steps(config) -> dict:
+  run = train.build(config)
+  drawn = collections.Counter(run.sampler.shape(0, s) for s in range(1000))
+  abstract, make_state = train.abstract_state(config, run)
+  device = jax.devices()[0]
+  peak = next(
+    (v for k, v in PEAK.items() if device.device_kind.startswith(k)), None
+  )
+  rows = []
+  state = make_state(jax.random.key(0))
+  for shape in run.sampler.shapes:
+    start = time.perf_counter()
+    step = train.compile_steps(config, run, abstract, [shape])[shape]
+    seconds = time.perf_counter() - start
+    batch = sharding.to_global(make_batch(config, run, shape), run.mesh)
+    state, _ = step(state, batch)  # the first run of a program is slower
+    jax.block_until_ready(state)
+    start = time.perf_counter()
+    for _ in range(FLAGS.steps):
+      state, _ = step(state, batch)
+    jax.block_until_ready(state)
+    step_seconds = (time.perf_counter() - start) / FLAGS.steps
+    flops = model_flops(config, run, shape) * config.batch_size
+    rows.append(
+      {
+        'context': shape[0],
+        'targets': shape[1],
+        'drawn': drawn[shape] / 1000,
+        'compile_seconds': seconds,
+        'step_ms': 1e3 * step_seconds,
+        'images_per_second': config.batch_size / step_seconds,
+        'peak_gib': peak_memory(step),
+        'model_tflops': flops / step_seconds / run.mesh.size / 1e12,
+      }
+    )
+    print(json.dumps({k: round(v, 3) for k, v in rows[-1].items()}), flush=True)
+  share = np.array([row['drawn'] for row in rows])
+  seconds = (share * [row['step_ms'] for row in rows]).sum() / 1e3
+  tflops = (share * [r['model_tflops'] * r['step_ms'] for r in rows]).sum()
+  total = {
+    'device': device.device_kind,
+    'devices': run.mesh.size,
+    'jax': jax.__version__,
+    'batch_size': config.batch_size,
+    'compile_seconds': sum(row['compile_seconds'] for row in rows),
+    'images_per_second': config.batch_size / seconds,
+    'peak_gib': max(row['peak_gib'] for row in rows),
+    'model_tflops_a_device': tflops / seconds / 1e3,
+  }
+  if peak:
+    total['model_flops_utilisation'] = total['model_tflops_a_device'] / peak
+  return total
+
+
+def run_loop(config, steps: int) -> dict:
+  config = config.copy_and_resolve_references()
+  config.total_steps = steps
+  with tempfile.TemporaryDirectory() as workdir:
+    train.pretrain(config, workdir)
+    rows = metrics.read(workdir)
+  rows = rows[len(rows) // 10 :]
+  return {
+    'steps': len(rows),
+    'images_per_second': rows[-1]['images_per_second'],
+    'data_wait_share': float(np.mean([r['data_wait_share'] for r in rows])),
+    'compilations_after_warm_up': (
+      rows[-1]['compilations'] - rows[0]['compilations']
+    ),
+  }
+
+
+def main(_):
+  print(json.dumps(time_steps(FLAGS.config), indent=2), flush=True)
+  if FLAGS.loop:
+    print(json.dumps(run_loop(FLAGS.config, FLAGS.loop), indent=2))
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('config')
+  app.run(main)

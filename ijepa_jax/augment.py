@@ -1,0 +1,146 @@
+"""From an encoded or raw image to a crop of the size that the model takes."""
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+class BadImage(Exception):
+  """Bytes that are no whole image of a sane size."""
+
+
+def decode(data: bytes, channels: int) -> Image.Image:
+  """An encoded image as RGB (3 channels) or L (1 channel), the right way up.
+
+  Raises:
+    BadImage: Pillow can't read it, it is cut short, or it is larger than
+      Pillow's limit against decompression bombs.
+  """
+  try:
+    image = Image.open(io.BytesIO(data))
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and image.width * image.height > limit:
+      raise BadImage(f'{image.width} x {image.height} is over {limit} pixels')
+    image.load()
+    mode = {1: 'L', 3: 'RGB'}[channels]
+    # To convert is to copy, even where there is nothing to do.
+    upright = _upright(image)
+    return upright if upright.mode == mode else upright.convert(mode)
+  except (BadImage, MemoryError):
+    raise
+  # Pillow's decoders raise whatever they stumble over.
+  except Exception as error:
+    raise BadImage(f'{type(error).__name__}: {error}') from error
+
+
+def _upright(image):
+  try:
+    turned = image.getexif().get(_ORIENTATION, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
+  except Exception:  # broken EXIF around sound pixels
+    return image
+
+
+def crop(
+  image: Image.Image | np.ndarray,
+  box: tuple[int, int, int, int],
+  size: tuple[int, int],
+) -> np.ndarray:
+  """The box out of an image, resized: bilinear, antialiased (as the release).
+
+  Args:
+    image: Pillow's, of mode L or RGB; or uint8 [h, w, C].
+    box: left, top, right, bottom in whole pixels.
+    size: (H, W) in pixels.
+
+  Returns:
+    uint8 [H, W, C].
+  """
+  if isinstance(image, np.ndarray):
+    left, top, right, bottom = box
+    image = image[top:bottom, left:right]
+    channels = image.shape[-1]
+    # Pillow would weight colours by a fourth channel.
+    if channels not in (1, 3):
+      planes = np.split(image, channels, axis=-1)
+      whole = (0, 0, right - left, bottom - top)
+      return np.concatenate([crop(p, whole, size) for p in planes], axis=-1)
+    image = Image.fromarray(image[..., 0] if channels == 1 else image)
+  else:
+    # Not resize(box=...): its filter looks across the edge of the box.
+    image = image.crop(box)
+  image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+  return np.frombuffer(image.tobytes(), np.uint8).reshape(*size, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+  """A random box of the image, resized; as the release's RandomResizedCrop.
+
+  The area is uniform, the aspect log-uniform; a box that does not fit is drawn
+  again, ten times in all, and then it is the largest one in the middle.
+
+  Attributes:
+    size: (H, W) of the result in pixels.
+    scale: least and greatest share of the image's area.
+    ratio: least and greatest width over height, before resizing.
+    flip: mirror one image in two left to right (release: never).
+  """
+
+  size: tuple[int, int]
+  scale: tuple[float, float] = (0.3, 1.0)
+  ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  flip: bool = False
+
+  def __post_init__(self):
+    if len(self.size) != 2 or min(self.size) < 1:
+      raise ValueError(
+        f'image_size is {self.size}: take a height and a width in pixels.'
+      )
+    if not 0 < self.scale[0] <= self.scale[1] <= 1:
+      raise ValueError(
+        f'crop_scale is {self.scale}: take two shares of the area, the lesser '
+        'first, above 0 and up to 1.'
+      )
+    if not 0 < self.ratio[0] <= self.ratio[1]:
+      raise ValueError(
+        f'crop_ratio is {self.ratio}: take two ratios of width to height, the '
+        'lesser first, above 0.'
+      )
+
+  def box(
+    self, width: int, height: int, rng: np.random.Generator
+  ) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom in an image of width x height pixels."""
+    (s0, s1), (r0, r1) = self.scale, self.ratio
+    for _ in range(10):
+      u_area, u_ratio, u_top, u_left = rng.random(4).tolist()
+      area = width * height * (s0 + u_area * (s1 - s0))
+      ratio = r0 * (r1 / r0) ** u_ratio
+      w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+      if 0 < w <= width and 0 < h <= height:
+        left, top = int(u_left * (width - w + 1)), int(u_top * (height - h + 1))
+        return left, top, left + w, top + h
+    # At most one of the two is less than the whole.
+    w = max(1, min(width, round(height * r1)))
+    h = max(1, min(height, round(width / r0)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+  def __call__(
+    self, image: Image.Image | np.ndarray, rng: np.random.Generator
+  ) -> np.ndarray:
+    """-> uint8 [H, W, C]; `image` as in `crop`."""
+    if isinstance(image, np.ndarray):
+      height, width = image.shape[:2]
+    else:
+      width, height = image.size
+    pixels = crop(image, self.box(width, height, rng), self.size)
+    if self.flip and rng.random() < 0.5:
+      pixels = pixels[:, ::-1]
+    return pixels

@@ -1,0 +1,219 @@
+"""What a run writes down: metrics.jsonl, TensorBoard, the console.
+
+workdir/config.json     the config that the run was started with
+workdir/metrics.jsonl   one strict JSON object a line: {"step": 12, ...};
+                        what is no finite number is null
+workdir/tensorboard/    the same numbers as scalars
+"""
+
+import collections
+import contextlib
+import datetime
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+
+import tqdm
+from absl import logging
+
+
+def write_config(workdir, config_json: str) -> None:
+  """Writes config.json, whole or not at all."""
+  _replace(pathlib.Path(workdir) / 'config.json', config_json)
+
+
+def read(workdir) -> list[dict]:
+  """The lines of metrics.jsonl, oldest first; [] where there is none.
+
+  A last line that a kill cut short is left out; null comes as None.
+  """
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  with path.open(encoding='utf-8') as lines:
+    return [row for line in lines if (row := _parse(line))]
+
+
+class Metrics:
+  """The writer of metrics.jsonl and TensorBoard; a context manager."""
+
+  def __init__(
+    self,
+    workdir,
+    *,
+    start_step: int = 0,
+    tensorboard: bool = True,
+    enabled: bool = True,
+  ):
+    """Opens for the steps after `start_step`.
+
+    A killed run may have written lines beyond its last checkpoint: those of
+    steps after `start_step`, and one cut short, are dropped.
+
+    Args:
+      workdir: is made if need be.
+      start_step: of the checkpoint that the run goes on from, or 0.
+      tensorboard: write TensorBoard scalars too.
+      enabled: False on processes other than 0: then nothing is written.
+    """
+    self._file = self._board = None
+    if not enabled:
+      return
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / 'metrics.jsonl'
+    if path.exists():
+      with path.open(encoding='utf-8') as lines:
+        kept = [
+          line.rstrip('\n') + '\n'
+          for line in lines
+          if (row := _parse(line)) and row['step'] <= start_step
+        ]
+      _replace(path, ''.join(kept))
+    # One write a line: a kill loses none that was finished.
+    self._file = path.open('a', buffering=1, encoding='utf-8')
+    if tensorboard:
+      import tensorboardX  # A fifth of a second that tests need not wait.
+
+      self._board = tensorboardX.SummaryWriter(
+        str(workdir / 'tensorboard'), purge_step=start_step + 1, flush_secs=30
+      )
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """One line; `step` is the number of finished steps."""
+    if self._file is None:
+      return
+    numbers = {name: float(value) for name, value in values.items()}
+    row = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+    line = json.dumps({'step': int(step), **row}, allow_nan=False)
+    self._file.write(line + '\n')
+    for name, value in row.items() if self._board else ():
+      if value is not None:
+        self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    if self._file is not None:
+      self._file.close()
+    if self._board is not None:
+      self._board.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+
+class Meter:
+  """Images a second, and the share of time spent waiting for data."""
+
+  def __init__(self, batch_size: int, window: int = 50):
+    """Over the last `window` steps of `batch_size` images each."""
+    self._batch_size = batch_size
+    self._waited = 0.0  # seconds, since ever
+    self._marks = collections.deque(maxlen=window + 1)
+
+  @contextlib.contextmanager
+  def waiting(self):
+    """Around what takes the next batch."""
+    began = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - began
+
+  def step(self) -> None:
+    """After each step."""
+    self._marks.append((time.perf_counter(), self._waited))
+
+  def restart(self) -> None:
+    """Forgets the window: after a pause that is no training."""
+    self._marks.clear()
+
+  def rates(self) -> dict[str, float]:
+    """{'images_per_second', 'data_wait_share'}; {} before the second step."""
+    if len(self._marks) < 2:
+      return {}
+    (began, waited_before), (now, waited) = self._marks[0], self._marks[-1]
+    seconds = max(now - began, 1e-9)
+    return {
+      'images_per_second': self._batch_size * (len(self._marks) - 1) / seconds,
+      'data_wait_share': (waited - waited_before) / seconds,
+    }
+
+
+class Progress:
+  """A bar where stderr is a terminal, else a line of log now and then."""
+
+  def __init__(
+    self,
+    total_steps: int,
+    start: int = 0,
+    *,
+    enabled: bool = True,
+    every_seconds: float = 10.0,
+  ):
+    """From `start` of `total_steps`; `every_seconds` between lines."""
+    self._total, self._start = total_steps, start
+    self._enabled, self._every = enabled, every_seconds
+    self._began = self._last = None
+    self._bar = None
+    if enabled and sys.stderr.isatty():
+      self._bar = tqdm.tqdm(
+        total=total_steps, initial=start, unit='step', dynamic_ncols=True
+      )
+
+  def update(self, step: int, values: dict[str, float]) -> None:
+    """Shows `step`, finished; of `values` the loss and the Meter's rates."""
+    if not self._enabled:
+      return
+    words = f'loss {values.get("loss", math.nan):.4f}'
+    if 'images_per_second' in values:
+      words += (
+        f', {values["images_per_second"]:.0f} img/s, '
+        f'{values["data_wait_share"]:.0%} waiting for data'
+      )
+    if self._bar is not None:
+      self._bar.set_postfix_str(words, refresh=False)
+      self._bar.update(step - self._bar.n)
+      return
+    now = time.monotonic()
+    if self._began is None:
+      # What comes before the first step is no measure of the next.
+      self._began, self._start = now, step
+    elif now - self._last < self._every and step < self._total:
+      return
+    self._last = now
+    if done := step - self._start:
+      left = (now - self._began) * (self._total - step) / done
+      words += f', {datetime.timedelta(seconds=round(left))} left'
+    share = step / self._total
+    logging.info(
+      'Step %d of %d (%.0f%%): %s', step, self._total, 100 * share, words
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if self._bar is not None:
+      self._bar.close()
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  with temporary.open('w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)
+
+
+def _parse(line: str) -> dict | None:
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError:
+    return None
+  return row if isinstance(row, dict) and 'step' in row else None

@@ -1,0 +1,500 @@
+"""The embedded data set: a toy ImageNet, ray-cast on first use.
+
+`scenes`: one upright object of ten classes, in one of six hues, on a floor
+before a wall. `crowd`: one to five simple solids. 48 x 48 RGB. An image is a
+pure function of (flavour, seed, index); `load` makes a whole set in parallel
+and keeps it on disk.
+"""
+
+import colorsys
+import contextlib
+import itertools
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+import warnings
+
+import numpy as np
+import tqdm
+
+from ijepa_jax import raycast
+
+SIZE = raycast.SIZE
+CLASS_NAMES = (
+  *('table', 'chair', 'lamp', 'pine', 'tree'),
+  *('house', 'car', 'snowman', 'mug', 'rocket'),
+)
+HUE_NAMES = ('red', 'yellow', 'green', 'cyan', 'blue', 'magenta')
+# Name -> number of values, in the order of `labels`.
+LABELS = {
+  'scenes': {'class': len(CLASS_NAMES), 'hue': len(HUE_NAMES)},
+  'crowd': {'count': 5, 'distance': 6},
+}
+FLAVOURS = tuple(LABELS)
+VERSION = 1  # raise it whenever a pixel changes: it names the cached files
+_RECORD = np.dtype([('image', 'u1', (SIZE, SIZE, 3)), ('label', '<i4', (2,))])
+_WORKER_SHARE = 128  # images; fewer are drawn before a worker has started
+
+
+def _draws(flavour, seed, index):
+  """-> function (low, high) -> the next uniform float of this image."""
+  rng = np.random.default_rng([FLAVOURS.index(flavour), seed, index])
+
+  def stream():
+    while True:
+      yield from rng.random(128).tolist()
+
+  values = stream()
+  return lambda low=0.0, high=1.0: low + (high - low) * next(values)
+
+
+# ---- objects: each gives solids of material 0 (main) and 1 (second) ----
+
+
+def _legs(w, d, height, thick, material):
+  x, z = (w - thick) / 2, (d - thick) / 2
+  return [
+    raycast.box((i * x, height / 2, j * z), (thick, height, thick), material)
+    for i in (-1, 1)
+    for j in (-1, 1)
+  ]
+
+
+def _table(j):
+  w, d, h, top, leg = j(1.9), j(1.25), j(1.15), j(0.15), j(0.16)
+  slab = raycast.box((0, h - top / 2, 0), (w, top, d), 0)
+  return [slab, *_legs(0.92 * w, 0.92 * d, h - top, leg, 1)]
+
+
+def _chair(j):
+  w, h, top, leg, back = j(1.1), j(0.85), j(0.15), j(0.14), j(0.95)
+  seat = raycast.box((0, h - top / 2, 0), (w, top, w), 0)
+  rest = raycast.box((0, h + back / 2, (top - w) / 2), (w, back, top), 0)
+  return [seat, rest, *_legs(w, w, h - top, leg, 1)]
+
+
+def _lamp(j):
+  pole = j(1.0)
+  return [
+    raycast.Cone((0, pole, 0), j(0.75), j(0.7), j(0.35), 0),
+    raycast.Cone((0, 0, 0), pole, *[j(0.08)] * 2, 1),
+    raycast.Cone((0, 0, 0), j(0.12), *[j(0.45)] * 2, 1),
+  ]
+
+
+def _pine(j):
+  trunk, tall = j(0.38), j(0.9)
+  return [
+    raycast.Cone((0, trunk, 0), tall, j(0.85), 0.0, 0),
+    raycast.Cone((0, trunk + 0.62 * tall, 0), j(0.8), j(0.58), 0.0, 0),
+    raycast.Cone((0, 0, 0), trunk, *[j(0.18)] * 2, 1),
+  ]
+
+
+def _tree(j):
+  radius, trunk = j(0.66), j(0.7)
+  return [
+    raycast.Ball((0, trunk + 0.85 * radius, 0), radius, 0),
+    raycast.Cone((0, 0, 0), trunk, *[j(0.17)] * 2, 1),
+  ]
+
+
+def _house(j):
+  w, h, d = j(1.5), j(0.9), j(1.15)
+  return [
+    raycast.box((0, h / 2, 0), (w, h, d), 0),
+    raycast.gable((0, h, 0), (1.1 * w, j(0.7), 1.2 * d), 1),
+  ]
+
+
+def _car(j):
+  w, h, d, wheel, wide = j(2.0), j(0.47), j(0.95), j(0.29), j(0.2)
+  roof, shift, floor = j(0.46), 0.6 * (j(1.0) - j(1.0)), 0.8 * wheel
+  cabin = (shift, floor + h + roof / 2, 0)
+  return [
+    raycast.box((0, floor + h / 2, 0), (w, h, d), 0),
+    raycast.box(cabin, (j(1.05), roof, 0.85 * d), 0),
+    *(
+      raycast.Cone((x, wheel, z - wide / 2), wide, wheel, wheel, 1, axis=2)
+      for x in (-0.3 * w, 0.3 * w)
+      for z in (0.06 - d / 2, d / 2 - 0.06)
+    ),
+  ]
+
+
+def _snowman(j):
+  a, b, c = j(0.52), j(0.38), j(0.27)
+  waist = a + 0.8 * (a + b)
+  return [
+    raycast.Ball((0, a, 0), a, 0),
+    raycast.Ball((0, waist, 0), b, 0),
+    raycast.Ball((0, waist + 0.8 * (b + c), 0), c, 1),
+  ]
+
+
+def _mug(j):
+  r, h = j(0.6), j(1.3)
+  return [
+    raycast.Cone((0, 0, 0), h, r, r, 0),
+    raycast.Cone((0, h, 0), 0.01, *[0.84 * r] * 2, 1),  # what is in it
+    raycast.Torus((r + 0.05, h / 2, 0), j(0.38), j(0.1), 0),
+  ]
+
+
+def _rocket(j):
+  r, low, tall = j(0.42), j(0.16), j(1.05)
+  fin, high, thick = j(1.5), j(0.6), j(0.1)
+  return [
+    raycast.Cone((0, low, 0), tall, r, r, 0),
+    raycast.Cone((0, low + tall, 0), j(0.65), r, 0.0, 1),
+    raycast.box((0, high / 2, 0), (fin, high, thick), 1),
+    raycast.box((0, high / 2, 0), (thick, high, fin), 1),
+  ]
+
+
+_OBJECTS = (
+  *(_table, _chair, _lamp, _pine, _tree),
+  *(_house, _car, _snowman, _mug, _rocket),
+)
+
+
+# ---- materials ----
+
+
+def _material(draw, color, contrast, patterned, period, axes, gloss=0.0):
+  """A colour, and with chance `patterned` a darker one in a pattern.
+
+  `period` is the range of the pattern's in units of length, `axes` the two
+  directions [2,3] along which it varies.
+  """
+  if draw() >= patterned:
+    return raycast.Material((color,), gloss=gloss)
+  pattern = ('stripes', 'checks', 'dots')[int(draw(0, 3))]
+  if draw() < 0.5:
+    axes = axes[::-1]
+  other = tuple(c * (1 - contrast) for c in color)
+  return raycast.Material(
+    (color, other),
+    pattern,
+    np.asarray(axes) * (2 * math.pi / draw(*period)),
+    (draw(0, 6.3), draw(0, 6.3)),
+    gloss,
+  )
+
+
+def _surroundings(draw, along, out, floor, wall):
+  """Floor and wall: pale, patterned with the chances `floor` and `wall`."""
+  made = []
+  for axes, chance in (((along, out), floor), ((along, (0, 1, 0)), wall)):
+    color = colorsys.hsv_to_rgb(draw(), draw(0.05, 0.35), draw(0.55, 1.0))
+    made.append(_material(draw, color, 0.3, chance, (0.5, 0.9), axes))
+  return made
+
+
+def _surface(draw, hue, saturation, value):
+  """What objects are made of: a third patterned, 40% glossy."""
+  color = colorsys.hsv_to_rgb(hue % 1, draw(*saturation), draw(*value))
+  gloss = draw(0.35, 0.7) if draw() < 0.4 else 0.0
+  # Oblique axes, so that the pattern shows on every side of a box.
+  axes = ((0.7, 0.0, 0.7), (0.45, 0.8, -0.45))
+  return _material(draw, color, 0.6, 1 / 3, (0.35, 0.6), axes, gloss)
+
+
+def _sun(draw):
+  azimuth, elevation = draw(-math.pi, math.pi), draw(0.5, 1.2)
+  flat = math.cos(elevation)
+  return np.array(
+    [flat * math.sin(azimuth), math.sin(elevation), flat * math.cos(azimuth)]
+  )
+
+
+def _turned(angle):
+  """The wall's direction along and its normal, towards -z at angle 0."""
+  c, s = math.cos(angle), math.sin(angle)
+  return np.array([c, 0, s]), np.array([s, 0, -c])
+
+
+# ---- the two flavours ----
+
+
+def _draw_scene(draw):
+  kind, hue = int(draw(0, 10)), int(draw(0, 6))
+  scale, yaw = draw(0.8, 1.1), draw(-math.pi, math.pi)
+  center = np.array([draw(-0.35, 0.35), 0, draw(-0.3, 0.5)])
+  eye = np.array([0, draw(1.2, 2.6), -draw(3.0, 3.6)])
+  aim = np.array([0, draw(0.7, 0.95), 0])
+  along, normal = _turned(draw(-0.5, 0.5))
+  behind = draw(1.8, 3.5)
+  sun = _sun(draw)
+  solids = _OBJECTS[kind](lambda mean: scale * mean * draw(0.85, 1.15))
+  # The room turns about the object, which stays along the axes: its solids
+  # then need no rotation of their own.
+  c, s = math.cos(yaw), math.sin(yaw)
+  turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+  eye, aim = turn @ (eye - center), turn @ (aim - center)
+  along, normal, sun = turn @ along, turn @ normal, turn @ sun
+  room = raycast.Room(eye, aim, normal, -behind, sun)
+  materials = _surroundings(draw, along, normal, 3 / 8, 2 / 9)
+  materials += [
+    _surface(draw, hue / 6 + draw(-0.05, 0.05), (0.65, 0.95), (0.65, 1.0)),
+    _surface(draw, draw(), (0.0, 0.9), (0.3, 1.0)),
+  ]
+  return raycast.render(room, solids, materials), (kind, hue)
+
+
+def _place(draw, count, nearest):
+  """-> `count` (x, depth, radius): none inside or right behind another."""
+  # A sector of the view each: thrown freely, some would hide others.
+  sectors = sorted(range(count), key=lambda _: draw())
+  placed, shrink = [], 1.0
+  while len(placed) < count:
+    depth = nearest + (draw(0.1, 1.4) if placed else 0)
+    share = (sectors[len(placed)] + draw(0.15, 0.85)) / count
+    radius, angle = shrink * draw(0.24, 0.36), 0.66 * share - 0.33
+    x, z = depth * math.sin(angle), depth * math.cos(angle)
+    free = all(
+      math.hypot(x - px, z - pz) > radius + pr
+      and abs(x / z - px / pz) > 0.7 * (radius / z + pr / pz)
+      for px, pz, pr in placed
+    )
+    if free:
+      placed.append((x, z, radius))
+    shrink *= 1 if free else 0.98  # so that there is room for all in the end
+  return placed
+
+
+def _draw_crowd(draw):
+  count, distance = int(draw(0, 5)), draw(0, 6)
+  nearest = 1.9 + 0.3 * distance  # 1.9 to 3.7 along the floor
+  eye = np.array([0, draw(1.0, 1.5), 0])
+  aim = np.array([0, draw(0.1, 0.3), draw(2.6, 3.2)])
+  along, normal = _turned(draw(-0.3, 0.3))
+  wall = np.array([0, 0, draw(6.2, 7.2)])
+  sun = _sun(draw)
+  solids = []
+  for material, (x, z, r) in enumerate(_place(draw, count + 1, nearest)):
+    kind, height = int(draw(0, 4)), r * draw(1.4, 2.2)
+    if kind == 0:
+      size = (1.5 * r, height, 1.5 * r)
+      solid = raycast.box((x, height / 2, z), size, material, draw(0, 1.6))
+    elif kind == 1:
+      solid = raycast.Ball((x, r, z), r, material)
+    else:
+      top = r if kind == 2 else 0.0
+      solid = raycast.Cone((x, 0, z), height, r, top, material)
+    solids.append(solid)
+  room = raycast.Room(eye, aim, normal, float(normal @ wall), sun)
+  materials = _surroundings(draw, along, normal, 1, 1)
+  materials += [_surface(draw, draw(), (0.4, 0.95), (0.5, 1.0)) for _ in solids]
+  return raycast.render(room, solids, materials), (count, int(distance))
+
+
+_DRAW = {'scenes': _draw_scene, 'crowd': _draw_crowd}
+
+
+def _check(flavour, **numbers):
+  if flavour not in FLAVOURS:
+    raise ValueError(
+      f"unknown flavour {flavour!r}: it must be 'scenes' or 'crowd'."
+    )
+  for name, value in numbers.items():
+    least = 1 if name in ('count', 'workers') else 0
+    if not isinstance(value, int | np.integer) or value < least:
+      raise ValueError(
+        f'{name} is {value!r}: it must be a whole number of at least {least}.'
+      )
+
+
+def render(flavour, seed, index):
+  """One image, a pure function of its arguments.
+
+  Returns:
+    image uint8 [48,48,3] and labels int32 [2], in the order of
+    `LABELS[flavour]`: class and hue, or count - 1 and the sixth of the range
+    1.9 to 3.7 in which the nearest solid's distance along the floor falls.
+
+  Raises:
+    ValueError: an unknown flavour, or a negative seed or index.
+  """
+  _check(flavour, seed=seed, index=index)
+  image, labels = _DRAW[flavour](_draws(flavour, seed, index))
+  return image, np.array(labels, np.int32)
+
+
+# ---- a whole set, made in parallel and kept on disk ----
+
+
+def _render_into(records, flavour, seed, start=0):
+  for offset in range(len(records)):
+    records[offset] = render(flavour, seed, start + offset)
+
+
+def _serve(flavour, seed, start, stop):
+  """What a worker runs: records start..stop as bytes on standard output."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it instead
+  chunk = np.zeros(1, _RECORD)
+  try:
+    for index in range(start, stop):
+      _render_into(chunk, flavour, seed, index)
+      sys.stdout.buffer.write(chunk.tobytes())
+    sys.stdout.buffer.flush()
+  except BrokenPipeError:
+    os._exit(1)  # the parent has gone: nobody to tell
+
+
+def _render_parallel(records, flavour, seed, workers, bar):
+  """Fills `records` from plain Python processes -> whether all went well.
+
+  Not multiprocessing: its spawned children import the caller's main module
+  again, which takes jax with it and needs a main guard.
+  """
+  package = str(pathlib.Path(__file__).resolve().parent.parent)
+  path = os.pathsep.join(filter(None, [package, os.environ.get('PYTHONPATH')]))
+  threads = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1')
+  environment = os.environ | threads | {'PYTHONPATH': path}
+  edges = np.linspace(0, len(records), workers + 1).astype(int).tolist()
+  processes, readers, lock = [], [], threading.Lock()
+
+  def receive(process, part):
+    for at in range(0, len(part), 32):
+      target = part[at : at + 32]
+      data = process.stdout.read(target.nbytes)
+      if len(data) < target.nbytes:
+        return
+      target[:] = np.frombuffer(data, _RECORD)
+      with lock:
+        bar.update(len(target))
+
+  try:
+    for start, stop in itertools.pairwise(edges):
+      call = f'scenes._serve({flavour!r}, {seed}, {start}, {stop})'
+      process = subprocess.Popen(
+        [sys.executable, '-c', f'from ijepa_jax import scenes; {call}'],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=environment,
+      )
+      processes.append(process)
+      part = records[start:stop]
+      reader = threading.Thread(target=receive, args=(process, part))
+      readers.append(reader)
+      reader.start()
+    for reader in readers:
+      reader.join()
+    return all(process.wait() == 0 for process in processes)
+  except OSError:  # no process could be started
+    return False
+  finally:
+    for process in processes:
+      process.kill()
+    for reader in readers:
+      reader.join()
+    for process in processes:
+      process.wait()
+      process.stdout.close()
+
+
+def _make(flavour, seed, count, workers):
+  records = np.zeros(count, _RECORD)
+  workers = min(workers, count // _WORKER_SHARE)
+  name = f'making {flavour}'
+  with tqdm.tqdm(total=count, desc=name, unit='', disable=not workers) as bar:
+    if workers > 1:
+      if _render_parallel(records, flavour, seed, workers, bar):
+        return records
+      warnings.warn(
+        'workers could not make the images; making them in this process.',
+        RuntimeWarning,
+        stacklevel=3,
+      )
+      bar.reset()
+    for start in range(0, count, 32):
+      part = records[start : start + 32]
+      _render_into(part, flavour, seed, start)
+      bar.update(len(part))
+  return records
+
+
+def _read(path, flavour, seed, count):
+  """-> records [count] mapped from the disk, or None when they must be made."""
+  try:
+    records = np.lib.format.open_memmap(path, mode='r')
+    known = records.dtype == _RECORD and records.shape == (count,)
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (OSError, ValueError):
+    known = False
+  if known:
+    # Whole, but is it ours? Rounding differs a little between machines.
+    image, labels = render(flavour, seed, count - 1)
+    last = records[-1]
+    error = np.abs(last['image'].astype(int) - image).mean()
+    if error < 1 and np.array_equal(last['label'], labels):
+      return records
+  warnings.warn(
+    f'{path} is damaged or foreign; making it again.',
+    RuntimeWarning,
+    stacklevel=3,
+  )
+  return None
+
+
+def _write(path, records):
+  temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, 'wb') as file:
+      np.save(file, records)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError as error:
+    warnings.warn(
+      f'the images stay in memory only: {path.parent} cannot be written '
+      f'({error.strerror}); set IJEPA_JAX_CACHE to a folder that can.',
+      RuntimeWarning,
+      stacklevel=3,
+    )
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+
+
+def load(flavour, seed, count, cache_dir=None, workers=None):
+  """Images 0..count-1 of a flavour and seed: made once, then read from disk.
+
+  Safe when several processes ask at once: each makes the same bytes, and the
+  file appears whole or not at all.
+
+  Args:
+    cache_dir: default $IJEPA_JAX_CACHE, else ~/.cache/ijepa_jax. When it can
+      not be written, a warning is given and the images stay in memory.
+    workers: processes that draw, default one a usable core. They import
+      neither jax nor the caller's main module.
+
+  Returns:
+    images uint8 [count,48,48,3] and labels int32 [count,2], read-only; the
+    images may be mapped from the disk.
+
+  Raises:
+    ValueError: an unknown flavour, a negative seed, or count or workers
+      below 1.
+  """
+  if workers is None:
+    usable = getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count()))
+    workers = len(usable(0))
+  _check(flavour, seed=seed, count=count, workers=workers)
+  folder = cache_dir or os.environ.get('IJEPA_JAX_CACHE')
+  folder = pathlib.Path(folder or pathlib.Path.home() / '.cache/ijepa_jax')
+  path = folder / f'{flavour}-v{VERSION}-seed{seed}-{count}.npy'
+  records = _read(path, flavour, seed, count)
+  if records is None:
+    records = _make(flavour, seed, count, workers)
+    _write(path, records)
+    records.flags.writeable = False
+  return np.asarray(records['image']), np.asarray(records['label'])

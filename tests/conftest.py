@@ -1,0 +1,24 @@
+"""Eight virtual CPU devices for every test; a GPU, if there, stays the default.
+
+The flag is read when JAX first looks for devices, so it is set before any
+import of it.
+"""
+
+import os
+
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+
+import jax
+import pytest
+from absl import flags
+
+# Grain reads absl's flags, which nobody parses under pytest.
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope='session')
+def cpus() -> list[jax.Device]:
+  """The eight of them."""
+  return jax.devices('cpu')

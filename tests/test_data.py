@@ -1,0 +1,435 @@
+"""The pipeline: the same batches however they are made, and good crops."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_sources import png, prepared, write  # noqa: F401
+
+from ijepa_jax import augment, data, masks, sources
+
+SAMPLER = masks.make_sampler('release', grid=(4, 6), min_keep=4)
+
+
+@dataclasses.dataclass
+class Arrays:
+  """`n` noisy pictures whose first byte tells their index."""
+
+  n: int
+  channels: int = 3
+
+  def __post_init__(self):
+    self.labels = {'index': self.n}
+
+  def __len__(self):
+    return self.n
+
+  def __getitem__(self, index):
+    shape = (24, 36, self.channels)
+    image = np.random.default_rng(index).integers(0, 256, shape, np.uint8)
+    label = np.array([index], np.int32)
+    return {'image': image, 'label': label, 'key': f'array/{index}'}
+
+
+class Encoded(Arrays):
+  """The same as PNG; those of an index in `bad` are cut short or gone."""
+
+  def __init__(self, n, cut=(), gone=()):
+    super().__init__(n)
+    self.cut, self.gone = cut, gone
+
+  def __getitem__(self, index):
+    if index in self.gone:
+      raise FileNotFoundError(2, 'No such file', f'gone/{index}')
+    element, file = super().__getitem__(index), io.BytesIO()
+    Image.fromarray(element['image']).save(file, 'PNG')
+    image = file.getvalue()
+    return element | {'image': image[:500] if index in self.cut else image}
+
+
+def make(source, **kwargs):
+  defaults = {'batch_size': 8, 'seed': 5, 'image_size': (16, 24)}
+  return data.make_dataset(source, SAMPLER, **defaults | kwargs)
+
+
+def take(source, count, **kwargs):
+  with contextlib.closing(iter(make(source, **kwargs))) as batches:
+    return list(itertools.islice(batches, count))
+
+
+def assert_same(some, others):
+  assert len(some) == len(others)
+  for one, other in zip(some, others, strict=True):
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+      assert value.dtype == other[key].dtype
+      np.testing.assert_array_equal(value, other[key])
+
+
+# ---- the stream ----
+
+
+def test_what_a_batch_is():
+  """Shapes and types as promised; masks those of (seed, step, global row)."""
+  for step, batch in enumerate(take(Arrays(300), 6)):
+    kc, kt = SAMPLER.shape(5, step)
+    assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
+      'image': ((8, 16, 24, 3), 'uint8'),
+      'label': ((8, 1), 'int32'),
+      'context': ((8, 1, kc), 'int32'),
+      'targets': ((8, 4, kt), 'int32'),
+    }
+    for row in range(8):
+      context, targets = SAMPLER(5, step, row)
+      np.testing.assert_array_equal(batch['context'][row], context)
+      np.testing.assert_array_equal(batch['targets'][row], targets)
+
+
+def test_process_count_changes_nothing():
+  """2 and 4 processes hold contiguous rows of the very same batches."""
+  whole = take(Arrays(300), 5)
+  for count in (2, 4):
+    parts = [
+      take(Arrays(300), 5, process_index=i, process_count=count)
+      for i in range(count)
+    ]
+    joined = [
+      {k: np.concatenate([p[step][k] for p in parts]) for k in whole[step]}
+      for step in range(5)
+    ]
+    assert_same(whole, joined)
+
+
+def test_worker_count_changes_nothing():
+  """Nor do bad images, nor where the stream starts."""
+  source = Encoded(300, cut=range(0, 300, 20), gone=range(5, 300, 20))
+  assert_same(
+    take(source, 7, max_bad_share=1)[2:],
+    take(source, 5, max_bad_share=1, start=2, workers=2),
+  )
+
+
+@pytest.mark.parametrize('start', [1, 3, 10**6])
+def test_resuming_is_slicing(start):
+  """Also far out, where it costs no more."""
+  source = Arrays(300)
+  if start < 10:
+    assert_same(take(source, start + 3)[start:], take(source, 3, start=start))
+  else:
+    before = take(source, 3, start=start - 2)
+    assert_same(before[2:], take(source, 1, start=start))
+
+
+def test_every_image_once_an_epoch():
+  """Epochs of 13 run on across batches of 8, each in an order of its own."""
+  batches = take(Arrays(13), 13)
+  seen = np.concatenate([b['label'][:, 0] for b in batches]).reshape(8, 13)
+  np.testing.assert_array_equal(np.sort(seen), np.tile(np.arange(13), (8, 1)))
+  assert len({tuple(epoch) for epoch in seen}) == 8
+
+
+def test_seeds_share_nothing():
+  """Neither orders, nor an order shifted by an epoch, nor crops."""
+  orders = []
+  for seed in (0, 1, 2):
+    labels = [b['label'][:, 0] for b in take(Arrays(8), 2, seed=seed)]
+    orders += [tuple(x) for x in labels]
+  assert len(set(orders)) == 6
+  one, other = (take(Arrays(1), 1, seed=s)[0]['image'] for s in (0, 1))
+  assert (one != other).any(axis=(1, 2, 3)).all()
+  assert len(np.unique(one, axis=0)) == 8  # of the one image, eight crops
+
+
+def test_one_image_is_enough():
+  assert (take(Arrays(1), 2)[1]['label'] == 0).all()
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4, 5])
+def test_channels_of_arrays(channels):
+  (batch,) = take(Arrays(9, channels), 1, channels=channels)
+  assert batch['image'].shape == (8, 16, 24, channels)
+  wanted = r'array/0 has \d channels and data.channels is 2: set'
+  with pytest.raises(ValueError, match=wanted):
+    make(Arrays(9, channels), channels=2)
+
+
+def test_encoded_images_turn_grey_on_demand():
+  grey, colour = (
+    take(Encoded(9), 1, channels=c, image_size=(8, 12))[0]['image']
+    for c in (1, 3)
+  )
+  assert grey.shape == (8, 8, 12, 1)
+  luma = colour @ np.array([0.299, 0.587, 0.114])
+  np.testing.assert_allclose(grey[..., 0], luma, atol=2)
+  with pytest.raises(ValueError, match=r'channels is 4: .* 1 \(grey\) or 3'):
+    make(Encoded(9), channels=4)
+
+
+def test_folder_and_tfds_are_alike(prepared, tmp_path):  # noqa: F811
+  """The same ten files from either give the same batches."""
+  write(tmp_path, *(f'{i}.png' for i in range(10)))
+  folder = sources.make_source('folder', path=str(tmp_path))
+  tfds = sources.make_source('tfds', path=str(prepared))
+  some, others = take(folder, 3), take(tfds, 3)
+  assert [b.pop('label').shape for b in some] == 3 * [(8, 0)]
+  assert [b.pop('label').shape for b in others] == 3 * [(8, 1)]
+  assert_same(some, others)
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'message'),
+  [
+    ({'process_count': 3}, 'batch_size of 8 does not divide over 3 processes'),
+    ({'seed': -1}, r'seed is -1: take one from 0'),
+    ({'workers': -1}, r'data\.workers is -1: take 0'),
+    ({'image_size': (0, 3)}, r'image_size is \(0, 3\): take a height'),
+    ({'crop_scale': (0.5, 0.3)}, r'crop_scale is \(0\.5, 0\.3\): take two'),
+    ({'crop_ratio': (0, 1)}, r'crop_ratio is \(0, 1\): take two'),
+    pytest.param(
+      {'workers': 2, 'image_size': (10**6, 10**6)},
+      r'2 workers need \d+ MiB of shared memory',
+      marks=pytest.mark.skipif(not os.path.isdir('/dev/shm'), reason='Linux'),
+    ),
+  ],
+)
+def test_mistakes_are_told(wrong, message):
+  with pytest.raises(ValueError, match=message):
+    make(Arrays(9), **wrong)
+
+
+def test_an_empty_source_is_told():
+  with pytest.raises(ValueError, match='source is empty'):
+    make(Arrays(0))
+
+
+# ---- bad images ----
+
+
+def test_bad_images_are_replaced_and_named(caplog):
+  """By the next good one of the source; once in the log, with the reason."""
+  source = Encoded(12, cut=[3, 4], gone=[11])
+  with caplog.at_level('WARNING'):
+    batches = take(source, 6, max_bad_share=1)  # four epochs
+  seen = np.concatenate([b['label'][:, 0] for b in batches])
+  counts = np.bincount(seen, minlength=12)
+  assert counts.tolist() == [8, 4, 4, 0, 0, 12, 4, 4, 4, 4, 4, 0]
+  assert all(isinstance(v, np.ndarray) for b in batches for v in b.values())
+  messages = sorted(r.getMessage() for r in caplog.records)
+  assert len(messages) == 3
+  assert messages[0].startswith('Took the image after array/3: OSError: ')
+  assert messages[1].startswith('Took the image after array/4: OSError: ')
+  assert messages[2].startswith('Took the image after gone/11: ')
+
+
+def test_too_many_bad_images_stop_the_run():
+  """More than the share of those seen, or of a thousand in the beginning."""
+  source = Encoded(50, gone=[7])
+  with pytest.raises(RuntimeError, match=r'21 of 1\d\d\d .*\(gone/7, .*0\.02'):
+    take(source, 500, max_bad_share=0.02)
+  take(source, 100, max_bad_share=0.021)
+
+
+def test_no_good_image_near():
+  source = Encoded(50, gone=range(20, 40))
+  with pytest.raises(RuntimeError, match=r'11 images in a row .* gone/2\d'):
+    take(source, 500, max_bad_share=1)
+
+
+def test_bombs_are_bad_images(monkeypatch):
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
+  with (
+    pytest.raises(augment.BadImage, match='30 x 20 is over 500 pixels'),
+    pytest.warns(Image.DecompressionBombWarning),
+  ):
+    augment.decode(png(0), 3)
+  with pytest.raises(augment.BadImage, match='DecompressionBombError'):
+    augment.decode(png(0, 60, 60), 3)
+
+
+def test_exif_turns_the_image():
+  """And where it is broken, nothing but the turning is lost."""
+  image, file, exif = Image.new('RGB', (30, 20)), io.BytesIO(), Image.Exif()
+  image.paste((255, 0, 0), (0, 0, 30, 5))
+  exif[0x0112] = 6  # its top belongs to the right
+  image.save(file, 'JPEG', exif=exif)
+  turned = augment.decode(file.getvalue(), 3)
+  assert turned.size == (20, 30)
+  assert np.asarray(turned)[:, -4:, 0].min() > 200
+  magic = b'Exif\0\0'
+  broken = file.getvalue().replace(magic, magic + b'??')
+  assert augment.decode(broken, 3).size == (30, 20)
+
+
+# ---- crops ----
+
+
+@pytest.mark.parametrize('size', [(16, 16), (40, 12), (90, 130)])
+def test_a_crop_is_pillows(size):
+  """Cut, then resized with antialiasing: smaller, larger and non-square."""
+  image = Image.open(io.BytesIO(png(0, 60, 80)))
+  box = (7, 11, 71, 52)
+  expected = image.crop(box).resize(size[::-1], Image.Resampling.BILINEAR)
+  array = np.asarray(image)
+  for source in (image, array, np.concatenate([array, array], -1)):
+    pixels = augment.crop(source, box, size)
+    assert pixels.shape[:2] == size
+    np.testing.assert_array_equal(pixels[..., :3], expected)
+    np.testing.assert_array_equal(pixels[..., -3:], expected)
+  np.testing.assert_array_equal(
+    augment.crop(array[..., 1:2], box, size)[..., 0],
+    np.asarray(expected)[..., 1],
+  )
+
+
+def boxes(crop, width, height, count=4000):
+  rng = np.random.default_rng(0)
+  found = [crop.box(width, height, rng) for _ in range(count)]
+  left, top, right, bottom = np.array(found).T
+  assert left.min() >= 0 and top.min() >= 0
+  assert right.max() <= width and bottom.max() <= height
+  return left, top, right - left, bottom - top
+
+
+def test_boxes_of_the_release():
+  """Area and aspect in their bounds, but for rounding to whole pixels."""
+  *_, w, h = boxes(augment.RandomCrop((16, 16)), 500, 375)
+  share = w * h / (500 * 375)
+  assert 0.297 < share.min() < 0.32 and 0.9 < share.max() <= 1
+  assert 0.745 < (w / h).min() < 0.78 and 1.28 < (w / h).max() < 1.343
+
+
+def test_boxes_are_uniform():
+  """In area, in the logarithm of the aspect, and in place."""
+  crop = augment.RandomCrop((16, 16), scale=(0.1, 0.4))
+  left, top, w, h = boxes(crop, 1000, 1000)
+
+  def uniform(x):
+    return np.quantile(x, [0.1, 0.25, 0.5, 0.75, 0.9])
+
+  np.testing.assert_allclose(
+    (uniform(w * h / 1e6) - 0.1) / 0.3, [0.1, 0.25, 0.5, 0.75, 0.9], atol=0.04
+  )
+  aspect = np.log(w / h) / np.log(4 / 3)
+  np.testing.assert_allclose(
+    uniform(aspect), [-0.8, -0.5, 0, 0.5, 0.8], atol=0.07
+  )
+  for place in (left / (1000 - w), top / (1000 - h)):
+    np.testing.assert_allclose(
+      uniform(place), [0.1, 0.25, 0.5, 0.75, 0.9], atol=0.04
+    )
+
+
+@pytest.mark.parametrize(
+  ('width', 'height', 'box'),
+  [
+    (1000, 10, (493, 0, 506, 10)),
+    (10, 1000, (0, 493, 10, 506)),
+    (1, 50, (0, 24, 1, 25)),
+    (1, 1, (0, 0, 1, 1)),
+  ],
+)
+def test_the_middle_where_no_box_fits(width, height, box):
+  crop = augment.RandomCrop((8, 8), scale=(0.9, 1))
+  assert crop.box(width, height, np.random.default_rng(0)) == box
+
+
+def test_flips():
+  """Half of the images; the boxes stay those without."""
+  straight, maybe = (
+    take(Arrays(300), 25, flip=flip, image_size=(4, 6))
+    for flip in (False, True)
+  )
+  a, b = (np.concatenate([x['image'] for x in s]) for s in (straight, maybe))
+  same = (a == b).all(axis=(1, 2, 3))
+  assert (same | (a[:, :, ::-1] == b).all(axis=(1, 2, 3))).all()
+  assert 70 < same.sum() < 130
+
+
+# ---- ahead of the loop ----
+
+
+def running():
+  return [t for t in threading.enumerate() if 'thread-prefetch' in t.name]
+
+
+def test_prefetch_puts_in_order_and_ahead():
+  done = []
+
+  def put(batch):
+    done.append(len(done))
+    return done[-1], batch['image']
+
+  expected = take(Arrays(300), 4)
+  with data.prefetch(make(Arrays(300)), put, depth=2) as batches:
+    for step in range(4):
+      at, image = next(batches)
+      assert at == step
+      np.testing.assert_array_equal(image, expected[step]['image'])
+    deadline = time.monotonic() + 10
+    while len(done) < 6 and time.monotonic() < deadline:
+      time.sleep(0.01)
+    time.sleep(0.1)
+    assert 6 <= len(done) <= 7  # two in the queue, one waiting to get in
+  assert not running()
+
+
+def test_prefetch_passes_on_what_goes_wrong():
+  def fail(batch):
+    raise ZeroDivisionError('put')
+
+  with (
+    pytest.raises(ZeroDivisionError, match='put'),
+    data.prefetch(make(Arrays(9)), fail) as batches,
+  ):
+    next(batches)
+  source = Encoded(50, gone=range(20, 40))
+  with (
+    pytest.raises(RuntimeError, match='in a row'),
+    data.prefetch(make(source, max_bad_share=1), lambda b: b) as batches,
+  ):
+    for _ in range(100):
+      next(batches)
+  assert not running()
+
+
+def test_a_killed_worker_is_told():
+  """And not waited for."""
+  with data.prefetch(make(Arrays(9), workers=1), lambda b: b) as batches:
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    # In a group of its own: what interrupts the run reaches the run alone.
+    assert os.getpgid(worker.pid) == worker.pid
+    worker.kill()
+    with pytest.raises(RuntimeError, match='terminated unexpectedly'):
+      for _ in range(100):
+        next(batches)
+  assert not running()
+
+
+def test_workers_die_with_a_killed_run():
+  """None is left waiting to hand out a batch."""
+  code = (
+    'import time; from absl import flags; flags.FLAGS.mark_as_parsed();'
+    'import test_data as t; i = iter(t.make(t.Arrays(9), workers=1)); next(i);'
+    'print("up", flush=True); time.sleep(60)'
+  )
+  run = subprocess.Popen(
+    [sys.executable, '-c', code],
+    cwd=pathlib.Path(__file__).parent,
+    stdout=subprocess.PIPE,
+  )
+  assert run.stdout.readline() == b'up\n'
+  run.kill()
+  # Its end comes when the last that holds it, the worker, is gone.
+  run.communicate(timeout=20)

@@ -1,0 +1,220 @@
+"""The embedded data set: pure, well labelled, and safe to keep on disk."""
+
+import colorsys
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ijepa_jax import scenes
+
+# Seed 0, images 0 to 2: labels, and means over 16 x 16 blocks and channels.
+GOLDEN = {
+  'scenes': [
+    ([6, 1], [[104, 104, 104], [149, 107, 154], [179, 168, 176]]),
+    ([4, 2], [[103, 99, 112], [101, 75, 126], [156, 147, 168]]),
+    ([6, 2], [[64, 65, 64], [74, 60, 93], [80, 42, 64]]),
+  ],
+  'crowd': [
+    ([2, 5], [[60, 58, 59], [102, 108, 108], [118, 119, 122]]),
+    ([3, 1], [[101, 101, 102], [170, 119, 95], [198, 191, 195]]),
+    ([0, 5], [[55, 54, 55], [102, 112, 118], [118, 113, 117]]),
+  ],
+}
+
+
+@pytest.fixture(scope='module')
+def sets(tmp_path_factory):
+  """600 images of each flavour, made by two processes."""
+  folder = tmp_path_factory.mktemp('cache')
+  return {f: scenes.load(f, 3, 600, folder, workers=2) for f in scenes.FLAVOURS}
+
+
+@pytest.mark.parametrize('flavour', scenes.FLAVOURS)
+def test_golden_images(flavour):
+  """The pixels are those of this version, on any machine."""
+  for index, (labels, blocks) in enumerate(GOLDEN[flavour]):
+    image, found = scenes.render(flavour, 0, index)
+    means = image.reshape(3, 16, 3, 16, 3).mean((1, 3, 4))
+    assert found.tolist() == labels
+    np.testing.assert_allclose(means, blocks, atol=1)
+
+
+@pytest.mark.parametrize('flavour', scenes.FLAVOURS)
+def test_an_image_is_a_function_of_its_index(flavour):
+  forward = [scenes.render(flavour, 7, i) for i in range(6)]
+  backward = [scenes.render(flavour, 7, i) for i in reversed(range(6))][::-1]
+  for (image, labels), (again, labels_again) in zip(
+    forward, backward, strict=True
+  ):
+    np.testing.assert_array_equal(image, again)
+    np.testing.assert_array_equal(labels, labels_again)
+  others = [scenes.render(flavour, 8, i) for i in range(6)]
+  assert len({image.tobytes() for image, _ in forward + others}) == 12
+
+
+@pytest.mark.parametrize('flavour', scenes.FLAVOURS)
+def test_workers_make_the_same_bytes(flavour, sets):
+  images, labels = sets[flavour]
+  for index in (0, 1, 299, 300, 599):
+    image, label = scenes.render(flavour, 3, index)
+    np.testing.assert_array_equal(images[index], image)
+    np.testing.assert_array_equal(labels[index], label)
+
+
+@pytest.mark.parametrize('flavour', scenes.FLAVOURS)
+def test_shapes_and_every_label_value_occurs(flavour, sets):
+  images, labels = sets[flavour]
+  assert images.shape == (600, 48, 48, 3) and images.dtype == np.uint8
+  assert labels.shape == (600, 2) and labels.dtype == np.int32
+  for column, values in enumerate(scenes.LABELS[flavour].values()):
+    counts = np.bincount(labels[:, column], minlength=values)
+    assert len(counts) == values
+    assert counts.min() > 0.6 * 600 / values  # about equally filled
+  assert images.std((1, 2, 3)).min() > 5  # none is blank
+  assert len(scenes.CLASS_NAMES) == scenes.LABELS['scenes']['class']
+  assert len(scenes.HUE_NAMES) == scenes.LABELS['scenes']['hue']
+
+
+def test_hue_is_that_of_the_saturated_pixels(sets):
+  images, labels = sets['scenes']
+  right = 0
+  for image, (_, hue) in zip(images[:100], labels, strict=False):
+    pixels = image[8:44, 8:40].reshape(-1, 3) / 255
+    hues, saturation, value = np.array(
+      [colorsys.rgb_to_hsv(*p) for p in pixels]
+    ).T
+    weight = (saturation > 0.6) * (saturation * value) ** 2
+    votes = np.bincount(np.rint(hues * 6).astype(int) % 6, weight, 6)
+    right += votes.argmax() == hue
+  assert right > 80  # chance: 17
+
+
+def test_the_class_is_in_the_pixels(sets):
+  """Ridge regression on 16 x 16 images does better than chance."""
+  images, labels = sets['scenes']
+  x = images.reshape(600, 16, 3, 16, 3, 3).mean((2, 4)).reshape(600, -1)
+  x -= x.mean(0)
+  train, test = np.s_[:500], np.s_[500:]
+  y = np.eye(10)[labels[:, 0]]
+  gram = x[train] @ x[train].T + 1e5 * np.eye(500)
+  scores = x[test] @ x[train].T @ np.linalg.solve(gram, y[train] - 0.1)
+  assert (scores.argmax(1) == labels[test, 0]).mean() > 0.2  # chance: 0.1
+
+
+def test_second_load_reads_the_file(tmp_path, monkeypatch):
+  first, labels = scenes.load('scenes', 0, 5, tmp_path)
+  (path,) = tmp_path.iterdir()  # and no temporary one
+  assert f'v{scenes.VERSION}' in path.name
+  monkeypatch.setattr(scenes, '_make', None)
+  second, labels_again = scenes.load('scenes', 0, 5, tmp_path)
+  np.testing.assert_array_equal(first, second)
+  np.testing.assert_array_equal(labels, labels_again)
+
+
+def _truncate(path):
+  path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _empty(path):
+  path.write_bytes(b'')
+
+
+def _not_an_array(path):
+  path.write_bytes(b'PK\x03\x04 something else')
+
+
+def _another_array(path):
+  with open(path, 'wb') as file:
+    np.save(file, np.zeros((5, 48, 48, 3), np.uint8))
+
+
+def _another_seed(path):
+  other = path.parent / 'other'
+  scenes.load('scenes', 1, 5, other)
+  os.replace(next(other.iterdir()), path)
+
+
+@pytest.mark.parametrize(
+  'damage', [_truncate, _empty, _not_an_array, _another_array, _another_seed]
+)
+def test_a_damaged_or_foreign_file_is_made_again(tmp_path, damage):
+  images, _ = scenes.load('scenes', 0, 5, tmp_path)
+  expected = images.copy()
+  del images
+  path = next(tmp_path.iterdir())
+  damage(path)
+  with pytest.warns(RuntimeWarning, match='damaged or foreign'):
+    images, _ = scenes.load('scenes', 0, 5, tmp_path)
+  np.testing.assert_array_equal(images, expected)
+  again, _ = scenes.load('scenes', 0, 5, tmp_path)  # warnings would be new
+  np.testing.assert_array_equal(again, expected)
+
+
+def test_without_a_folder_the_images_stay_in_memory(tmp_path):
+  blocked = tmp_path / 'file'
+  blocked.write_text('not a folder')
+  with pytest.warns(RuntimeWarning, match='IJEPA_JAX_CACHE') as caught:
+    images, _ = scenes.load('crowd', 0, 2, blocked / 'cache')
+  assert len(caught) == 1
+  np.testing.assert_array_equal(images[1], scenes.render('crowd', 0, 1)[0])
+
+
+def test_dead_workers_cost_time_only(tmp_path, monkeypatch):
+  monkeypatch.setattr(scenes.sys, 'executable', 'no-such-python')
+  with pytest.warns(RuntimeWarning, match='in this process'):
+    images, _ = scenes.load('scenes', 0, 256, tmp_path, workers=2)
+  np.testing.assert_array_equal(images[255], scenes.render('scenes', 0, 255)[0])
+
+
+def test_processes_at_once_in_a_script_without_a_main_guard(tmp_path):
+  """Two scripts fill one cache; neither they nor their workers need jax."""
+  script = tmp_path / 'script.py'
+  script.write_text(
+    'import os, sys\n'
+    'from ijepa_jax import scenes\n'
+    "print('started')\n"
+    "images, _ = scenes.load('scenes', 0, 256, workers=2)\n"
+    "print(int(images.sum()), 'jax' in sys.modules)\n"
+  )
+  root = os.path.dirname(os.path.dirname(os.path.abspath(scenes.__file__)))
+  environment = os.environ | {
+    'IJEPA_JAX_CACHE': str(tmp_path / 'cache'),
+    'PYTHONPATH': root,
+  }
+  runs = [
+    subprocess.Popen(
+      [sys.executable, script], stdout=subprocess.PIPE, env=environment
+    )
+    for _ in range(2)
+  ]
+  printed = [run.communicate(timeout=60)[0].decode().split() for run in runs]
+  images, _ = scenes.load('scenes', 0, 256, tmp_path / 'cache')
+  expected = ['started', str(int(images.sum())), 'False']
+  assert printed == [expected, expected]
+  assert len(list((tmp_path / 'cache').iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (('scene', 0, 0), "unknown flavour 'scene'.*'scenes' or 'crowd'"),
+    (('scenes', -1, 0), 'seed is -1'),
+    (('scenes', 0, -2), 'index is -2'),
+    (('scenes', 0.5, 0), 'seed is 0.5'),
+  ],
+)
+def test_mistakes_are_named(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    scenes.render(*arguments)
+
+
+def test_load_names_mistakes_too(tmp_path):
+  with pytest.raises(ValueError, match='count is 0'):
+    scenes.load('scenes', 0, 0, tmp_path)
+  with pytest.raises(ValueError, match='workers is 0'):
+    scenes.load('scenes', 0, 3, tmp_path, workers=0)
+  with pytest.raises(ValueError, match='unknown flavour'):
+    scenes.load('sceens', 0, 3, tmp_path)

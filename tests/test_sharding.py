@@ -1,0 +1,231 @@
+"""The mesh, the shape rule, global batches, and who says there are others."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from ijepa_jax import sharding
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'shape'),
+  [
+    ({}, (8, 1)),
+    ({'fsdp': 4}, (2, 4)),
+    ({'data': 2, 'fsdp': -1}, (2, 4)),
+    ({'data': 1, 'fsdp': 8}, (1, 8)),
+  ],
+)
+def test_mesh(cpus, sizes, shape):
+  mesh = sharding.make_mesh(**sizes, devices=cpus)
+  assert mesh.devices.shape == shape
+  assert mesh.axis_names == ('data', 'fsdp')
+  assert set(mesh.axis_types) == {AxisType.Auto}
+  assert {d.id for d in mesh.devices.flat} == {d.id for d in cpus}
+
+
+@pytest.mark.parametrize(
+  'sizes', [{'fsdp': 3}, {'data': 2, 'fsdp': 2}, {'data': 16}, {'fsdp': 16}]
+)
+def test_mesh_that_does_not_divide(cpus, sizes):
+  with pytest.raises(ValueError, match='do not make the 8 devices'):
+    sharding.make_mesh(**sizes, devices=cpus)
+
+
+@pytest.mark.parametrize('sizes', [{'data': -1, 'fsdp': -1}, {'fsdp': 0}])
+def test_mesh_of_nonsense(cpus, sizes):
+  with pytest.raises(ValueError, match='-1 for one of the two'):
+    sharding.make_mesh(**sizes, devices=cpus)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+  id: int
+  slice_index: int
+  platform: str = 'gpu'
+  device_kind: str = 'H100'
+
+
+def test_mesh_of_several_hosts_with_slices():
+  """Hosts of GPUs may call themselves slices; jax.make_mesh refuses them."""
+  devices = [Gpu(i, i // 4) for i in range(8)]
+  mesh = sharding.make_mesh(fsdp=4, devices=devices)
+  assert [[d.id for d in row] for row in mesh.devices] == [
+    [0, 1, 2, 3],
+    [4, 5, 6, 7],
+  ]
+
+
+def test_state_rule(cpus):
+  mesh = sharding.make_mesh(data=2, fsdp=4, devices=cpus)
+
+  def spec(*shape):
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return sharding.state_sharding({'x': leaf}, mesh, min_size=64)['x'].spec
+
+  assert spec() == PartitionSpec()
+  assert spec(63) == PartitionSpec()  # small
+  assert spec(64) == PartitionSpec('fsdp')
+  assert spec(12, 16, 48) == PartitionSpec(None, None, 'fsdp')  # largest
+  assert spec(12, 16, 50) == PartitionSpec(None, 'fsdp')  # largest that divides
+  assert spec(16, 16) == PartitionSpec('fsdp')  # first of equals
+  assert spec(9, 9) == PartitionSpec()  # nothing divides
+
+
+def test_state_is_spread(cpus):
+  """Moments lie like their parameters, and a device holds its share only."""
+  mesh = sharding.make_mesh(fsdp=8, devices=cpus)
+  tree = {
+    'w': jnp.ones((512, 256)),
+    'mu': jnp.ones((512, 256)),
+    'b': jnp.ones(8),
+  }
+  shardings = sharding.state_sharding(tree, mesh)
+  assert shardings['w'] == shardings['mu']
+  placed = jax.device_put(tree, shardings)
+  assert placed['w'].addressable_shards[0].data.shape == (64, 256)
+  assert placed['b'].addressable_shards[0].data.shape == (8,)
+  alone = sharding.make_mesh(devices=cpus)
+  assert sharding.state_sharding(tree, alone)['w'].is_fully_replicated
+
+
+@pytest.mark.parametrize('fsdp', [1, 4])
+def test_global_batch(cpus, fsdp):
+  mesh = sharding.make_mesh(fsdp=fsdp, devices=cpus)
+  batch = {
+    'image': np.arange(16 * 12, dtype=np.uint8).reshape(16, 2, 2, 3),
+    'context': np.arange(16, dtype=np.int32)[:, None],
+  }
+  out = sharding.to_global(batch, mesh)
+  for name, x in out.items():
+    assert x.dtype == batch[name].dtype
+    assert x.sharding == sharding.batch_sharding(mesh)
+    np.testing.assert_array_equal(x, batch[name])
+  # Row order follows the mesh: device i holds rows 2i and 2i + 1.
+  rows = {
+    s.device: s.data[:, 0].tolist() for s in out['context'].addressable_shards
+  }
+  assert [rows[d] for d in mesh.devices.flat] == [
+    [2 * i, 2 * i + 1] for i in range(8)
+  ]
+
+
+SLURM = {
+  'SLURM_JOB_ID': '1',
+  'SLURM_STEP_NODELIST': 'n[1-2]',
+  'SLURM_PROCID': '3',
+  'SLURM_LOCALID': '1',
+}
+TPU = {'TPU_ML_PLATFORM': 'JAX'}
+POD = {'KUBERNETES_SERVICE_HOST': 'k', 'JOB_COMPLETION_INDEX': '1'}
+
+
+@pytest.fixture
+def started(monkeypatch):
+  """Calls of jax.distributed.initialize, from an environment without a job."""
+  calls = []
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda **options: calls.append(options)
+  )
+  monkeypatch.setattr(sharding.os, 'environ', {})
+  monkeypatch.setattr(
+    sharding.importlib.util, 'find_spec', lambda name: name == 'kubernetes'
+  )
+  return calls
+
+
+@pytest.mark.parametrize(
+  ('env', 'options'),
+  [
+    ({}, None),
+    ({**SLURM, 'SLURM_STEP_NUM_TASKS': '4'}, {'num_processes': 4}),
+    ({**SLURM, 'SLURM_STEP_NUM_TASKS': '1', 'SLURM_NTASKS': '4'}, None),
+    ({'SLURM_JOB_ID': '1', 'SLURM_NTASKS': '4'}, None),  # no srun
+    ({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_MCA_orte_hnp_uri': 'x'}, {}),
+    ({'OMPI_COMM_WORLD_SIZE': '1', 'OMPI_MCA_orte_hnp_uri': 'x'}, None),
+    (TPU, {}),
+    ({**TPU, 'JAX_PLATFORMS': 'cpu'}, None),
+    ({**TPU, 'TPU_WORKER_HOSTNAMES': 'a,b'}, {}),
+    ({**TPU, 'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
+    (
+      {**TPU, 'TPU_WORKER_HOSTNAMES': 'a', 'MEGASCALE_NUM_SLICES': '2'},
+      {},
+    ),
+    ({**TPU, **POD, 'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
+    (POD, {}),
+    ({'KUBERNETES_SERVICE_HOST': 'k'}, None),
+  ],
+)
+def test_surroundings(started, env, options):
+  sharding.os.environ.update(env)
+  sharding.initialise_distributed()
+  assert started == ([] if options is None else [options])
+
+
+@pytest.mark.parametrize(
+  ('visible', 'tasks', 'each', 'devices'),
+  [
+    ('0,1,2,3', '4', '', [1]),
+    ('0,1,2,3', '2(x8)', '', [2, 3]),
+    ('2', '4', '1', [0]),  # SLURM shows each task its own
+    ('0,1,2,3', '4', 'a100:4', [0, 1, 2, 3]),
+    ('', '4', '', None),
+  ],
+)
+def test_slurm_gpus(started, visible, tasks, each, devices):
+  sharding.os.environ.update(
+    SLURM,
+    SLURM_STEP_NUM_TASKS='8',
+    CUDA_VISIBLE_DEVICES=visible,
+    SLURM_STEP_TASKS_PER_NODE=tasks,
+    SLURM_GPUS_PER_TASK=each,
+  )
+  sharding.initialise_distributed()
+  assert started[0].get('local_device_ids') == devices
+
+
+def test_slurm_gives_one_task_all_gpus(started):
+  sharding.os.environ.update(
+    SLURM,
+    SLURM_LOCALID='0',
+    SLURM_STEP_NUM_TASKS='2',
+    CUDA_VISIBLE_DEVICES='0,1,2,3',
+    SLURM_STEP_TASKS_PER_NODE='1(x2)',
+  )
+  sharding.initialise_distributed()
+  assert started[0]['local_device_ids'] == [0, 1, 2, 3]
+
+
+def test_several_processes_that_cannot_find_each_other(started, monkeypatch):
+  monkeypatch.setattr(sharding.importlib.util, 'find_spec', lambda name: None)
+  for env in (POD, {'OMPI_COMM_WORLD_SIZE': '2'}):
+    sharding.os.environ.clear()
+    sharding.os.environ.update(env)
+    with pytest.raises(ValueError, match='--coordinator'):
+      sharding.initialise_distributed()
+  assert not started
+
+
+def test_by_hand(started):
+  sharding.initialise_distributed('host:1234', 2, 0)
+  assert started == [
+    {
+      'coordinator_address': 'host:1234',
+      'num_processes': 2,
+      'process_id': 0,
+    }
+  ]
+
+
+@pytest.mark.parametrize(
+  'arguments',
+  [('host:1', 0, -1), ('', 2, 0), ('host:1', 2, 2), ('host', 2, 0), ('', 0, 0)],
+)
+def test_by_hand_incomplete(started, arguments):
+  with pytest.raises(ValueError, match='give all three'):
+    sharding.initialise_distributed(*arguments)
+  assert not started

@@ -1,0 +1,189 @@
+"""Claims about encoder and predictor."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ijepa_jax import vit
+
+
+def small(**kwargs):
+  return vit.make_models(
+    **{
+      'size': 'tiny',
+      'width': 32,
+      'depth': 3,
+      'heads': 4,
+      'patch_size': 4,
+      'predictor_width': 16,
+      'predictor_depth': 2,
+      **kwargs,
+    }
+  )
+
+
+def init(encoder, shape):
+  image = jax.random.normal(jax.random.key(1), shape)
+  return image, jax.jit(encoder.init)(jax.random.key(0), image)
+
+
+@pytest.mark.parametrize('size', vit.SIZES)
+def test_parameter_counts(size):
+  """As ViTs of these sizes count without class token and head."""
+  encoder, _ = vit.make_models(size=size, patch_size=16, predictor_depth=6)
+  shapes = jax.eval_shape(
+    encoder.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))
+  )
+  s = vit.SIZES[size]
+  d, m = s['width'], s['mlp_dim']
+  block = 4 * d * d + 4 * d + 2 * d * m + m + d + 4 * d
+  expected = 16 * 16 * 3 * d + d + s['depth'] * block + 2 * d
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == expected
+
+
+@pytest.mark.parametrize('shape', [(2, 16, 24, 3), (2, 12, 8, 1), (2, 8, 8, 5)])
+def test_any_image_shape(shape):
+  encoder, _ = small()
+  image, params = init(encoder, shape)
+  out = encoder.apply(params, image)
+  assert out.shape == (2, shape[1] // 4 * shape[2] // 4, 32)
+  assert out.dtype == jnp.float32
+
+
+def test_table():
+  table = vit.sincos_table((3, 5), 8)
+  # Token 7 stands in row 1, column 2; the column comes first.
+  w = 10000.0 ** -np.array([0, 0.5])
+  np.testing.assert_allclose(
+    table[7],
+    np.concatenate([np.sin(2 * w), np.cos(2 * w), np.sin(w), np.cos(w)]),
+    rtol=1e-6,
+  )
+
+
+def test_patches_are_row_major():
+  image = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+  patches = vit.patchify(image, 2)
+  np.testing.assert_array_equal(patches[1, 4], image[1, 2:4, 2:4].reshape(-1))
+
+
+def test_context_of_everything_is_the_full_image():
+  encoder, _ = small()
+  image, params = init(encoder, (2, 16, 24, 3))
+  everything = jnp.tile(jnp.arange(24), (2, 1))
+  np.testing.assert_allclose(
+    encoder.apply(params, image, everything),
+    encoder.apply(params, image),
+    atol=1e-6,
+  )
+
+
+def test_order_of_context_does_not_matter():
+  encoder, _ = small()
+  image, params = init(encoder, (1, 16, 16, 3))
+  out = encoder.apply(params, image, jnp.array([[3, 9, 12]]))
+  swapped = encoder.apply(params, image, jnp.array([[12, 3, 9]]))
+  np.testing.assert_allclose(out[:, [2, 0, 1]], swapped, atol=1e-6)
+
+
+def test_target_blocks_do_not_see_each_other():
+  """A block's prediction is the same whatever other blocks are asked for."""
+  _, predictor = small()
+  z = jax.random.normal(jax.random.key(2), (2, 5, 32))
+  context = jnp.tile(jnp.arange(5), (2, 1))
+  targets = jnp.array([[[8, 9], [10, 11], [14, 15]]] * 2)
+  params = predictor.init(jax.random.key(0), z, context, targets, (4, 4))
+  together = predictor.apply(params, z, context, targets, (4, 4))
+  alone = predictor.apply(params, z, context, targets[:, 1:2], (4, 4))
+  assert together.shape == (2, 3, 2, 32)
+  np.testing.assert_allclose(together[:, 1:2], alone, atol=1e-6)
+
+
+def test_layers():
+  encoder, _ = small()
+  image, params = init(encoder, (2, 16, 16, 3))
+  out, layers = encoder.apply(params, image, layers=True)
+  assert layers.shape == (3, 2, 16, 32)
+  np.testing.assert_array_equal(out, encoder.apply(params, image))
+
+
+@pytest.mark.parametrize(
+  'kwargs', [{'remat': 'dots'}, {'remat': 'full'}, {'unroll': 3}]
+)
+def test_remat_and_unroll_change_nothing(kwargs):
+  encoder, _ = small()
+  other, _ = small(**kwargs)
+  image, params = init(encoder, (2, 16, 16, 3))
+
+  def loss(params, module):
+    return (module.apply(params, image) ** 3).mean()
+
+  for a, b in zip(
+    jax.tree.leaves(jax.grad(loss)(params, encoder)),
+    jax.tree.leaves(jax.grad(loss)(params, other)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
+  encoder, _ = small(dtype='bfloat16')
+  image, params = init(encoder, (2, 16, 16, 3))
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+  out = encoder.apply(params, image)
+  assert out.dtype == jnp.float32
+  exact = small()[0].apply(params, image)
+  np.testing.assert_allclose(out, exact, atol=0.1)
+  assert np.abs(out - exact).max() > 1e-6
+
+
+def test_initialisations():
+  kernels = {}
+  for name in vit.INITS:
+    encoder, _ = small(init=name, width=64)
+    _, params = init(encoder, (1, 8, 8, 3))
+    kernels[name] = params['params']['blocks']['fc2']['kernel']
+    assert not params['params']['blocks']['qkv']['bias'].any()
+  assert np.std(kernels['release']) == pytest.approx(0.02, rel=0.05)
+  assert np.std(kernels['fan_in']) == pytest.approx(256**-0.5, rel=0.05)
+
+
+def test_rescaled_residuals():
+  encoder, _ = small()
+  _, params = init(encoder, (1, 8, 8, 3))
+  rescaled = vit.rescale_residuals(params)
+  for layer in 'proj', 'fc2':
+    ratio = (
+      params['params']['blocks'][layer]['kernel']
+      / rescaled['params']['blocks'][layer]['kernel']
+    )
+    np.testing.assert_allclose(
+      ratio.mean((1, 2)), np.sqrt(2 * np.arange(1, 4)), rtol=1e-4
+    )
+  np.testing.assert_array_equal(
+    params['params']['blocks']['fc1']['kernel'],
+    rescaled['params']['blocks']['fc1']['kernel'],
+  )
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'words'),
+  [
+    ({'size': 'vast'}, "'vast'.*giant"),
+    ({'heads': 5}, '32.*5 heads'),
+    ({'predictor_width': 18, 'predictor_heads': 1}, 'predictor.width is 18'),
+    ({'remat': 'some'}, 'none, dots, full'),
+    ({'dtype': 'float16'}, 'bfloat16'),
+    ({'init': 'xavier'}, 'fan_in'),
+  ],
+)
+def test_mistakes_are_told(kwargs, words):
+  with pytest.raises(ValueError, match=words):
+    small(**kwargs)
+
+
+def test_image_that_is_no_whole_number_of_patches():
+  encoder, _ = small()
+  with pytest.raises(ValueError, match='17 x 16'):
+    init(encoder, (1, 17, 16, 3))
