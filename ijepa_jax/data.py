@@ -56,7 +56,7 @@ class _Example:
       try:
         element = self.source[at]
       except OSError as error:
-        failures.append((error.filename or f'image {at}', str(error)))
+        failures.append((str(error.filename or f'image {at}'), str(error)))
         continue
       image = element['image']
       if isinstance(image, np.ndarray):
@@ -82,11 +82,10 @@ def _wrong_channels(element, channels):
 
 
 def _stack(rows: list[dict]) -> dict:
-  batch = {k: np.stack([r[k] for r in rows]) for k in rows[0].keys() - _LISTS}
-  return batch | {k: [x for r in rows for x in r[k]] for k in _LISTS}
-
-
-_LISTS = {'failures'}
+  """Arrays of all rows, and the one list of their failures."""
+  failures = [f for row in rows for f in row.pop('failures')]
+  batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+  return batch | {'failures': failures}
 
 
 class _Failures:
@@ -141,7 +140,9 @@ def _check(source, batch_size, seed, image_size, channels, workers):
   # A worker that finds it full dies of SIGBUS, without a word.
   shared = '/dev/shm'
   if workers and os.path.isdir(shared):
-    need = 2 * workers * batch_size * image_size[0] * image_size[1] * channels
+    # Four batches of each worker wait in some queue, and some to be put.
+    image = image_size[0] * image_size[1] * channels
+    need = 4 * (workers + 1) * batch_size * image
     free = shutil.disk_usage(shared).free
     if need > free:
       raise ValueError(
@@ -195,8 +196,9 @@ def make_dataset(
     channels: 1 or 3 for encoded images, which are converted; the arrays' own
       for arrays.
     crop_scale, crop_ratio, flip: see augment.RandomCrop.
-    workers: processes that make batches, each some of its own; 0: threads of
-      this process.
+    workers: processes that make batches, each some of its own, with four of
+      them waiting in shared memory; 0: threads of this process. A script
+      without absl.app calls absl.flags.FLAGS.mark_as_parsed() first, for Grain.
     max_bad_share: stop when more than this share of the images is replaced.
 
   Returns:

@@ -128,11 +128,12 @@ class Meter:
     self._marks.append((time.perf_counter(), self._waited))
 
   def restart(self) -> None:
-    """Forgets the window: after a pause that is no training."""
+    """Begins a window: before the first step, and after what is no training."""
     self._marks.clear()
+    self.step()
 
   def rates(self) -> dict[str, float]:
-    """{'images_per_second', 'data_wait_share'}; {} before the second step."""
+    """{'images_per_second', 'data_wait_share'}; {} before the first step."""
     if len(self._marks) < 2:
       return {}
     (began, waited_before), (now, waited) = self._marks[0], self._marks[-1]

@@ -36,7 +36,7 @@ LABELS = {
   'crowd': {'count': 5, 'distance': 6},
 }
 FLAVOURS = tuple(LABELS)
-VERSION = 1  # raise it whenever a pixel changes: it names the cached files
+VERSION = 2  # raise it whenever a pixel changes: it names the cached files
 _RECORD = np.dtype([('image', 'u1', (SIZE, SIZE, 3)), ('label', '<i4', (2,))])
 _WORKER_SHARE = 128  # images; fewer are drawn before a worker has started
 
@@ -191,8 +191,8 @@ def _surroundings(draw, along, out, floor, wall):
   """Floor and wall: pale, patterned with the chances `floor` and `wall`."""
   made = []
   for axes, chance in (((along, out), floor), ((along, (0, 1, 0)), wall)):
-    color = colorsys.hsv_to_rgb(draw(), draw(0.05, 0.35), draw(0.55, 1.0))
-    made.append(_material(draw, color, 0.3, chance, (0.5, 0.9), axes))
+    color = colorsys.hsv_to_rgb(draw(), draw(0.1, 0.3), draw(0.65, 1.0))
+    made.append(_material(draw, color, 0.12, chance, (0.5, 0.9), axes))
   return made
 
 
@@ -202,7 +202,8 @@ def _surface(draw, hue, saturation, value):
   gloss = draw(0.35, 0.7) if draw() < 0.4 else 0.0
   # Oblique axes, so that the pattern shows on every side of a box.
   axes = ((0.7, 0.0, 0.7), (0.45, 0.8, -0.45))
-  return _material(draw, color, 0.6, 1 / 3, (0.35, 0.6), axes, gloss)
+  # Faint patterns: busy ones keep a tiny I-JEPA from learning shapes.
+  return _material(draw, color, 0.25, 1 / 3, (0.5, 0.8), axes, gloss)
 
 
 def _sun(draw):
@@ -224,8 +225,8 @@ def _turned(angle):
 
 def _draw_scene(draw):
   kind, hue = int(draw(0, 10)), int(draw(0, 6))
-  scale, yaw = draw(0.8, 1.1), draw(-math.pi, math.pi)
-  center = np.array([draw(-0.35, 0.35), 0, draw(-0.3, 0.5)])
+  scale, yaw = draw(1.1, 1.4), draw(-math.pi, math.pi)
+  center = np.array([draw(-0.5, 0.5), 0, draw(-0.3, 0.5)])
   eye = np.array([0, draw(1.2, 2.6), -draw(3.0, 3.6)])
   aim = np.array([0, draw(0.7, 0.95), 0])
   along, normal = _turned(draw(-0.5, 0.5))
@@ -241,8 +242,8 @@ def _draw_scene(draw):
   room = raycast.Room(eye, aim, normal, -behind, sun)
   materials = _surroundings(draw, along, normal, 3 / 8, 2 / 9)
   materials += [
-    _surface(draw, hue / 6 + draw(-0.05, 0.05), (0.65, 0.95), (0.65, 1.0)),
-    _surface(draw, draw(), (0.0, 0.9), (0.3, 1.0)),
+    _surface(draw, hue / 6 + draw(-0.05, 0.05), (0.6, 0.9), (0.75, 1.0)),
+    _surface(draw, draw(), (0.6, 0.9), (0.75, 1.0)),
   ]
   return raycast.render(room, solids, materials), (kind, hue)
 

@@ -5,6 +5,7 @@ anything is compiled or written; the story of a run is `pretrain`.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
@@ -44,6 +45,27 @@ class NotFinite(UserError):
   """The loss or the gradient is no number any more."""
 
 
+@contextlib.contextmanager
+def told():
+  """What a room refuses is the user's mistake; anything else is ours."""
+  try:
+    yield
+  except (ValueError, OSError, checkpoint.CheckpointError) as error:
+    raise UserError(str(error)) from error
+
+
+def start(coordinator: str, num_processes: int, process_id: int) -> None:
+  """Joins the processes of this job, and says what there is to compute on."""
+  with told():
+    sharding.initialise_distributed(coordinator, num_processes, process_id)
+  logging.info(
+    'Process %d of %d, devices: %s',
+    jax.process_index(),
+    jax.process_count(),
+    ', '.join(f'{d} ({d.device_kind})' for d in jax.local_devices()),
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
   """What a config means: everything static of a run."""
@@ -63,10 +85,8 @@ def build(config) -> Run:
   Raises:
     UserError: one sentence with the value, the limit and what to do.
   """
-  try:
+  with told():
     return _build(config)
-  except ValueError as error:
-    raise UserError(str(error)) from error
 
 
 def _build(config) -> Run:
@@ -233,12 +253,10 @@ def make_batches(config, run: Run, source, start: int):
 
 def make_source(config):
   d = config.data
-  try:
+  with told():
     return sources.make_source(
       d.source, path=d.path, split=d.split, flavour=d.flavour, count=d.count
     )
-  except (ValueError, OSError) as error:
-    raise UserError(str(error)) from error
 
 
 class Compilations:
@@ -308,10 +326,8 @@ def pretrain(config, workdir: str) -> ijepa.State:
   with checkpoint.Checkpointer(
     workdir / 'checkpoints', **config.checkpoint.to_dict()
   ) as checkpoints:
-    try:
+    with told():
       restored = checkpoints.restore(abstract)
-    except ValueError as error:
-      raise UserError(str(error)) from error
     if restored is None:
       state, start = make_state(jax.random.key(config.seed)), 0
     else:
@@ -367,7 +383,6 @@ def loop(
       'lr': float(run.lr(step)),
       'weight_decay': float(run.weight_decay(step)),
       **values,
-      **meter.rates(),
       'compilations': compilations.count,
       **extra,
     }
@@ -386,6 +401,7 @@ def loop(
 
   # The step before is recorded while this one runs.
   pending = None
+  meter.restart()
   with (
     progress,
     Interruption() as interruption,
@@ -400,10 +416,11 @@ def loop(
       if pending:
         record(*pending)
       extra = {}
+      extra = meter.rates()
       if probe and (
         step % config.probe.every_steps == 0 or step == config.total_steps
       ):
-        extra = probe(state.target)
+        extra |= probe(state.target)
         meter.restart()
       pending = step, values, extra
       stop = interruption.asked(step) or step == config.total_steps
@@ -456,3 +473,13 @@ def report(config, workdir, probe, state, make_state, began) -> None:
   path = workdir / 'curves.png'
   curves.draw(metrics.read(workdir), path, title=workdir.name, levels=rows)
   print(f'Checkpoints, metrics.jsonl and the curves: {path}')
+
+
+JOBS = {'pretrain': pretrain}
+
+
+def job(name: str):
+  """The function that a config's `job` names."""
+  if name not in JOBS:
+    raise UserError(f'job is {name!r}: take one of {", ".join(JOBS)}.')
+  return JOBS[name]

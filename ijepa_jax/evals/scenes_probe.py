@@ -76,10 +76,10 @@ class ScenesProbe:
       for i, name in enumerate(self.labels)
     }
 
-  def pixels(self) -> dict[str, float]:
-    """Of the raw pixels, averaged over PIXEL_GRID x PIXEL_GRID cells."""
+  def pixels(self, grid: int = PIXEL_GRID) -> dict[str, float]:
+    """Of the raw pixels, averaged over `grid` x `grid` cells."""
     return self._accuracies(
-      _shrink(self.train[0], PIXEL_GRID), _shrink(self.test[0], PIXEL_GRID)
+      _shrink(self.train[0], grid), _shrink(self.test[0], grid)
     )
 
   def _accuracies(self, train_ND, test_ND) -> dict[str, float]:

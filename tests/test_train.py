@@ -1,0 +1,332 @@
+"""Whole runs: what they write, and that stopping anywhere changes nothing."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny
+from ijepa_jax import checkpoint, metrics, sharding, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def make_config(**changes):
+  """`tiny`, smaller: 300 pictures, one mask shape, no probe."""
+  c = tiny.get_config()
+  c.total_steps = 20
+  c.batch_size = 16
+  c.data.count = 300
+  c.probe.every_steps = 0
+  c.model.depth = 2
+  c.mask.sampler = 'rasterized'
+  c.optim.warmup_steps = 5
+  c.checkpoint.every_steps = 10
+  c.log.tensorboard = False
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+def flags(config) -> list[str]:
+  """The same as command-line flags over configs/tiny.py."""
+  base = tiny.get_config().to_dict()
+  found = []
+
+  def differ(path, ours, theirs):
+    for k, v in ours.items():
+      if isinstance(v, dict):
+        differ([*path, k], v, theirs[k])
+      elif v != theirs[k]:
+        found.append(f'--{".".join(["config", *path, k])}={v}')
+
+  differ([], config.to_dict(), base)
+  return found
+
+
+def command(workdir, config, *more) -> list[str]:
+  return [
+    sys.executable,
+    str(ROOT / 'main.py'),
+    f'--config={ROOT}/configs/tiny.py',
+    f'--workdir={workdir}',
+    *flags(config),
+    *more,
+  ]
+
+
+def losses(workdir) -> dict[int, float]:
+  return {row['step']: row['loss'] for row in metrics.read(workdir)}
+
+
+def params(config, workdir):
+  """The last checkpoint, on one device."""
+  run = train.build(config)
+  abstract, _ = train.abstract_state(config, run)
+  with checkpoint.Checkpointer(workdir / 'checkpoints') as checkpoints:
+    state, step = checkpoints.restore(abstract)
+  assert step == config.total_steps
+  return jax.device_get(state)
+
+
+def assert_same(a, b, **kwargs):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, **kwargs)
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+  """20 steps without a stop."""
+  workdir = tmp_path_factory.mktemp('straight')
+  train.pretrain(make_config(), workdir)
+  return workdir
+
+
+def test_what_a_run_writes(straight):
+  rows = metrics.read(straight)
+  assert [row['step'] for row in rows] == list(range(1, 21))
+  for row in rows:
+    assert {
+      'loss',
+      'lr',
+      'weight_decay',
+      'momentum',
+      'grad_norm',
+      'images_per_second',
+      'data_wait_share',
+      'feature_std',
+    } <= set(row)
+  config = json.loads((straight / 'config.json').read_text())
+  assert config['total_steps'] == 20
+  assert config['data']['source'] == 'scenes'
+  with checkpoint.Checkpointer(straight / 'checkpoints') as checkpoints:
+    assert checkpoints.steps() == [10, 20]
+  # No step was compiled while training; saving the first checkpoint compiles.
+  assert len({row['compilations'] for row in rows[:9]}) == 1
+  assert len({row['compilations'] for row in rows[10:19]}) == 1
+
+
+def test_killed_in_the_middle_of_step_15(straight, tmp_path):
+  """kill -9, start again: bit-identical losses and parameters."""
+  config = make_config()
+  # Step 14 is recorded while step 15 runs.
+  script = (
+    'import os, signal, sys; from ijepa_jax import metrics\n'
+    'write = metrics.Metrics.write\n'
+    'def dying(self, step, values):\n'
+    '  write(self, step, values)\n'
+    '  step == 14 and os.kill(os.getpid(), signal.SIGKILL)\n'
+    'metrics.Metrics.write = dying\n'
+    'import runpy; runpy.run_path(sys.argv[0], run_name="__main__")\n'
+  )
+  line = command(tmp_path, config)
+  killed = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      f'import sys; sys.argv = {line[1:]!r}\n{script}',
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  assert max(losses(tmp_path)) == 14
+  train.pretrain(config, tmp_path)
+  assert losses(tmp_path) == losses(straight)
+  assert_same(params(config, tmp_path), params(config, straight), rtol=0)
+
+
+def test_finished_run_is_left_alone(straight):
+  before = (straight / 'metrics.jsonl').read_bytes()
+  state = train.pretrain(make_config(), straight)
+  assert state.step == 20
+  assert (straight / 'metrics.jsonl').read_bytes() == before
+
+
+def test_sigterm_saves_and_exits(straight, tmp_path):
+  """Then the same command goes on to the very same end."""
+  config = make_config(**{'checkpoint.every_steps': 1000})
+  run = subprocess.Popen(
+    command(tmp_path, make_config(**{'total_steps': 20_000})),
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  for line in run.stderr:
+    if 'Step ' in line:
+      run.send_signal(signal.SIGTERM)
+      break
+  rest = run.stderr.read()
+  assert run.wait(60) == 0, rest
+  stopped = max(losses(tmp_path))
+  assert f'Stopped at step {stopped}' in rest
+  with checkpoint.Checkpointer(tmp_path / 'checkpoints') as checkpoints:
+    assert checkpoints.steps()[-1] == stopped
+  config.total_steps = stopped + 3
+  assert train.pretrain(config, tmp_path).step == stopped + 3
+
+
+def test_another_mesh(straight, tmp_path):
+  """FSDP over 8 devices equals 8 copies; a run may change over half-way."""
+  wide = {'model.width': 128, 'model.heads': 4}  # wide enough to be split
+  plain = make_config(**wide)
+  split = make_config(**wide, **{'mesh.data': 1, 'mesh.fsdp': 8})
+  train.pretrain(plain, tmp_path / 'plain')
+  train.pretrain(split, tmp_path / 'split')
+  half = make_config(**wide)
+  half.total_steps, half.optim.schedule_scale = 10, 2.0
+  train.pretrain(half, tmp_path / 'half')
+  two = make_config(**wide, **{'mesh.data': 4, 'mesh.fsdp': 2})
+  train.pretrain(two, tmp_path / 'half')
+  expected = losses(tmp_path / 'plain')
+  for name in 'split', 'half':
+    found = losses(tmp_path / name)
+    assert found.keys() == expected.keys()
+    assert max(abs(found[s] - expected[s]) for s in found) < 1e-5
+
+
+def test_fsdp_splits_the_state_and_equals_one_device(cpus):
+  """Five steps on one device and on eight that split the state."""
+  config = make_config(**{'model.width': 128, 'model.heads': 4})
+  results = []
+  for devices, fsdp in ((cpus[:1], 1), (cpus, 8)):
+    run = train.build(config)
+    mesh = sharding.make_mesh(data=1, fsdp=fsdp, devices=devices)
+    run = train.dataclasses.replace(run, mesh=mesh)
+    abstract, make_state = train.abstract_state(config, run)
+    steps = train.compile_steps(config, run, abstract)
+    state = make_state(jax.random.key(0))
+    if fsdp == 8:
+      kernel = state.opt_state[0][0].mu['encoder']['blocks']['fc1']['kernel']
+      assert kernel.addressable_shards[0].data.size == kernel.size // 8
+      for tree in state.params['encoder'], state.target:
+        shard = tree['blocks']['fc1']['kernel'].addressable_shards[0]
+        assert shard.data.size == kernel.size // 8
+    source = train.make_source(config)
+    out = []
+    with train.make_batches(config, run, source, 0) as batches:
+      for _ in range(5):
+        batch = next(batches)
+        shape = batch['context'].shape[-1], batch['targets'].shape[-1]
+        state, values = steps[shape](state, batch)
+        out.append(float(values['loss']))
+    results.append((out, jax.device_get(state.target)))
+  (one, target), (eight, other) = results
+  np.testing.assert_allclose(one, eight, atol=1e-5)
+  assert_same(target, other, atol=1e-5)
+
+
+def test_two_processes_train_as_one(tmp_path):
+  """Two real processes of one device each, and one process of two devices."""
+  config = make_config(**{'total_steps': 6, 'checkpoint.every_steps': 3})
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = s.getsockname()[1]
+
+  def start(name, devices, *more):
+    count = f'--xla_force_host_platform_device_count={devices}'
+    return subprocess.Popen(
+      command(tmp_path / name, config, *more),
+      cwd=ROOT,
+      env=os.environ | {'XLA_FLAGS': count, 'JAX_PLATFORMS': 'cpu'},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  runs = [
+    start(
+      'two',
+      1,
+      f'--coordinator=localhost:{port}',
+      '--num_processes=2',
+      f'--process_id={i}',
+    )
+    for i in range(2)
+  ]
+  runs.append(start('one', 2))
+  for run in runs:
+    _, words = run.communicate(timeout=300)
+    assert run.returncode == 0, words
+  one, two = losses(tmp_path / 'one'), losses(tmp_path / 'two')
+  assert sorted(one) == sorted(two) == list(range(1, 7))
+  assert max(abs(one[s] - two[s]) for s in one) < 1e-6
+
+
+def test_not_a_number_stops_the_run(tmp_path):
+  config = make_config(**{'checkpoint.every_steps': 2})
+  config.optim.start_lr = config.optim.peak_lr = 1e30
+  with pytest.raises(train.NotFinite, match=r'At step \d+ the loss.*peak_lr'):
+    train.pretrain(config, tmp_path)
+  with checkpoint.Checkpointer(tmp_path / 'checkpoints') as checkpoints:
+    steps = checkpoints.steps()
+  assert steps == [] or max(steps) < max(losses(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'batch_size': 12}, r'batch_size of 12.*multiple of 8'),
+    ({'total_steps': 0}, 'total_steps is 0'),
+    ({'model.patch_size': 7}, r'\(48, 48\).*7 pixels'),
+    ({'mask.sampler': 'unifrom'}, "'uniform'"),
+    ({'data.channels': 1}, 'data.mean has 3'),
+    ({'data.source': 'folder', 'data.path': '/nowhere'}, '/nowhere'),
+    ({'mesh.fsdp': 3}, 'mesh.fsdp = 3'),
+    ({'optim.weight_decay_schedule': 'step'}, "'step'.*cosine, linear"),
+    ({'data.source': 'folder', 'probe.every_steps': 5}, 'probe.every_steps'),
+    ({'loss.kind': 'l1'}, "'l1'"),
+  ],
+)
+def test_mistakes_are_told_before_anything_is_written(changes, words, tmp_path):
+  with pytest.raises(train.UserError, match=words):
+    train.pretrain(make_config(**changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_another_model_in_the_same_folder(straight):
+  config = make_config(**{'model.width': 32, 'total_steps': 30})
+  with pytest.raises(train.UserError, match='32'):
+    train.pretrain(config, straight)
+  assert len(metrics.read(straight)) == 20
+
+
+@pytest.mark.parametrize(
+  ('argument', 'words'),
+  [
+    ('--config.optim.peak_lrr=1', 'peak_lr'),
+    ('--config.job=dream', 'pretrain'),
+    ('--wrkdir=x', 'wrkdir'),
+    ('stray', 'stray'),
+  ],
+)
+def test_wrong_words_on_the_command_line(argument, words, tmp_path):
+  run = subprocess.run(
+    command(tmp_path, make_config(), argument),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert run.returncode == 1
+  assert words in run.stderr
+  assert 'Traceback' not in run.stderr
+
+
+@pytest.mark.parametrize(
+  'path', sorted(p.stem for p in (ROOT / 'configs').glob('vit_*.py'))
+)
+def test_recipes_make_sense(path):
+  """Every recipe builds, and its first lines give its own command."""
+  module = __import__(f'configs.{path}', fromlist=['get_config'])
+  assert f'--config=configs/{path}.py' in module.__doc__
+  config = module.get_config()
+  run = train.build(config)
+  assert len(run.sampler.shapes) <= 12
+  assert 0 < config.optim.warmup_steps < config.total_steps
