@@ -17,6 +17,8 @@ computes again: a forward pass of the target encoder, forward and backward
 
 import collections
 import json
+import pathlib
+import sys
 import tempfile
 import time
 
@@ -24,6 +26,8 @@ import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from ijepa_jax import metrics, sharding, train
 

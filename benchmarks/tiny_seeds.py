@@ -1,0 +1,50 @@
+"""What `make train` learns, over several seeds.
+
+    python benchmarks/tiny_seeds.py [--seeds=3] [--workdir=runs/seeds]
+
+Runs configs/tiny.py with seeds 0, 1, ..., and prints each run's table and their
+mean: linear probes on held-out pictures, RankMe and seconds.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+
+from absl import app, flags, logging
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
+
+from configs import tiny
+from ijepa_jax import train
+from ijepa_jax.evals import scenes_probe
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer('seeds', 3, 'Runs.')
+flags.DEFINE_string('workdir', 'runs/seeds', 'Folder of the runs.')
+
+
+def main(_):
+  reports = []
+  for seed in range(FLAGS.seeds):
+    config = tiny.get_config()
+    config.seed = seed
+    workdir = pathlib.Path(FLAGS.workdir) / str(seed)
+    train.pretrain(config, workdir)
+    reports.append(json.loads((workdir / 'report.json').read_text()))
+  seconds = [report.pop('seconds') for report in reports]
+  mean = {
+    name: {
+      k: statistics.mean(report[name][k] for report in reports) for k in row
+    }
+    for name, row in reports[0].items()
+  }
+  print(
+    f'\nMean of {FLAGS.seeds} seeds, {statistics.mean(seconds):.0f} s each:\n\n'
+    f'{scenes_probe.table(mean)}'
+  )
+
+
+if __name__ == '__main__':
+  logging.set_verbosity(logging.INFO)
+  app.run(main)
