@@ -20,14 +20,14 @@ flags.DEFINE_integer('process_id', -1, 'Of this process, by hand.')
 
 def main(argv):
   # Here, since the workers of the input pipeline import this file again.
-  from ijepa_jax import train
+  from ijepa_jax import recipe, train
 
   if len(argv) > 1:
     sys.exit(f'{argv[1]!r} is not a flag: see main.py --helpshort.')
   try:
     train.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     train.job(FLAGS.config.job)(FLAGS.config, FLAGS.workdir)
-  except train.UserError as error:
+  except recipe.UserError as error:
     # One sentence is the message; a traceback would bury it.
     sys.exit(str(error))
 

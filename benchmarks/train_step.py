@@ -29,7 +29,7 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
-from ijepa_jax import metrics, sharding, train
+from ijepa_jax import metrics, recipe, sharding, train
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
@@ -54,7 +54,7 @@ def transformer_flops(tokens, width, depth, mlp_dim) -> float:
   return depth * (2 * tokens * weights + 4 * tokens**2 * width)
 
 
-def model_flops(config, run: train.Run, shape: tuple[int, int]) -> float:
+def model_flops(config, run: recipe.Run, shape: tuple[int, int]) -> float:
   """Of one image in one step."""
   e, p, s = run.model.encoder, run.model.predictor, run.sampler
   h, w = config.data.image_size
@@ -104,9 +104,9 @@ def make_batch(config, run, shape):
 
 
 def time_steps(config) -> dict:
-  run = train.build(config)
+  run = recipe.build(config)
   drawn = collections.Counter(run.sampler.shape(0, s) for s in range(1000))
-  abstract, make_state = train.abstract_state(config, run)
+  abstract, make_state = recipe.abstract_state(config, run)
   device = jax.devices()[0]
   peak = next(
     (v for k, v in PEAK.items() if device.device_kind.startswith(k)), None
@@ -115,7 +115,7 @@ def time_steps(config) -> dict:
   state = make_state(jax.random.key(0))
   for shape in run.sampler.shapes:
     start = time.perf_counter()
-    step = train.compile_steps(config, run, abstract, [shape])[shape]
+    step = recipe.compile_steps(config, run, abstract, [shape])[shape]
     seconds = time.perf_counter() - start
     batch = sharding.to_global(make_batch(config, run, shape), run.mesh)
     state, _ = step(state, batch)  # the first run of a program is slower

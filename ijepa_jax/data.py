@@ -22,6 +22,8 @@ from ijepa_jax import augment
 # Of the seeds derived from the run's: no two draws may share a stream.
 _ORDER, _CROP = 0, 1
 _SUCCESSORS = 10
+# What next() raises when the images, the disk or a worker are at fault.
+ERRORS = RuntimeError, ValueError, OSError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,9 @@ workdir/config.json     the config that the run was started with
 workdir/metrics.jsonl   one strict JSON object a line: {"step": 12, ...};
                         what is no finite number is null
 workdir/tensorboard/    the same numbers as scalars
+
+A bucket can't be appended to: with a workdir on one (gs://...), the last two
+lie in a temporary folder of this machine, and `Metrics.sync` copies them.
 """
 
 import collections
@@ -13,16 +16,33 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 import time
 
 import tqdm
 from absl import logging
+from etils import epath
 
 
-def write_config(workdir, config_json: str) -> None:
-  """Writes config.json, whole or not at all."""
-  _replace(pathlib.Path(workdir) / 'config.json', config_json)
+def write_config(workdir, config_json: str) -> list[str]:
+  """Writes config.json, whole or not at all.
+
+  Returns:
+    What differs from the one that was there: ['total_steps: 20, was 10'].
+  """
+  path = epath.Path(workdir) / 'config.json'
+  new, old = json.loads(config_json), {}
+  with contextlib.suppress(OSError, json.JSONDecodeError):
+    old = json.loads(path.read_text())
+  _replace(path, json.dumps(new, indent=2))
+  new, old = dict(_flat(new)), dict(_flat(old))
+  return [
+    f'{key}: {value}, was {old[key]}'
+    for key, value in new.items()
+    if key in old and old[key] != value
+  ]
 
 
 def read(workdir) -> list[dict]:
@@ -30,10 +50,10 @@ def read(workdir) -> list[dict]:
 
   A last line that a kill cut short is left out; null comes as None.
   """
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  path = epath.Path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return []
-  with path.open(encoding='utf-8') as lines:
+  with path.open() as lines:
     return [row for line in lines if (row := _parse(line))]
 
 
@@ -59,12 +79,18 @@ class Metrics:
       tensorboard: write TensorBoard scalars too.
       enabled: False on processes other than 0: then nothing is written.
     """
-    self._file = self._board = None
+    self._file = self._board = self._remote = None
     if not enabled:
       return
-    workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / 'metrics.jsonl'
+    local = pathlib.Path(workdir)
+    if '://' in str(workdir):
+      self._remote = epath.Path(workdir)
+      local = pathlib.Path(tempfile.mkdtemp(prefix='ijepa-metrics-'))
+      if (self._remote / 'metrics.jsonl').exists():
+        (self._remote / 'metrics.jsonl').copy(local / 'metrics.jsonl')
+    local.mkdir(parents=True, exist_ok=True)
+    self._local = local
+    path = local / 'metrics.jsonl'
     if path.exists():
       with path.open(encoding='utf-8') as lines:
         kept = [
@@ -72,14 +98,14 @@ class Metrics:
           for line in lines
           if (row := _parse(line)) and row['step'] <= start_step
         ]
-      _replace(path, ''.join(kept))
+      _replace(epath.Path(path), ''.join(kept))
     # One write a line: a kill loses none that was finished.
     self._file = path.open('a', buffering=1, encoding='utf-8')
     if tensorboard:
       import tensorboardX  # A fifth of a second that tests need not wait.
 
       self._board = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=start_step + 1, flush_secs=30
+        str(local / 'tensorboard'), purge_step=start_step + 1, flush_secs=30
       )
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -94,11 +120,27 @@ class Metrics:
       if value is not None:
         self._board.add_scalar(name, value, step)
 
+  def sync(self) -> None:
+    """Copies to a workdir on a bucket; with each checkpoint, none is lost."""
+    if self._remote is None:
+      return
+    if self._board is not None:
+      self._board.flush()
+    for path in self._local.rglob('*'):
+      if path.is_file():
+        there = self._remote / path.relative_to(self._local)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(path.read_bytes())
+
   def close(self) -> None:
     if self._file is not None:
       self._file.close()
     if self._board is not None:
       self._board.close()
+      self._board = None
+    self.sync()
+    if self._remote is not None:
+      shutil.rmtree(self._local)
 
   def __enter__(self):
     return self
@@ -202,14 +244,25 @@ class Progress:
       self._bar.close()
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def _replace(path: epath.Path, text: str) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  with temporary.open('w', encoding='utf-8') as file:
+  if '://' in str(path):
+    path.write_text(text)  # A bucket shows the whole object or the old one.
+    return
+  temporary = path.parent / f'.{path.name}.{os.getpid()}'
+  with open(temporary, 'w', encoding='utf-8') as file:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())
   temporary.replace(path)
+
+
+def _flat(tree: dict, prefix: str = ''):
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
 
 
 def _parse(line: str) -> dict | None:

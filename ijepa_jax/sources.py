@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from ijepa_jax import scenes
+from ijepa_jax import gallery, scenes
 
 ENDINGS = (
   *('.bmp', '.gif', '.jpeg', '.jpg', '.pgm'),
@@ -71,7 +71,7 @@ class Scenes(_Opened):
 
   @functools.cached_property
   def _data(self):
-    return scenes.load(*self._key)
+    return gallery.load(*self._key)
 
   def __len__(self):
     return self._key[2]

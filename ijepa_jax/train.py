@@ -1,62 +1,30 @@
 """The loop of pre-training: the machine around the step, and all its I/O.
 
-What a run is made of stands in `build`, from the config alone and before
-anything is compiled or written; the story of a run is `pretrain`.
+What a run is made of stands in recipe.py; the story of a run is `pretrain`.
 """
 
-import concurrent.futures
-import contextlib
-import dataclasses
-import functools
 import json
 import math
-import os
-import pathlib
 import signal
 import time
 
 import jax
-import jax.numpy as jnp
-import optax
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 
-from ijepa_jax import (
-  checkpoint,
-  data,
-  ijepa,
-  masks,
-  metrics,
-  optim,
-  schedules,
-  sharding,
-  sources,
-  vit,
-)
+from ijepa_jax import checkpoint, data, ijepa, metrics, recipe, sharding
 from ijepa_jax.evals import scenes_probe
 from ijepa_jax.visualize import curves
 
 
-class UserError(Exception):
-  """A mistake or a fault told in one sentence, for the person at it."""
-
-
-class NotFinite(UserError):
+class NotFinite(recipe.UserError):
   """The loss or the gradient is no number any more."""
-
-
-@contextlib.contextmanager
-def told():
-  """What a room refuses is the user's mistake; anything else is ours."""
-  try:
-    yield
-  except (ValueError, OSError, checkpoint.CheckpointError) as error:
-    raise UserError(str(error)) from error
 
 
 def start(coordinator: str, num_processes: int, process_id: int) -> None:
   """Joins the processes of this job, and says what there is to compute on."""
-  with told():
+  with recipe.told():
     sharding.initialise_distributed(coordinator, num_processes, process_id)
   logging.info(
     'Process %d of %d, devices: %s',
@@ -64,199 +32,6 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
     jax.process_count(),
     ', '.join(f'{d} ({d.device_kind})' for d in jax.local_devices()),
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What a config means: everything static of a run."""
-
-  model: ijepa.IJEPA
-  tx: optax.GradientTransformation
-  lr: schedules.Schedule
-  weight_decay: schedules.Schedule
-  ema_rate: schedules.Schedule
-  sampler: object
-  mesh: jax.sharding.Mesh
-
-
-def build(config) -> Run:
-  """Makes the static parts, or says what is wrong with the config.
-
-  Raises:
-    UserError: one sentence with the value, the limit and what to do.
-  """
-  with told():
-    return _build(config)
-
-
-def _build(config) -> Run:
-  c, d = config.optim, config.data
-  if config.total_steps < 1:
-    raise ValueError(f'total_steps is {config.total_steps}: take 1 or more.')
-  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-  pieces = config.accumulate * mesh.size
-  if config.accumulate < 1 or config.batch_size % pieces:
-    raise ValueError(
-      f'A batch_size of {config.batch_size} does not divide over {mesh.size} '
-      f'devices times accumulate = {config.accumulate}: take a multiple of '
-      f'{pieces}.'
-    )
-  if not len(d.mean) == len(d.std) == d.channels:
-    raise ValueError(
-      f'data.mean has {len(d.mean)} and data.std {len(d.std)} numbers: '
-      f'data.channels = {d.channels} needs as many each.'
-    )
-  model_config = config.model.to_dict()
-  encoder, predictor = vit.make_models(**model_config)
-  p = encoder.patch_size
-  if d.image_size[0] % p or d.image_size[1] % p:
-    raise ValueError(
-      f'data.image_size {tuple(d.image_size)} is not a whole number of patches '
-      f'of {p} pixels: change one of the two.'
-    )
-  model = ijepa.IJEPA(
-    encoder,
-    predictor,
-    mean=tuple(d.mean),
-    std=tuple(d.std),
-    loss=config.loss.kind,
-    normalize_targets=config.loss.normalize_targets,
-    rescale_init=config.model.init == 'rescaled',
-  )
-  mask = config.mask.to_dict()
-  sampler = masks.make_sampler(
-    mask.pop('sampler'),
-    grid=(d.image_size[0] // p, d.image_size[1] // p),
-    **mask,
-  )
-  if c.weight_decay_schedule not in schedules.BY_NAME:
-    raise ValueError(
-      f'optim.weight_decay_schedule is {c.weight_decay_schedule!r}: take one '
-      f'of {", ".join(schedules.BY_NAME)}.'
-    )
-  total = int(c.schedule_scale * config.total_steps)
-  if c.warmup_steps >= total:
-    logging.warning(
-      'optim.warmup_steps = %d is not below the %d steps of the schedule: the '
-      'learning rate never reaches its peak.',
-      c.warmup_steps,
-      total,
-    )
-  lr = schedules.warmup_cosine(
-    c.start_lr, c.peak_lr, c.final_lr, c.warmup_steps, total
-  )
-  weight_decay = schedules.BY_NAME[c.weight_decay_schedule](
-    c.weight_decay, c.final_weight_decay, total
-  )
-  ema_rate = schedules.linear(1 - config.ema.first, 1 - config.ema.last, total)
-  tx = optim.adamw(
-    lr=lr,
-    weight_decay=weight_decay,
-    b1=c.b1,
-    b2=c.b2,
-    eps=c.eps,
-    clip_norm=c.clip_norm,
-  )
-  if config.probe.every_steps and d.source != 'scenes':
-    raise ValueError(
-      f'probe.every_steps = {config.probe.every_steps} needs the labels of '
-      f"data.source = 'scenes', not {d.source!r}: set it to 0."
-    )
-  return Run(model, tx, lr, weight_decay, ema_rate, sampler, mesh)
-
-
-def abstract_state(config, run: Run):
-  """The state's shapes, types and shardings, and the function that makes it."""
-  make = functools.partial(
-    ijepa.init,
-    run.model,
-    run.tx,
-    image_shape=(*config.data.image_size, config.data.channels),
-  )
-  shapes = jax.eval_shape(make, jax.random.key(config.seed))
-  shardings = sharding.state_sharding(shapes, run.mesh)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    shardings,
-  )
-  return abstract, jax.jit(make, out_shardings=shardings)
-
-
-def compile_steps(config, run: Run, abstract, shapes=None) -> dict:
-  """One compiled step for each shape of masks: {(Kc, Kt): callable}.
-
-  All that the sampler can draw, unless `shapes` are given; before the first
-  step and side by side, so that none stalls the run later.
-  """
-  step = jax.jit(
-    functools.partial(
-      ijepa.train_step,
-      model=run.model,
-      tx=run.tx,
-      ema_rate=run.ema_rate,
-      accumulate=config.accumulate,
-    ),
-    out_shardings=(
-      jax.tree.map(lambda x: x.sharding, abstract),
-      sharding.replicated(run.mesh),
-    ),
-    donate_argnums=0,
-  )
-  batch_sharding = sharding.batch_sharding(run.mesh)
-
-  def compile_one(shape):
-    b, sampler = config.batch_size, run.sampler
-    image = (b, *config.data.image_size, config.data.channels)
-    batch = {
-      'image': (image, jnp.uint8),
-      'context': ((b, sampler.num_contexts, shape[0]), jnp.int32),
-      'targets': ((b, sampler.num_targets, shape[1]), jnp.int32),
-    }
-    batch = {
-      k: jax.ShapeDtypeStruct(*v, sharding=batch_sharding)
-      for k, v in batch.items()
-    }
-    return step.lower(abstract, batch).compile()
-
-  shapes = shapes or run.sampler.shapes
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    return dict(zip(shapes, pool.map(compile_one, shapes), strict=True))
-
-
-def make_batches(config, run: Run, source, start: int):
-  """The stream of global batches on the devices, from step `start`."""
-  d = config.data
-  dataset = data.make_dataset(
-    source,
-    run.sampler,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    image_size=tuple(d.image_size),
-    channels=d.channels,
-    crop_scale=tuple(d.crop_scale),
-    crop_ratio=tuple(d.crop_ratio),
-    flip=d.flip,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    start=start,
-    workers=d.workers,
-    max_bad_share=d.max_bad_share,
-  )
-
-  def put(batch):
-    keys = ('image', 'context', 'targets')
-    return sharding.to_global({k: batch[k] for k in keys}, run.mesh)
-
-  return data.prefetch(dataset, put, depth=d.prefetch)
-
-
-def make_source(config):
-  d = config.data
-  with told():
-    return sources.make_source(
-      d.source, path=d.path, split=d.split, flavour=d.flavour, count=d.count
-    )
 
 
 class Compilations:
@@ -283,8 +58,7 @@ class Interruption:
     self._asked = False
     self._many = jax.process_count() > 1
     self._before = {}
-    signals = [signal.SIGINT] if self._many else [signal.SIGINT, signal.SIGTERM]
-    for number in () if self._many else signals:
+    for number in () if self._many else (signal.SIGINT, signal.SIGTERM):
       self._before[number] = signal.signal(number, self._ask)
     return self
 
@@ -309,32 +83,35 @@ def pretrain(config, workdir: str) -> ijepa.State:
   Args:
     config: see configs/base.py.
     workdir: receives config.json, metrics.jsonl, tensorboard/, checkpoints/
-      and, with the probe on, report.json and curves.png.
+      and, with the probe on, report.json and curves.png; a folder or gs://.
 
   Returns:
     The last state.
 
   Raises:
-    UserError: see `build`; NotFinite: the loss or gradient was.
+    UserError: a mistake in the config, see `recipe.build`; data or checkpoints
+      that can't be read, or a disk that is full. NotFinite: the loss was.
   """
   began = time.monotonic()
-  run = build(config)
-  source = make_source(config)
-  workdir = pathlib.Path(workdir).absolute()
-  first = jax.process_index() == 0
-  abstract, make_state = abstract_state(config, run)
-  with checkpoint.Checkpointer(
-    workdir / 'checkpoints', **config.checkpoint.to_dict()
-  ) as checkpoints:
-    with told():
+  run = recipe.build(config)
+  source = recipe.make_source(config)
+  workdir = epath.Path(workdir)
+  if '://' not in str(workdir):
+    workdir = workdir.expanduser().absolute()
+  abstract, make_state = recipe.abstract_state(config, run)
+  with (
+    recipe.told(checkpoint.CheckpointError),
+    checkpoint.Checkpointer(
+      workdir / 'checkpoints', **config.checkpoint.to_dict()
+    ) as checkpoints,
+  ):
+    with recipe.told():
       restored = checkpoints.restore(abstract)
     if restored is None:
       state, start = make_state(jax.random.key(config.seed)), 0
     else:
       state, start = restored
       logging.info('Going on from step %d of %s.', start, workdir)
-    if first:
-      metrics.write_config(workdir, config.to_json_best_effort(indent=2))
     count = sum(x.size for x in jax.tree.leaves(state.params['encoder']))
     logging.info(
       'Encoder of %.1f M parameters, %d images, mask shapes %s.',
@@ -342,6 +119,10 @@ def pretrain(config, workdir: str) -> ijepa.State:
       len(source),
       run.sampler.shapes,
     )
+    first = jax.process_index() == 0
+    if first:
+      for change in metrics.write_config(workdir, config.to_json_best_effort()):
+        logging.warning('Not as in the run so far: %s.', change)
     with metrics.Metrics(
       workdir,
       start_step=start,
@@ -366,7 +147,7 @@ def loop(
     return state
   began = time.monotonic()
   compilations = Compilations()
-  steps = compile_steps(config, run, abstract)
+  steps = recipe.compile_steps(config, run, abstract)
   logging.info(
     'Compiled %d steps in %.0f s.', len(steps), time.monotonic() - began
   )
@@ -399,23 +180,35 @@ def loop(
       )
     progress.update(step, values)
 
+  def save(step, pending):
+    """Only a state whose loss and gradient are numbers is worth keeping."""
+    if pending:
+      record(*pending)
+    checkpoints.save(step, state)
+    writer.sync()
+
   # The step before is recorded while this one runs.
   pending = None
   meter.restart()
   with (
     progress,
     Interruption() as interruption,
-    make_batches(config, run, source, start) as batches,
+    recipe.make_batches(config, run, source, start) as batches,
   ):
     for step in range(start + 1, config.total_steps + 1):
-      with meter.waiting():
-        batch = next(batches)
+      try:
+        with meter.waiting(), recipe.told(*data.ERRORS):
+          batch = next(batches)
+      except Exception:
+        # Not of several processes: the others will not join in saving.
+        if jax.process_count() == 1 and step > start + 1:
+          save(step - 1, pending)
+        raise
       shape = batch['context'].shape[-1], batch['targets'].shape[-1]
       state, values = steps[shape](state, batch)
       meter.step()
       if pending:
         record(*pending)
-      extra = {}
       extra = meter.rates()
       if probe and (
         step % config.probe.every_steps == 0 or step == config.total_steps
@@ -425,10 +218,8 @@ def loop(
       pending = step, values, extra
       stop = interruption.asked(step) or step == config.total_steps
       if stop or checkpoints.should_save(step):
-        # Only a state whose loss and gradient are numbers is worth keeping.
-        record(*pending)
+        save(step, pending)
         pending = None
-        checkpoints.save(step, state)
       if stop:
         break
   if step < config.total_steps:
@@ -436,7 +227,7 @@ def loop(
   return state
 
 
-def make_probe(config, run: Run):
+def make_probe(config, run: recipe.Run):
   """The probe of the embedded pictures, or None where it is off."""
   if not config.probe.every_steps:
     return None
@@ -471,7 +262,11 @@ def report(config, workdir, probe, state, make_state, began) -> None:
     json.dumps({**rows, 'seconds': seconds}, indent=2)
   )
   path = workdir / 'curves.png'
-  curves.draw(metrics.read(workdir), path, title=workdir.name, levels=rows)
+  levels = {k: rows[k] for k in ('raw pixels', 'encoder, untrained')}
+  picture = curves.draw(
+    metrics.read(workdir), title=workdir.name, levels=levels
+  )
+  path.write_bytes(picture)
   print(f'Checkpoints, metrics.jsonl and the curves: {path}')
 
 
@@ -481,5 +276,5 @@ JOBS = {'pretrain': pretrain}
 def job(name: str):
   """The function that a config's `job` names."""
   if name not in JOBS:
-    raise UserError(f'job is {name!r}: take one of {", ".join(JOBS)}.')
+    raise recipe.UserError(f'job is {name!r}: take one of {", ".join(JOBS)}.')
   return JOBS[name]

@@ -4,9 +4,11 @@ import json
 import struct
 import sys
 
+import fsspec
 import numpy as np
 import pytest
 from absl import logging
+from etils import epath
 
 from ijepa_jax import metrics
 
@@ -171,3 +173,38 @@ def test_progress_on_a_terminal(monkeypatch, capsys, logged):
   shown = capsys.readouterr().err
   assert '4/4' in shown and 'loss 0.5000' in shown
   assert not logged
+
+
+def test_config_differences_are_named(tmp_path):
+  first = {'total_steps': 10, 'optim': {'lr': 0.1, 'betas': [0.9, 0.95]}}
+  assert metrics.write_config(tmp_path, json.dumps(first)) == []
+  assert metrics.write_config(tmp_path, json.dumps(first)) == []
+  second = {'total_steps': 20, 'optim': {'lr': 0.2, 'betas': [0.9, 0.95]}}
+  assert metrics.write_config(tmp_path, json.dumps(second)) == [
+    'total_steps: 20, was 10',
+    'optim.lr: 0.2, was 0.1',
+  ]
+  assert json.loads((tmp_path / 'config.json').read_text()) == second
+
+
+def test_a_workdir_on_a_bucket(monkeypatch):
+  """gs:// as the memory of this process: whole objects, copied by sync."""
+  bucket = fsspec.filesystem('memory')
+  monkeypatch.setattr(
+    type(epath.Path('gs://b')._backend), 'fs', lambda self, path: bucket
+  )
+  monkeypatch.setattr(bucket, '_strip_protocol', lambda p: '/' + str(p)[5:])
+  workdir = 'gs://bucket/run'
+  assert metrics.read(workdir) == []
+  metrics.write_config(workdir, '{"a": 1}')
+  assert metrics.write_config(workdir, '{"a": 2}') == ['a: 2, was 1']
+  with metrics.Metrics(workdir) as writer:
+    for step in (1, 2, 3):
+      writer.write(step, {'loss': 0.5})
+      if step == 2:
+        writer.sync()
+        assert [row['step'] for row in metrics.read(workdir)] == [1, 2]
+  with metrics.Metrics(workdir, start_step=2, tensorboard=False) as writer:
+    writer.write(3, {'loss': 0.25})
+  assert [row['loss'] for row in metrics.read(workdir)] == [0.5, 0.5, 0.25]
+  assert len(bucket.glob('/bucket/run/tensorboard/*')) == 1

@@ -1,8 +1,10 @@
 """Whole runs: what they write, and that stopping anywhere changes nothing."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,10 +12,11 @@ import sys
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from configs import tiny
-from ijepa_jax import checkpoint, metrics, sharding, train
+from ijepa_jax import checkpoint, metrics, recipe, sharding, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -67,8 +70,8 @@ def losses(workdir) -> dict[int, float]:
 
 def params(config, workdir):
   """The last checkpoint, on one device."""
-  run = train.build(config)
-  abstract, _ = train.abstract_state(config, run)
+  run = recipe.build(config)
+  abstract, _ = recipe.abstract_state(config, run)
   with checkpoint.Checkpointer(workdir / 'checkpoints') as checkpoints:
     state, step = checkpoints.restore(abstract)
   assert step == config.total_steps
@@ -198,11 +201,11 @@ def test_fsdp_splits_the_state_and_equals_one_device(cpus):
   config = make_config(**{'model.width': 128, 'model.heads': 4})
   results = []
   for devices, fsdp in ((cpus[:1], 1), (cpus, 8)):
-    run = train.build(config)
+    run = recipe.build(config)
     mesh = sharding.make_mesh(data=1, fsdp=fsdp, devices=devices)
-    run = train.dataclasses.replace(run, mesh=mesh)
-    abstract, make_state = train.abstract_state(config, run)
-    steps = train.compile_steps(config, run, abstract)
+    run = dataclasses.replace(run, mesh=mesh)
+    abstract, make_state = recipe.abstract_state(config, run)
+    steps = recipe.compile_steps(config, run, abstract)
     state = make_state(jax.random.key(0))
     if fsdp == 8:
       kernel = state.opt_state[0][0].mu['encoder']['blocks']['fc1']['kernel']
@@ -210,9 +213,9 @@ def test_fsdp_splits_the_state_and_equals_one_device(cpus):
       for tree in state.params['encoder'], state.target:
         shard = tree['blocks']['fc1']['kernel'].addressable_shards[0]
         assert shard.data.size == kernel.size // 8
-    source = train.make_source(config)
+    source = recipe.make_source(config)
     out = []
-    with train.make_batches(config, run, source, 0) as batches:
+    with recipe.make_batches(config, run, source, 0) as batches:
       for _ in range(5):
         batch = next(batches)
         shape = batch['context'].shape[-1], batch['targets'].shape[-1]
@@ -270,6 +273,49 @@ def test_not_a_number_stops_the_run(tmp_path):
   assert steps == [] or max(steps) < max(losses(tmp_path))
 
 
+def test_bad_images_stop_the_run_and_lose_nothing(tmp_path):
+  """What was learned until then is saved; the sentence says what to mend."""
+  images = tmp_path / 'images'
+  images.mkdir()
+  noise = np.random.default_rng(0)
+  for i in range(40):
+    pixels = noise.integers(0, 256, (50, 60, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(images / f'{i:02}.png')
+  for i in range(10):
+    (images / f'bad{i}.png').write_bytes(b'no image')
+  config = make_config(
+    **{
+      'data.source': 'folder',
+      'data.path': str(images),
+      'data.max_bad_share': 0.03,
+      'total_steps': 100,
+    }
+  )
+  workdir = tmp_path / 'run'
+  with pytest.raises(recipe.UserError, match=r'bad\d.png.*max_bad_share'):
+    train.pretrain(config, workdir)
+  with checkpoint.Checkpointer(workdir / 'checkpoints') as checkpoints:
+    assert checkpoints.steps()[-1] == max(losses(workdir)) > 3
+  config.data.max_bad_share = 1.0
+  config.total_steps = max(losses(workdir)) + 1
+  assert train.pretrain(config, workdir).step == config.total_steps
+
+
+def test_a_disk_that_is_full(straight, tmp_path, monkeypatch):
+  """Told in a sentence; the checkpoint before stays loadable."""
+  shutil.copytree(straight, tmp_path / 'run')
+
+  def full(*args, **kwargs):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, 'save_async', full)
+  config = make_config(**{'total_steps': 22})
+  with pytest.raises(recipe.UserError, match=r'22.*No space.*10, 20'):
+    train.pretrain(config, tmp_path / 'run')
+  monkeypatch.undo()
+  assert train.pretrain(config, tmp_path / 'run').step == 22
+
+
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
@@ -286,14 +332,14 @@ def test_not_a_number_stops_the_run(tmp_path):
   ],
 )
 def test_mistakes_are_told_before_anything_is_written(changes, words, tmp_path):
-  with pytest.raises(train.UserError, match=words):
+  with pytest.raises(recipe.UserError, match=words):
     train.pretrain(make_config(**changes), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
 def test_another_model_in_the_same_folder(straight):
   config = make_config(**{'model.width': 32, 'total_steps': 30})
-  with pytest.raises(train.UserError, match='32'):
+  with pytest.raises(recipe.UserError, match='32'):
     train.pretrain(config, straight)
   assert len(metrics.read(straight)) == 20
 
@@ -327,6 +373,6 @@ def test_recipes_make_sense(path):
   module = __import__(f'configs.{path}', fromlist=['get_config'])
   assert f'--config=configs/{path}.py' in module.__doc__
   config = module.get_config()
-  run = train.build(config)
+  run = recipe.build(config)
   assert len(run.sampler.shapes) <= 12
   assert 0 < config.optim.warmup_steps < config.total_steps

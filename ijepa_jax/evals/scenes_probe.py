@@ -7,7 +7,7 @@ are made with a seed used for nothing else.
 import jax
 import numpy as np
 
-from ijepa_jax import scenes, sharding
+from ijepa_jax import gallery, scenes, sharding
 from ijepa_jax.evals import linear
 from ijepa_jax.ijepa import IJEPA
 
@@ -41,9 +41,9 @@ class ScenesProbe:
     test_count: int = 2000,
   ):
     self.labels = scenes.LABELS[flavour]
-    images, labels = scenes.load(flavour, 0, count)
+    images, labels = gallery.load(flavour, 0, count)
     self.train = images[:train_count], labels[:train_count]
-    self.test = scenes.load(flavour, TEST_SEED, test_count)
+    self.test = gallery.load(flavour, TEST_SEED, test_count)
     self._mesh = mesh
     self._pool = jax.jit(
       lambda params, image: model.encode(params, image).mean(1),

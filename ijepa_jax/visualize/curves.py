@@ -1,12 +1,14 @@
 """One picture of a run: metrics.jsonl over steps."""
 
-import pathlib
+import io
 
 import matplotlib
 import numpy as np
 
 matplotlib.use('Agg')  # No screen on a cluster.
 from matplotlib import pyplot as plt
+
+_STYLES = ':', '--', '-.'  # of levels
 
 # Panel title, then the metrics in it.
 PANELS = (
@@ -21,19 +23,23 @@ PANELS = (
 
 def draw(
   rows: list[dict],
-  path: pathlib.Path,
   *,
   title: str = '',
   levels: dict[str, dict[str, float]] | None = None,
-) -> None:
-  """Draws the panels whose metrics are there; points are steps.
+) -> bytes:
+  """Draws the panels whose metrics are there, over steps.
 
   Args:
     rows: what `metrics.read` gives.
-    path: the PNG to write.
     title: above all panels.
     levels: name -> metrics that do not change over steps, such as the untrained
-      encoder's; drawn as dotted lines.
+      encoder's; drawn as dotted and dashed lines.
+
+  Returns:
+    A PNG.
+
+  Raises:
+    ValueError: none of the metrics is there.
   """
   found = {name for row in rows for name in row}
   panels = []
@@ -46,42 +52,53 @@ def draw(
     if present:
       panels.append((label, present))
   if not panels:
-    return
+    raise ValueError('There is nothing to draw: no step has been recorded.')
   columns = min(3, len(panels))
   grid = -(-len(panels) // columns), columns
   figure, axes = plt.subplots(
     *grid, figsize=(4 * columns, 2.8 * grid[0]), squeeze=False
   )
   for axis, (label, names) in zip(axes.flat, panels, strict=False):
-    for name in names:
-      points = [
-        (row['step'], row[name]) for row in rows if row.get(name) is not None
-      ]
-      x, y = np.asarray(points, float).T
-      few = len(x) < 100
-      axis.plot(
-        x,
-        y,
-        marker='o' if few else None,
-        markersize=3,
-        linewidth=1.2 if few else 0.8,
-        alpha=1.0 if few else 0.4 if name == 'loss' else 0.9,
-        label=name.removeprefix('probe/'),
-        color=None if len(names) > 1 else 'tab:blue',
-      )
-      if name == 'loss' and not few:
-        width = max(len(y) // 50, 1)
-        smooth = np.convolve(y, np.ones(width) / width, 'valid')
-        axis.plot(x[width - 1 :], smooth, color='tab:blue', linewidth=1.5)
+    _panel(axis, rows, names, levels or {})
     axis.set_title(label, fontsize=10)
     axis.set_xlabel('step', fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
-    if len(names) > 1:
+    if axis.get_legend_handles_labels()[1]:
       axis.legend(fontsize=8)
   for axis in axes.flat[len(panels) :]:
     axis.set_visible(False)
   figure.suptitle(title)
   figure.tight_layout()
-  figure.savefig(path, dpi=110)
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=110)
   plt.close(figure)
+  return file.getvalue()
+
+
+def _panel(axis, rows, names, levels) -> None:
+  """The lines of some metrics; a level in the colour of its metric."""
+  many = len(names) > 1
+  for name in names:
+    points = [(r['step'], r[name]) for r in rows if r.get(name) is not None]
+    x, y = np.asarray(points, float).T
+    label = name.removeprefix('probe/') if many else None
+    if len(x) < 100:
+      (line,) = axis.plot(x, y, marker='o', markersize=3, label=label)
+    else:
+      smooth = name == 'loss'
+      (line,) = axis.plot(
+        x, y, linewidth=0.8, alpha=0.4 if smooth else 1.0, label=label
+      )
+      if smooth:
+        width = max(len(y) // 50, 1)
+        mean = np.convolve(y, np.ones(width) / width, 'valid')
+        axis.plot(x[width - 1 :], mean, color=line.get_color())
+    for style, level in zip(_STYLES, levels.values(), strict=False):
+      if name in level:
+        axis.axhline(
+          level[name], color=line.get_color(), linestyle=style, linewidth=1
+        )
+  for style, (title, level) in zip(_STYLES, levels.items(), strict=False):
+    if level.keys() & set(names):
+      axis.plot([], [], color='grey', linestyle=style, label=title)

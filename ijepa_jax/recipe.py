@@ -1,0 +1,238 @@
+"""What a run is made of: from its config alone, nothing written yet.
+
+The jobs (train.py, evals/) see the config; here it becomes modules, functions
+and arrays' shapes, or one sentence about what is wrong with it.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import logging
+
+from ijepa_jax import (
+  checkpoint,
+  data,
+  ijepa,
+  masks,
+  optim,
+  schedules,
+  sharding,
+  sources,
+  vit,
+)
+
+
+class UserError(Exception):
+  """A mistake or a fault told in one sentence, for the person at it."""
+
+
+@contextlib.contextmanager
+def told(*kinds: type[Exception]):
+  """Errors of `kinds`, by default what rooms refuse, are told as UserError.
+
+  Anything else is a fault of ours and keeps its traceback.
+  """
+  kinds = kinds or (ValueError, OSError, checkpoint.CheckpointError)
+  try:
+    yield
+  except kinds as error:
+    raise UserError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a config means: everything static of a run."""
+
+  model: ijepa.IJEPA
+  tx: optax.GradientTransformation
+  lr: schedules.Schedule
+  weight_decay: schedules.Schedule
+  ema_rate: schedules.Schedule
+  sampler: object
+  mesh: jax.sharding.Mesh
+
+
+def build(config) -> Run:
+  """Makes the static parts, or says what is wrong with the config.
+
+  Raises:
+    UserError: one sentence with the value, the limit and what to do.
+  """
+  with told():
+    return _build(config)
+
+
+def _build(config) -> Run:
+  c, d = config.optim, config.data
+  if config.total_steps < 1:
+    raise ValueError(f'total_steps is {config.total_steps}: take 1 or more.')
+  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+  pieces = config.accumulate * mesh.size
+  if config.accumulate < 1 or config.batch_size % pieces:
+    raise ValueError(
+      f'A batch_size of {config.batch_size} does not divide over {mesh.size} '
+      f'devices times accumulate = {config.accumulate}: take a multiple of '
+      f'{pieces}.'
+    )
+  if not len(d.mean) == len(d.std) == d.channels:
+    raise ValueError(
+      f'data.mean has {len(d.mean)} and data.std {len(d.std)} numbers: '
+      f'data.channels = {d.channels} needs as many each.'
+    )
+  model_config = config.model.to_dict()
+  encoder, predictor = vit.make_models(**model_config)
+  p = encoder.patch_size
+  if d.image_size[0] % p or d.image_size[1] % p:
+    raise ValueError(
+      f'data.image_size {tuple(d.image_size)} is not a whole number of patches '
+      f'of {p} pixels: change one of the two.'
+    )
+  model = ijepa.IJEPA(
+    encoder,
+    predictor,
+    mean=tuple(d.mean),
+    std=tuple(d.std),
+    loss=config.loss.kind,
+    normalize_targets=config.loss.normalize_targets,
+    rescale_init=config.model.init == 'rescaled',
+  )
+  mask = config.mask.to_dict()
+  sampler = masks.make_sampler(
+    mask.pop('sampler'),
+    grid=(d.image_size[0] // p, d.image_size[1] // p),
+    **mask,
+  )
+  if c.weight_decay_schedule not in schedules.BY_NAME:
+    raise ValueError(
+      f'optim.weight_decay_schedule is {c.weight_decay_schedule!r}: take one '
+      f'of {", ".join(schedules.BY_NAME)}.'
+    )
+  total = int(c.schedule_scale * config.total_steps)
+  if c.warmup_steps >= total:
+    logging.warning(
+      'optim.warmup_steps = %d is not below the %d steps of the schedule: the '
+      'learning rate never reaches its peak.',
+      c.warmup_steps,
+      total,
+    )
+  lr = schedules.warmup_cosine(
+    c.start_lr, c.peak_lr, c.final_lr, c.warmup_steps, total
+  )
+  weight_decay = schedules.BY_NAME[c.weight_decay_schedule](
+    c.weight_decay, c.final_weight_decay, total
+  )
+  ema_rate = schedules.linear(1 - config.ema.first, 1 - config.ema.last, total)
+  tx = optim.adamw(
+    lr=lr,
+    weight_decay=weight_decay,
+    b1=c.b1,
+    b2=c.b2,
+    eps=c.eps,
+    clip_norm=c.clip_norm,
+  )
+  if config.probe.every_steps and d.source != 'scenes':
+    raise ValueError(
+      f'probe.every_steps = {config.probe.every_steps} needs the labels of '
+      f"data.source = 'scenes', not {d.source!r}: set it to 0."
+    )
+  return Run(model, tx, lr, weight_decay, ema_rate, sampler, mesh)
+
+
+def abstract_state(config, run: Run):
+  """The state's shapes, types and shardings, and the function that makes it."""
+  make = functools.partial(
+    ijepa.init,
+    run.model,
+    run.tx,
+    image_shape=(*config.data.image_size, config.data.channels),
+  )
+  shapes = jax.eval_shape(make, jax.random.key(config.seed))
+  shardings = sharding.state_sharding(shapes, run.mesh)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings,
+  )
+  return abstract, jax.jit(make, out_shardings=shardings)
+
+
+def compile_steps(config, run: Run, abstract, shapes=None) -> dict:
+  """One compiled step for each shape of masks: {(Kc, Kt): callable}.
+
+  All that the sampler can draw, unless `shapes` are given; before the first
+  step and side by side, so that none stalls the run later.
+  """
+  step = jax.jit(
+    functools.partial(
+      ijepa.train_step,
+      model=run.model,
+      tx=run.tx,
+      ema_rate=run.ema_rate,
+      accumulate=config.accumulate,
+    ),
+    out_shardings=(
+      jax.tree.map(lambda x: x.sharding, abstract),
+      sharding.replicated(run.mesh),
+    ),
+    donate_argnums=0,
+  )
+  batch_sharding = sharding.batch_sharding(run.mesh)
+
+  def compile_one(shape):
+    b, sampler = config.batch_size, run.sampler
+    image = (b, *config.data.image_size, config.data.channels)
+    batch = {
+      'image': (image, jnp.uint8),
+      'context': ((b, sampler.num_contexts, shape[0]), jnp.int32),
+      'targets': ((b, sampler.num_targets, shape[1]), jnp.int32),
+    }
+    batch = {
+      k: jax.ShapeDtypeStruct(*v, sharding=batch_sharding)
+      for k, v in batch.items()
+    }
+    return step.lower(abstract, batch).compile()
+
+  shapes = shapes or run.sampler.shapes
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    return dict(zip(shapes, pool.map(compile_one, shapes), strict=True))
+
+
+def make_batches(config, run: Run, source, start: int):
+  """The stream of global batches on the devices, from step `start`."""
+  d = config.data
+  dataset = data.make_dataset(
+    source,
+    run.sampler,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    image_size=tuple(d.image_size),
+    channels=d.channels,
+    crop_scale=tuple(d.crop_scale),
+    crop_ratio=tuple(d.crop_ratio),
+    flip=d.flip,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    start=start,
+    workers=d.workers,
+    max_bad_share=d.max_bad_share,
+  )
+
+  def put(batch):
+    keys = ('image', 'context', 'targets')
+    return sharding.to_global({k: batch[k] for k in keys}, run.mesh)
+
+  return data.prefetch(dataset, put, depth=d.prefetch)
+
+
+def make_source(config):
+  d = config.data
+  with told():
+    return sources.make_source(
+      d.source, path=d.path, split=d.split, flavour=d.flavour, count=d.count
+    )
