@@ -132,12 +132,40 @@ class Checkpointer:
     steps = self._agreed_steps()
     if not steps:
       return None
+    state, step, damaged = self._first_readable(steps, abstract_state)
+    self._move_aside(damaged)
+    return state, step
+
+  def read(self, part, step: int | None = None):
+    """Loads some of the arrays of a checkpoint, and moves none.
+
+    Args:
+      part: as in `restore`; its leaves' names are looked for, others left.
+      step: of the checkpoint; None: the newest that can be read.
+
+    Returns:
+      (part, step).
+
+    Raises:
+      ValueError: there is no such checkpoint, or it holds other arrays.
+      CheckpointError: it can't be read.
+    """
+    steps = self._agreed_steps()
+    if not steps or step not in (None, *steps):
+      raise ValueError(
+        f'There is no checkpoint {"" if step is None else step} in '
+        f'{self.directory}; there are: {", ".join(map(str, steps)) or "none"}.'
+      )
+    steps = steps if step is None else [step]
+    return self._first_readable(steps, part, partial=True)[:2]
+
+  def _first_readable(self, steps, abstract_state, partial=False):
+    """(state, its step, steps of newer ones that are damaged)."""
     damaged = []
     for step in reversed(steps):
-      state, reason = self._load(step, abstract_state)
+      state, reason = self._load(step, abstract_state, partial)
       if reason is None:
-        self._move_aside(damaged)
-        return state, step
+        return state, step, damaged
       logging.error(
         'Checkpoint %s is damaged: %s.', self.directory / str(step), reason
       )
@@ -147,17 +175,17 @@ class Checkpointer:
       'log says why): bring one back, or move them away to start over.'
     )
 
-  def _load(self, step: int, abstract_state):
+  def _load(self, step: int, abstract_state, partial: bool):
     """(state, None), or (None, why it can't be read) on every process."""
     path = self.directory / str(step)
     with _Reading() as reading:
       found = ocp.metadata(path)
-      checksums = (found.custom_metadata or {}).get('checksums')
-      if found.metadata is None or checksums is None:
+      expected = (found.custom_metadata or {}).get('checksums')
+      if found.metadata is None or expected is None:
         raise ValueError('its list of arrays or of checksums is unreadable')
     if reading.reason:
       return None, reading.reason
-    if differences := _differences(abstract_state, found.metadata):
+    if differences := _differences(abstract_state, found.metadata, partial):
       more = len(differences) - _MISMATCHES_SHOWN
       raise ValueError(
         f'Checkpoint {step} in {self.directory} is of another model: '
@@ -166,11 +194,14 @@ class Checkpointer:
         + '. Take the config that it was made with, or another workdir.'
       )
     with _Reading() as reading:
-      state = ocp.load(path, abstract_state)
+      context = ocp.Context()
+      context.pytree.loading.partial_load = partial
+      with context:
+        state = ocp.load(path, abstract_state)
       wrong = [
         name
-        for name, value in _checksums(state).items()
-        if checksums.get(name) != value
+        for name, value in checksums(state).items()
+        if expected.get(name) != value
       ]
       if wrong:
         raise ValueError(f'wrong checksum of {", ".join(wrong[:3])}')
@@ -220,12 +251,12 @@ class Checkpointer:
       CheckpointError: this save, or the one before, failed.
     """
     self.wait()
-    checksums = _checksums(state)
+    sums = checksums(state)
     with self._telling(step):
       if self._orbax is None:
         self._orbax = self._open()
       response = self._orbax.save_async(
-        step, state, force=True, custom_metadata={'checksums': checksums}
+        step, state, force=True, custom_metadata={'checksums': sums}
       )
     self._pending = step, response
     self._last_save = time.monotonic()
@@ -336,7 +367,7 @@ def _named(tree) -> dict:
   }
 
 
-def _differences(wanted, found) -> list[str]:
+def _differences(wanted, found, partial: bool) -> list[str]:
   """What two trees of shaped leaves don't have in common, in words."""
 
   def kind(leaf):
@@ -348,7 +379,7 @@ def _differences(wanted, found) -> list[str]:
   return [
     f'{name} is {kind(found.get(name))} there and {kind(wanted.get(name))} in '
     'the model'
-    for name in wanted | found
+    for name in (wanted if partial else wanted | found)
     if kind(found.get(name)) != kind(wanted.get(name))
   ]
 
@@ -364,7 +395,8 @@ def _sums(tree):
   return jax.tree.map(one, tree)
 
 
-def _checksums(state) -> dict[str, int]:
+def checksums(state) -> dict[str, int]:
+  """One number for each array, the same for any layout over devices."""
   return {
     name: int(x) for name, x in _named(jax.device_get(_sums(state))).items()
   }

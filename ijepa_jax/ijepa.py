@@ -26,6 +26,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def normalize(image_BHWC: jax.Array, mean, std) -> jax.Array:
+  """uint8 pixels to normalised float32; float images pass as they are."""
+  if image_BHWC.dtype != jnp.uint8:
+    return image_BHWC
+  mean, std = jnp.asarray(mean), jnp.asarray(std)
+  return (image_BHWC.astype(jnp.float32) / 255 - mean) / std
+
+
 @flax.struct.dataclass
 class State:
   """All that a step changes; nothing else is in a checkpoint.
@@ -75,11 +83,7 @@ class IJEPA:
     return image_BHWC.shape[1] // p, image_BHWC.shape[2] // p
 
   def normalize(self, image_BHWC: jax.Array) -> jax.Array:
-    """uint8 pixels to normalised float32; float images pass as they are."""
-    if image_BHWC.dtype != jnp.uint8:
-      return image_BHWC
-    mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
-    return (image_BHWC.astype(jnp.float32) / 255 - mean) / std
+    return normalize(image_BHWC, self.mean, self.std)
 
   def encode(self, params, image_BHWC: jax.Array, **kwargs):
     """The encoder on full images: float32 [B, N, D], normed."""

@@ -86,8 +86,9 @@ class Metrics:
     if '://' in str(workdir):
       self._remote = epath.Path(workdir)
       local = pathlib.Path(tempfile.mkdtemp(prefix='ijepa-metrics-'))
-      if (self._remote / 'metrics.jsonl').exists():
-        (self._remote / 'metrics.jsonl').copy(local / 'metrics.jsonl')
+      there = self._remote / 'metrics.jsonl'
+      if there.exists():
+        (local / 'metrics.jsonl').write_bytes(there.read_bytes())
     local.mkdir(parents=True, exist_ok=True)
     self._local = local
     path = local / 'metrics.jsonl'

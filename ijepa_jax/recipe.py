@@ -80,28 +80,8 @@ def _build(config) -> Run:
       f'devices times accumulate = {config.accumulate}: take a multiple of '
       f'{pieces}.'
     )
-  if not len(d.mean) == len(d.std) == d.channels:
-    raise ValueError(
-      f'data.mean has {len(d.mean)} and data.std {len(d.std)} numbers: '
-      f'data.channels = {d.channels} needs as many each.'
-    )
-  model_config = config.model.to_dict()
-  encoder, predictor = vit.make_models(**model_config)
-  p = encoder.patch_size
-  if d.image_size[0] % p or d.image_size[1] % p:
-    raise ValueError(
-      f'data.image_size {tuple(d.image_size)} is not a whole number of patches '
-      f'of {p} pixels: change one of the two.'
-    )
-  model = ijepa.IJEPA(
-    encoder,
-    predictor,
-    mean=tuple(d.mean),
-    std=tuple(d.std),
-    loss=config.loss.kind,
-    normalize_targets=config.loss.normalize_targets,
-    rescale_init=config.model.init == 'rescaled',
-  )
+  model = build_model(config)
+  p = model.encoder.patch_size
   mask = config.mask.to_dict()
   sampler = masks.make_sampler(
     mask.pop('sampler'),
@@ -144,6 +124,32 @@ def _build(config) -> Run:
   return Run(model, tx, lr, weight_decay, ema_rate, sampler, mesh)
 
 
+def build_model(config) -> ijepa.IJEPA:
+  """The modules, from `model`, `data` and `loss` alone."""
+  d = config.data
+  if not len(d.mean) == len(d.std) == d.channels:
+    raise ValueError(
+      f'data.mean has {len(d.mean)} and data.std {len(d.std)} numbers: '
+      f'data.channels = {d.channels} needs as many each.'
+    )
+  encoder, predictor = vit.make_models(**config.model.to_dict())
+  p = encoder.patch_size
+  if d.image_size[0] % p or d.image_size[1] % p:
+    raise ValueError(
+      f'data.image_size {tuple(d.image_size)} is not a whole number of patches '
+      f'of {p} pixels: change one of the two.'
+    )
+  return ijepa.IJEPA(
+    encoder,
+    predictor,
+    mean=tuple(d.mean),
+    std=tuple(d.std),
+    loss=config.loss.kind,
+    normalize_targets=config.loss.normalize_targets,
+    rescale_init=config.model.init == 'rescaled',
+  )
+
+
 def abstract_state(config, run: Run):
   """The state's shapes, types and shardings, and the function that makes it."""
   make = functools.partial(
@@ -153,12 +159,8 @@ def abstract_state(config, run: Run):
     image_shape=(*config.data.image_size, config.data.channels),
   )
   shapes = jax.eval_shape(make, jax.random.key(config.seed))
-  shardings = sharding.state_sharding(shapes, run.mesh)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    shardings,
-  )
+  abstract = sharding.abstract(shapes, run.mesh)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
   return abstract, jax.jit(make, out_shardings=shardings)
 
 

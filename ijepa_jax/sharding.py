@@ -94,6 +94,15 @@ def state_sharding(abstract_tree, mesh: Mesh, min_size: int = 2**16):
   return jax.tree.map(rule, abstract_tree)
 
 
+def abstract(shapes, mesh: Mesh):
+  """A tree of shaped leaves as jax.ShapeDtypeStruct with `state_sharding`."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    state_sharding(shapes, mesh),
+  )
+
+
 def to_global(batch, mesh: Mesh):
   """This process's rows to global arrays: [b, ...] each to [B, ...].
 

@@ -103,7 +103,7 @@ class Block(nn.Module):
   dtype: Any
   kernel_init: Callable
   attention: str
-  keep: bool = False  # also return the output, for `layers`
+  keep: Callable | None = None  # of the output, what to return for `layers`
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array):
@@ -118,7 +118,7 @@ class Block(nn.Module):
     y = norm('norm2', self.dtype)(x_BTD)
     y = nn.gelu(dense('fc1', self.mlp_dim, self)(y), approximate=False)
     x_BTD = x_BTD + dense('fc2', d, self)(y)
-    return x_BTD, x_BTD if self.keep else None
+    return x_BTD, self.keep(x_BTD) if self.keep else None
 
 
 def dense(name: str, features: int, module: nn.Module) -> nn.Dense:
@@ -131,6 +131,18 @@ def dense(name: str, features: int, module: nn.Module) -> nn.Dense:
 def norm(name: str, dtype: Any) -> nn.LayerNorm:
   """LayerNorm, statistics in float32; the fast variance loses digits."""
   return nn.LayerNorm(1e-6, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def pool_standardized(x_BTD: jax.Array) -> jax.Array:
+  """The average over tokens of LayerNorm without scale and offset: [B, D]."""
+  x = x_BTD.astype(jnp.float32)
+  centred = x - x.mean(-1, keepdims=True)
+  variance = (centred**2).mean(-1, keepdims=True)
+  return (centred / jnp.sqrt(variance + 1e-6)).mean(1)
+
+
+# What is kept of each block's output.
+LAYERS = {'': None, 'tokens': lambda x_BTD: x_BTD, 'pooled': pool_standardized}
 
 
 class _Transformer(nn.Module):
@@ -146,7 +158,7 @@ class _Transformer(nn.Module):
   attention: str | None = 'xla'
   unroll: int = 1
 
-  def blocks(self, x_BTD: jax.Array, keep: bool = False):
+  def blocks(self, x_BTD: jax.Array, keep: Callable | None = None):
     """All blocks by one scan: compile time does not grow with the depth."""
     block = Block
     if (policy := REMAT[self.remat]) is not None:
@@ -180,17 +192,20 @@ class Encoder(_Transformer):
     image_BHWC: jax.Array,
     context_BK: jax.Array | None = None,
     *,
-    layers: bool = False,
+    layers: str = '',
   ):
     """Encodes an image, or only the patches that `context` names.
 
     Args:
       image_BHWC: float [B, H, W, C], normalised.
       context_BK: integer [B, K] token indices; None for the full image.
-      layers: also return the output of every block, before the last norm.
+      layers: 'tokens': also return the output of every block, before the last
+        norm. 'pooled': also return each block's output after the last norm,
+        averaged over tokens; only averages are kept, not tokens.
 
     Returns:
-      float32 [B, N or K, D]; with `layers` also [depth, B, N or K, D].
+      float32 [B, N or K, D]; with `layers` also [depth, B, N or K, D], or of
+      'pooled' float32 [depth, B, D].
     """
     h, w = image_BHWC.shape[1:3]
     patches = patchify(image_BHWC, self.patch_size)
@@ -203,8 +218,13 @@ class Encoder(_Transformer):
       patches = gather(patches, context_BK)
       position = position[context_BK]
     x = dense('patch_embed', self.width, self)(patches)
-    x, outputs = self.blocks(x + position.astype(x.dtype), layers)
-    x = norm('norm', jnp.float32)(x)
+    x, outputs = self.blocks(x + position.astype(x.dtype), LAYERS[layers])
+    last = norm('norm', jnp.float32)
+    x = last(x)
+    if layers == 'pooled':
+      # Scale and offset are linear, so they may come after the average.
+      affine = last.variables['params']
+      outputs = outputs * affine['scale'] + affine['bias']
     return (x, outputs) if layers else x
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from ijepa_jax import vit
 
@@ -103,9 +104,17 @@ def test_target_blocks_do_not_see_each_other():
 def test_layers():
   encoder, _ = small()
   image, params = init(encoder, (2, 16, 16, 3))
-  out, layers = encoder.apply(params, image, layers=True)
+  out, layers = encoder.apply(params, image, layers='tokens')
   assert layers.shape == (3, 2, 16, 32)
   np.testing.assert_array_equal(out, encoder.apply(params, image))
+  # Pooled while they stream by: what normalising and averaging them gives.
+  affine = {'scale': jnp.linspace(0.5, 2, 32), 'bias': jnp.linspace(-1, 1, 32)}
+  params['params']['norm'] = affine
+  out, pooled = encoder.apply(params, image, layers='pooled')
+  assert pooled.shape == (3, 2, 32)
+  normed = nn.LayerNorm(1e-6).apply({'params': affine}, layers)
+  np.testing.assert_allclose(pooled, normed.mean(2), atol=1e-5)
+  np.testing.assert_allclose(pooled[-1], out.mean(1), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def draw(
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[1]:
-      axis.legend(fontsize=8)
+      axis.legend(fontsize=7, framealpha=0.6)
   for axis in axes.flat[len(panels) :]:
     axis.set_visible(False)
   figure.suptitle(title)
