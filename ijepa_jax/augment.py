@@ -5,7 +5,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -33,6 +33,8 @@ def decode(data: bytes, channels: int) -> Image.Image:
     return upright if upright.mode == mode else upright.convert(mode)
   except (BadImage, MemoryError):
     raise
+  except UnidentifiedImageError:  # its words name an object in memory
+    raise BadImage('no image of a kind that Pillow knows') from None
   # Pillow's decoders raise whatever they stumble over.
   except Exception as error:
     raise BadImage(f'{type(error).__name__}: {error}') from error

@@ -7,6 +7,7 @@ processes and workers, and to resume is to start at k. There is no state.
 """
 
 import dataclasses
+import itertools
 import os
 import shutil
 import threading
@@ -84,8 +85,9 @@ def _wrong_channels(element, channels):
 
 
 def _stack(rows: list[dict]) -> dict:
-  """Arrays of all rows, and the one list of their failures."""
-  failures = [f for row in rows for f in row.pop('failures')]
+  """Arrays of all rows, and the failures of each row that had some."""
+  failures = [row.pop('failures') for row in rows]
+  failures = [found for found in failures if found]
   batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
   return batch | {'failures': failures}
 
@@ -105,7 +107,7 @@ class _Failures:
     self.seen += len(batch['image'])
     failures = batch.pop('failures')
     self.count += len(failures)
-    for key, reason in failures:
+    for key, reason in itertools.chain(*failures):
       if key not in self.reasons:
         logging.warning('Took the image after %s: %s.', key, reason)
         self.reasons[key] = reason

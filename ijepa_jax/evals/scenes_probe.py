@@ -13,8 +13,8 @@ from ijepa_jax.ijepa import IJEPA
 
 TEST_SEED = 20_230_619
 BATCH = 512
-# Pixels are probed at this resolution: at 48 x 48 a probe with the same number
-# of pictures is no better (benchmarks/pixel_probe.py) and takes minutes.
+# Pixels are probed at this resolution: at 48 x 48 a probe of the same pictures
+# gives half a point more or less (benchmarks/pixel_probe.py) and takes minutes.
 PIXEL_GRID = 16
 
 
