@@ -48,17 +48,25 @@ def _upright(image):
     return image
 
 
+FILTERS = {
+  'bilinear': Image.Resampling.BILINEAR,
+  'bicubic': Image.Resampling.BICUBIC,
+}
+
+
 def crop(
   image: Image.Image | np.ndarray,
   box: tuple[int, int, int, int],
   size: tuple[int, int],
+  resample: str = 'bilinear',
 ) -> np.ndarray:
-  """The box out of an image, resized: bilinear, antialiased (as the release).
+  """The box out of an image, resized with antialiasing.
 
   Args:
     image: Pillow's, of mode L or RGB; or uint8 [h, w, C].
     box: left, top, right, bottom in whole pixels.
     size: (H, W) in pixels.
+    resample: 'bilinear' (as the release pre-trains) or 'bicubic'.
 
   Returns:
     uint8 [H, W, C].
@@ -71,12 +79,13 @@ def crop(
     if channels not in (1, 3):
       planes = np.split(image, channels, axis=-1)
       whole = (0, 0, right - left, bottom - top)
-      return np.concatenate([crop(p, whole, size) for p in planes], axis=-1)
+      parts = [crop(p, whole, size, resample) for p in planes]
+      return np.concatenate(parts, axis=-1)
     image = Image.fromarray(image[..., 0] if channels == 1 else image)
   else:
     # Not resize(box=...): its filter looks across the edge of the box.
     image = image.crop(box)
-  image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+  image = image.resize(size[::-1], FILTERS[resample])
   return np.frombuffer(image.tobytes(), np.uint8).reshape(*size, -1)
 
 
@@ -92,12 +101,14 @@ class RandomCrop:
     scale: least and greatest share of the image's area.
     ratio: least and greatest width over height, before resizing.
     flip: mirror one image in two left to right (release: never).
+    resample: see `crop`.
   """
 
   size: tuple[int, int]
   scale: tuple[float, float] = (0.3, 1.0)
   ratio: tuple[float, float] = (3 / 4, 4 / 3)
   flip: bool = False
+  resample: str = 'bilinear'
 
   def __post_init__(self):
     if len(self.size) != 2 or min(self.size) < 1:
@@ -138,11 +149,49 @@ class RandomCrop:
     self, image: Image.Image | np.ndarray, rng: np.random.Generator
   ) -> np.ndarray:
     """-> uint8 [H, W, C]; `image` as in `crop`."""
-    if isinstance(image, np.ndarray):
-      height, width = image.shape[:2]
-    else:
-      width, height = image.size
-    pixels = crop(image, self.box(width, height, rng), self.size)
+    box = self.box(*_size(image), rng)
+    pixels = crop(image, box, self.size, self.resample)
     if self.flip and rng.random() < 0.5:
       pixels = pixels[:, ::-1]
     return pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreCrop:
+  """The middle of an image whose shorter side is `resize` pixels; bicubic.
+
+  Attributes:
+    size: (H, W) of the result in pixels.
+    resize: of the shorter side, at least the larger of `size`; the paper's
+      evaluations: 256 for a size of 224.
+  """
+
+  size: tuple[int, int]
+  resize: int
+
+  def __post_init__(self):
+    if not 1 <= max(self.size) <= self.resize:
+      raise ValueError(
+        f'resize is {self.resize}: take at least the {max(self.size)} pixels '
+        'of the crop.'
+      )
+
+  def __call__(
+    self,
+    image: Image.Image | np.ndarray,
+    rng: np.random.Generator | None = None,
+  ) -> np.ndarray:
+    """-> uint8 [H, W, C]; `image` as in `crop`; `rng` is not looked at."""
+    width, height = _size(image)
+    scale = self.resize / min(width, height)
+    whole = max(round(height * scale), 1), max(round(width * scale), 1)
+    pixels = crop(image, (0, 0, width, height), whole, 'bicubic')
+    top, left = ((a - b) // 2 for a, b in zip(whole, self.size, strict=True))
+    return pixels[top : top + self.size[0], left : left + self.size[1]]
+
+
+def _size(image: Image.Image | np.ndarray) -> tuple[int, int]:
+  """Width and height in pixels."""
+  if isinstance(image, np.ndarray):
+    return image.shape[1], image.shape[0]
+  return image.size

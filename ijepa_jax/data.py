@@ -1,9 +1,10 @@
 """The pipeline: source -> crop and masks -> batches, ahead of the loop.
 
 Row r of step k is global image g = k * batch_size + r of an endless stream of
-epochs, each in an order of its own. All that is random about it is a function
-of (seed, g), or of (seed, k): the batches are the same for any number of
-processes and workers, and to resume is to start at k. There is no state.
+epochs, each in an order of its own; for an evaluation, of one pass in order.
+All that is random about it is a function of (seed, g), or of (seed, k): the
+batches are the same for any number of processes and workers, and to resume is
+to start at k. There is no state.
 """
 
 import dataclasses
@@ -33,23 +34,25 @@ class _Example:
 
   source: object
   sampler: object
-  crop: augment.RandomCrop
+  transform: Callable
   channels: int
   batch_size: int
   seed: int
 
   def __call__(self, g: int, index: int) -> dict:
     """Row g % batch_size of step g // batch_size, from image `index`."""
-    context, targets = self.sampler(self.seed, *divmod(g, self.batch_size))
-    image, label, failures = self._read(index)
+    # Beyond the end of one pass, to fill the last batch: any image will do.
+    image, label, failures = self._read(min(index, len(self.source) - 1))
     rng = np.random.default_rng((self.seed, _CROP, g))
-    return {
-      'image': self.crop(image, rng),
+    row = {
+      'image': self.transform(image, rng),
       'label': label,
-      'context': context,
-      'targets': targets,
       'failures': failures,
     }
+    if self.sampler is not None:
+      at = divmod(g, self.batch_size)
+      row['context'], row['targets'] = self.sampler(self.seed, *at)
+    return row
 
   def _read(self, index):
     """The image and label at index, or of the next that can be read."""
@@ -170,45 +173,54 @@ def _start_worker(index, count):
   threading.Thread(target=watch, daemon=True).start()
 
 
+def _epochs(count: int, seed: int) -> grain.MapDataset:
+  """Endless indices, each epoch in an order of its own."""
+  # Grain adds the epoch to it: without the hash, the second epoch of a seed
+  # were the first of the next.
+  order = np.random.SeedSequence((seed, _ORDER)).generate_state(1)[0]
+  return grain.MapDataset.range(count).shuffle(int(order)).repeat()
+
+
 def make_dataset(
   source,
   sampler,
   *,
+  transform: Callable,
   batch_size: int,
-  seed: int,
-  image_size: tuple[int, int],
+  seed: int = 0,
   channels: int = 3,
-  crop_scale: tuple[float, float] = (0.3, 1.0),
-  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-  flip: bool = False,
+  one_pass: bool = False,
   process_index: int = 0,
   process_count: int = 1,
   start: int = 0,
   workers: int = 0,
   max_bad_share: float = 0.01,
 ) -> grain.IterDataset:
-  """The endless batches of one process, from global step `start`.
+  """The batches of one process, from global step `start`.
 
   An image that can't be read or decoded is replaced by the next one in the
   source that can, and named once in the log.
 
   Args:
     source: see sources.py.
-    sampler: of masks; see masks.py.
+    sampler: of masks, see masks.py; None: batches without.
+    transform: (image, numpy Generator) -> uint8 [H, W, C], with `size` (H, W);
+      see augment.py.
     batch_size: images a step, over all processes.
-    image_size: (H, W) in pixels.
     channels: 1 or 3 for encoded images, which are converted; the arrays' own
       for arrays.
-    crop_scale, crop_ratio, flip: see augment.RandomCrop.
+    one_pass: every image once and in the order of the source, the last batch
+      filled up with its last image; else endless shuffled epochs.
     workers: processes that make batches, each some of its own, with four of
       them waiting in shared memory; 0: threads of this process. A script
       without absl.app calls absl.flags.FLAGS.mark_as_parsed() first, for Grain.
     max_bad_share: stop when more than this share of the images is replaced.
 
   Returns:
-    A dataset of batches {'image': uint8 [b, H, W, C], 'label': int32 [b, L],
-    'context': int32 [b, E, Kc], 'targets': int32 [b, M, Kt]}, where b is
-    batch_size // process_count: rows [p * b, (p + 1) * b) of the global batch.
+    A dataset of batches {'image': uint8 [b, H, W, C], 'label': int32 [b, L]}
+    and, with a sampler, 'context': int32 [b, E, Kc], 'targets': int32
+    [b, M, Kt]; b is batch_size // process_count: rows [p * b, (p + 1) * b) of
+    the global batch.
     Close its iterators; `prefetch` does.
 
   Raises:
@@ -221,18 +233,14 @@ def make_dataset(
       f'processes: take a multiple of {process_count}.'
     )
   rows = batch_size // process_count
-  encoded = _check(source, rows, seed, image_size, channels, workers)
-  crop = augment.RandomCrop(tuple(image_size), crop_scale, crop_ratio, flip)
-  # Grain adds the epoch to it: without the hash, the second epoch of a seed
-  # were the first of the next.
-  order = np.random.SeedSequence((seed, _ORDER)).generate_state(1)[0]
-  dataset = (
-    grain.MapDataset.range(len(source))
-    .shuffle(int(order))
-    .repeat()
-    .map_with_index(_Example(source, sampler, crop, channels, batch_size, seed))
-    .batch(rows, batch_fn=_stack)
-  )
+  encoded = _check(source, rows, seed, transform.size, channels, workers)
+  if one_pass:
+    order = grain.MapDataset.range(-(-len(source) // batch_size) * batch_size)
+  else:
+    order = _epochs(len(source), seed)
+  dataset = order.map_with_index(
+    _Example(source, sampler, transform, channels, batch_size, seed)
+  ).batch(rows, batch_fn=_stack)
   # Of the batches of `rows` images, every process_count-th is this process's.
   dataset = dataset[process_index + start * process_count :: process_count]
   # Pillow decodes without the interpreter's lock; all else would only fight

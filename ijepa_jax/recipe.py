@@ -16,6 +16,7 @@ import optax
 from absl import logging
 
 from ijepa_jax import (
+  augment,
   checkpoint,
   data,
   ijepa,
@@ -205,31 +206,39 @@ def compile_steps(config, run: Run, abstract, shapes=None) -> dict:
     return dict(zip(shapes, pool.map(compile_one, shapes), strict=True))
 
 
-def make_batches(config, run: Run, source, start: int):
-  """The stream of global batches on the devices, from step `start`."""
+def make_dataset(config, run: Run, source, start: int):
+  """This process's batches from step `start`, on the host.
+
+  Raises:
+    UserError: the source and the config don't go together.
+  """
   d = config.data
-  dataset = data.make_dataset(
-    source,
-    run.sampler,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    image_size=tuple(d.image_size),
-    channels=d.channels,
-    crop_scale=tuple(d.crop_scale),
-    crop_ratio=tuple(d.crop_ratio),
-    flip=d.flip,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    start=start,
-    workers=d.workers,
-    max_bad_share=d.max_bad_share,
-  )
+  with told():
+    crop = augment.RandomCrop(
+      tuple(d.image_size), tuple(d.crop_scale), tuple(d.crop_ratio), d.flip
+    )
+    return data.make_dataset(
+      source,
+      run.sampler,
+      transform=crop,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      channels=d.channels,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      start=start,
+      workers=d.workers,
+      max_bad_share=d.max_bad_share,
+    )
+
+
+def on_devices(dataset, mesh, *keys: str, depth: int = 2):
+  """The stream of global batches, with these keys, on the devices of `mesh`."""
 
   def put(batch):
-    keys = ('image', 'context', 'targets')
-    return sharding.to_global({k: batch[k] for k in keys}, run.mesh)
+    return sharding.to_global({k: batch[k] for k in keys}, mesh)
 
-  return data.prefetch(dataset, put, depth=d.prefetch)
+  return data.prefetch(dataset, put, depth)
 
 
 def make_source(config):

@@ -4,10 +4,13 @@ A source has a length, is picklable at little cost, and gives by index
   {'image': bytes (encoded) or uint8 [H, W, C], 'label': int32 [L], 'key': str}
 with the key naming the image for a person. `source.labels` maps the name of
 each of the L labels to its number of values; it is empty when there are none.
+`source.identity` is text that differs where the images or labels do, as far as
+can be known without reading them.
 """
 
 import difflib
 import functools
+import hashlib
 import os
 import re
 
@@ -68,6 +71,7 @@ class Scenes(_Opened):
     # Here rather than in every worker, should they have to be made.
     self._data  # noqa: B018
     self.labels = dict(scenes.LABELS[flavour])
+    self.identity = f'scenes {scenes.VERSION} {flavour} {seed} {count}'
 
   @functools.cached_property
   def _data(self):
@@ -127,6 +131,11 @@ class Folder:
     # Arrays: a list of a million strings is slow to send to the workers.
     self._labels = np.array([numbers.get(c, 0) for c in classes], np.int32)
     self._names = np.array([os.fsencode(n) for n in names])
+    digest = hashlib.sha256(self._names.tobytes() + self._labels.tobytes())
+    # Sizes of all would be a million questions to a network disk.
+    for i in range(0, len(names), -(-len(names) // 1000)):
+      digest.update(b'%d' % os.stat(os.path.join(root, names[i])).st_size)
+    self.identity = f'folder {root} {digest.hexdigest()}'
 
   def __len__(self):
     return len(self._names)
@@ -157,6 +166,7 @@ class TFDS(_Opened):
 
     self._length = len(data)
     self._shown = f'{info.full_name}/{split}'
+    self.identity = f'tfds {self._shown} {self._length}'
     self.labels = {
       name: feature.num_classes
       for name, feature in info.features.items()

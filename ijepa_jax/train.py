@@ -99,12 +99,11 @@ def pretrain(config, workdir: str) -> ijepa.State:
   if '://' not in str(workdir):
     workdir = workdir.expanduser().absolute()
   abstract, make_state = recipe.abstract_state(config, run)
-  with (
-    recipe.told(checkpoint.CheckpointError),
-    checkpoint.Checkpointer(
+  with recipe.told():
+    checkpoints = checkpoint.Checkpointer(
       workdir / 'checkpoints', **config.checkpoint.to_dict()
-    ) as checkpoints,
-  ):
+    )
+  with recipe.told(checkpoint.CheckpointError), checkpoints:
     with recipe.told():
       restored = checkpoints.restore(abstract)
     if restored is None:
@@ -112,6 +111,7 @@ def pretrain(config, workdir: str) -> ijepa.State:
     else:
       state, start = restored
       logging.info('Going on from step %d of %s.', start, workdir)
+    dataset = recipe.make_dataset(config, run, source, start)
     count = sum(x.size for x in jax.tree.leaves(state.params['encoder']))
     logging.info(
       'Encoder of %.1f M parameters, %d images, mask shapes %s.',
@@ -131,7 +131,7 @@ def pretrain(config, workdir: str) -> ijepa.State:
     ) as writer:
       probe = make_probe(config, run)
       state = loop(
-        config, run, source, state, start, abstract, checkpoints, writer, probe
+        config, run, dataset, state, start, abstract, checkpoints, writer, probe
       )
   if probe and int(state.step) == config.total_steps:
     report(config, workdir, probe, state, make_state, began)
@@ -139,7 +139,7 @@ def pretrain(config, workdir: str) -> ijepa.State:
 
 
 def loop(
-  config, run, source, state, start, abstract, checkpoints, writer, probe
+  config, run, dataset, state, start, abstract, checkpoints, writer, probe
 ) -> ijepa.State:
   """Steps `start` to `config.total_steps`; returns early when asked to stop."""
   if start >= config.total_steps:
@@ -189,11 +189,13 @@ def loop(
 
   # The step before is recorded while this one runs.
   pending = None
+  keys = 'image', 'context', 'targets'
+  depth = config.data.prefetch
   meter.restart()
   with (
     progress,
     Interruption() as interruption,
-    recipe.make_batches(config, run, source, start) as batches,
+    recipe.on_devices(dataset, run.mesh, *keys, depth=depth) as batches,
   ):
     for step in range(start + 1, config.total_steps + 1):
       try:

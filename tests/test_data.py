@@ -59,8 +59,10 @@ class Encoded(Arrays):
 
 
 def make(source, **kwargs):
-  defaults = {'batch_size': 8, 'seed': 5, 'image_size': (16, 24)}
-  return data.make_dataset(source, SAMPLER, **defaults | kwargs)
+  kwargs = {'batch_size': 8, 'seed': 5, 'size': (16, 24)} | kwargs
+  crop = {k: kwargs.pop(k) for k in ('size', 'scale', 'flip') if k in kwargs}
+  transform = augment.RandomCrop(**crop)
+  return data.make_dataset(source, SAMPLER, transform=transform, **kwargs)
 
 
 def take(source, count, **kwargs):
@@ -166,8 +168,7 @@ def test_channels_of_arrays(channels):
 
 def test_encoded_images_turn_grey_on_demand():
   grey, colour = (
-    take(Encoded(9), 1, channels=c, image_size=(8, 12))[0]['image']
-    for c in (1, 3)
+    take(Encoded(9), 1, channels=c, size=(8, 12))[0]['image'] for c in (1, 3)
   )
   assert grey.shape == (8, 8, 12, 1)
   luma = colour @ np.array([0.299, 0.587, 0.114])
@@ -193,11 +194,11 @@ def test_folder_and_tfds_are_alike(prepared, tmp_path):  # noqa: F811
     ({'process_count': 3}, 'batch_size of 8 does not divide over 3 processes'),
     ({'seed': -1}, r'seed is -1: take one from 0'),
     ({'workers': -1}, r'data\.workers is -1: take 0'),
-    ({'image_size': (0, 3)}, r'image_size is \(0, 3\): take a height'),
-    ({'crop_scale': (0.5, 0.3)}, r'crop_scale is \(0\.5, 0\.3\): take two'),
+    ({'size': (0, 3)}, r'image_size is \(0, 3\): take a height'),
+    ({'scale': (0.5, 0.3)}, r'crop_scale is \(0\.5, 0\.3\): take two'),
     ({'crop_ratio': (0, 1)}, r'crop_ratio is \(0, 1\): take two'),
     pytest.param(
-      {'workers': 2, 'image_size': (10**6, 10**6)},
+      {'workers': 2, 'size': (10**6, 10**6)},
       r'2 workers need \d+ MiB of shared memory',
       marks=pytest.mark.skipif(not os.path.isdir('/dev/shm'), reason='Linux'),
     ),
@@ -347,8 +348,7 @@ def test_the_middle_where_no_box_fits(width, height, box):
 def test_flips():
   """Half of the images; the boxes stay those without."""
   straight, maybe = (
-    take(Arrays(300), 25, flip=flip, image_size=(4, 6))
-    for flip in (False, True)
+    take(Arrays(300), 25, flip=flip, size=(4, 6)) for flip in (False, True)
   )
   a, b = (np.concatenate([x['image'] for x in s]) for s in (straight, maybe))
   same = (a == b).all(axis=(1, 2, 3))

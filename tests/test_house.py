@@ -22,10 +22,10 @@ FLOORS = {
   'optim': 3,
   'data': 4,
   'recipe': 5,
-  'evals': 6,
+  'evals': 7,
   'interop': 6,
   'visualize': 6,
-  'train': 7,
+  'train': 8,
 }
 
 

@@ -215,7 +215,9 @@ def test_fsdp_splits_the_state_and_equals_one_device(cpus):
         assert shard.data.size == kernel.size // 8
     source = recipe.make_source(config)
     out = []
-    with recipe.make_batches(config, run, source, 0) as batches:
+    dataset = recipe.make_dataset(config, run, source, 0)
+    keys = 'image', 'context', 'targets'
+    with recipe.on_devices(dataset, run.mesh, *keys) as batches:
       for _ in range(5):
         batch = next(batches)
         shape = batch['context'].shape[-1], batch['targets'].shape[-1]
@@ -326,6 +328,8 @@ def test_a_disk_that_is_full(straight, tmp_path, monkeypatch):
     ({'data.channels': 1}, 'data.mean has 3'),
     ({'data.source': 'folder', 'data.path': '/nowhere'}, '/nowhere'),
     ({'mesh.fsdp': 3}, 'mesh.fsdp = 3'),
+    ({'checkpoint.keep_last': 0}, 'keep_last is 0'),
+    ({'data.crop_scale': (0.5, 0.3)}, 'crop_scale is'),
     ({'optim.weight_decay_schedule': 'step'}, "'step'.*cosine, linear"),
     ({'data.source': 'folder', 'probe.every_steps': 5}, 'probe.every_steps'),
     ({'loss.kind': 'l1'}, "'l1'"),

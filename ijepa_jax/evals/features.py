@@ -1,0 +1,188 @@
+"""Frozen features of a data set, computed once and kept on disk.
+
+cache_dir/<key>/last.npy    float32 [N, D]    average pool of the last layer
+cache_dir/<key>/last4.npy   float32 [N, 4 D]  of the last 4 layers, side by side
+cache_dir/<key>/labels.npy  int32 [N, L]
+cache_dir/<key>/done.json   {"rows": how many are there, ...}: an interrupted
+                            pass goes on from it
+
+The key is a hash of the parameters, the data and the transform.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+import tqdm
+from jax.experimental import multihost_utils
+
+from ijepa_jax import data, recipe, sharding
+from ijepa_jax.interop.load import Frozen
+
+VERSION = 1  # raise it whenever the same input gives other features
+_FLUSH = 50  # batches between two notes of how far it is
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """Of N images, as numpy arrays mapped from the disk.
+
+  Attributes:
+    last: float32 [N, D], see `Frozen.pooled`.
+    last4: float32 [N, 4 D].
+    labels: int32 [N, L], the source's.
+    key: names them: another checkpoint, data set or transform has another.
+  """
+
+  last: np.ndarray
+  last4: np.ndarray
+  labels: np.ndarray
+  key: str
+
+
+def extract(
+  frozen: Frozen,
+  source,
+  transform,
+  *,
+  mesh,
+  cache_dir,
+  batch_size: int = 256,
+  workers: int = 0,
+) -> Features:
+  """Features of every image of a source, in its order.
+
+  Args:
+    frozen: the encoder.
+    source: see sources.py.
+    transform: without randomness, such as augment.CentreCrop.
+    mesh: devices that share the work.
+    cache_dir: of all features; with several processes on a disk that all see.
+    batch_size: images at a time over all devices.
+    workers: see data.make_dataset.
+
+  Raises:
+    UserError: the images don't fit the encoder, or one can't be read.
+  """
+  names = (VERSION, frozen.fingerprint, source.identity, repr(transform))
+  key = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:24]
+  folder = pathlib.Path(cache_dir) / key
+  n, d = len(source), frozen.encoder.width
+  depth = min(frozen.encoder.depth, 4)
+  shapes = {
+    'last': (n, d),
+    'last4': (n, d * depth),
+    'labels': (n, len(source.labels)),
+  }
+  done = _agree(_done(folder, shapes))
+  if done < n:
+    _compute(
+      frozen, source, transform, mesh, folder, shapes, done, batch_size, workers
+    )
+  return Features(
+    **{k: np.load(folder / f'{k}.npy', mmap_mode='r') for k in shapes}, key=key
+  )
+
+
+def _compute(
+  frozen, source, transform, mesh, folder, shapes, done, batch_size, workers
+):
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  first = done // batch_size
+  with recipe.told():
+    dataset = data.make_dataset(
+      source,
+      None,
+      transform=transform,
+      batch_size=batch_size,
+      channels=frozen.channels,
+      one_pass=True,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      start=first,
+      workers=workers,
+      max_bad_share=0.0,  # accuracy on other images would be another number
+    )
+  run = jax.jit(
+    lambda params, batch: (
+      *frozen.pooled(params, batch['image']),
+      batch['label'],
+    ),
+    out_shardings=sharding.replicated(mesh),
+  )
+  writer = jax.process_index() == 0
+  arrays = _open(folder, shapes, new=done == 0) if writer else {}
+  n = len(source)
+  bar = tqdm.tqdm(
+    total=n, initial=done, desc='features', unit='img', disable=None
+  )
+
+  def store(at, out):
+    rows = min(batch_size, n - at)
+    for name, values in zip(shapes, out, strict=True):
+      if writer:
+        arrays[name][at : at + rows] = np.asarray(values)[:rows]
+    bar.update(rows)
+
+  def note(rows):
+    for array in arrays.values():
+      array.flush()
+    text = json.dumps({'rows': rows, 'shapes': shapes})
+    temporary = folder / f'.done.{os.getpid()}'
+    if writer:
+      temporary.write_text(text)
+      temporary.replace(folder / 'done.json')
+
+  # The batch before is fetched while this one runs.
+  pending = None
+  with (
+    bar,
+    recipe.told(*data.ERRORS),
+    recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
+  ):
+    for step, batch in enumerate(batches, first):
+      out = run(frozen.params, batch)
+      if pending:
+        store(*pending)
+      pending = step * batch_size, out
+      if (step + 1) % _FLUSH == 0:
+        note(step * batch_size)
+    store(*pending)
+  note(n)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('features are on disk')
+
+
+def _open(folder, shapes, new: bool) -> dict[str, np.memmap]:
+  folder.mkdir(parents=True, exist_ok=True)
+  return {
+    name: np.lib.format.open_memmap(
+      folder / f'{name}.npy',
+      mode='w+' if new else 'r+',
+      dtype=np.int32 if name == 'labels' else np.float32,
+      shape=shape if new else None,
+    )
+    for name, shape in shapes.items()
+  }
+
+
+def _done(folder, shapes) -> int:
+  """Rows that are on disk already; 0 where what is there can't be gone on."""
+  try:
+    done = json.loads((folder / 'done.json').read_text())
+    there = {
+      k: np.load(folder / f'{k}.npy', mmap_mode='r').shape for k in shapes
+    }
+  except (OSError, ValueError):
+    return 0
+  return done['rows'] if there == shapes else 0
+
+
+def _agree(done: int) -> int:
+  if jax.process_count() == 1:
+    return done
+  return int(multihost_utils.broadcast_one_to_all(np.int32(done)))

@@ -1,0 +1,160 @@
+"""Features: what the encoder gives, each image once, never another's."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from ijepa_jax import augment, checkpoint, metrics, recipe, sharding
+from ijepa_jax.evals import features
+from ijepa_jax.interop import load
+
+SOURCE_COUNT = 45
+
+
+def make_config():
+  c = tiny.get_config()
+  c.data.count = SOURCE_COUNT
+  c.model.width, c.model.depth, c.model.heads = 32, 5, 2
+  c.batch_size = 8
+  return c
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """What a run leaves: two checkpoints, target unlike context encoder."""
+  path = tmp_path_factory.mktemp('run')
+  config = make_config()
+  run = recipe.build(config)
+  _, make_state = recipe.abstract_state(config, run)
+  state = make_state(jax.random.key(0))
+  metrics.write_config(path, config.to_json_best_effort())
+  with checkpoint.Checkpointer(path / 'checkpoints') as checkpoints:
+    checkpoints.save(1, state)
+    target = jax.jit(lambda t: jax.tree.map(lambda x: x * 1.1, t))(state.target)
+    checkpoints.save(2, dataclasses.replace(state, target=target))
+  return path
+
+
+@pytest.fixture(scope='module')
+def source():
+  return recipe.make_source(make_config())
+
+
+def extract(frozen, source, cache, *, devices=None, crop=(48, 48), **kwargs):
+  return features.extract(
+    frozen,
+    source,
+    augment.CentreCrop((crop[0], crop[0]), crop[1]),
+    mesh=sharding.make_mesh(devices=devices),
+    cache_dir=cache,
+    batch_size=16,
+    **kwargs,
+  )
+
+
+def test_they_are_the_encoders(workdir, source, tmp_path):
+  frozen = load.load(workdir)
+  assert '2, target' in frozen.name
+  found = extract(frozen, source, tmp_path)
+  assert found.last.shape == (SOURCE_COUNT, 32)
+  assert found.last4.shape == (SOURCE_COUNT, 4 * 32)
+  images = np.stack([source[i]['image'] for i in range(SOURCE_COUNT)])
+  tokens, layers = jax.jit(
+    lambda p, x: frozen.encoder.apply(
+      {'params': p}, frozen.normalize(x), layers='tokens'
+    )
+  )(frozen.params, images)
+  np.testing.assert_allclose(found.last, tokens.mean(1), atol=2e-5)
+  norm = frozen.params['norm']
+  x = layers[-4:]
+  x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1)[..., None] + 1e-6)
+  x = (x * norm['scale'] + norm['bias']).mean(2)
+  expected = np.moveaxis(np.asarray(x), 0, 1).reshape(SOURCE_COUNT, -1)
+  np.testing.assert_allclose(found.last4, expected, atol=2e-5)
+  labels = np.stack([source[i]['label'] for i in range(SOURCE_COUNT)])
+  np.testing.assert_array_equal(found.labels, labels)
+
+
+def test_eight_devices_and_workers_change_nothing(
+  workdir, source, tmp_path, cpus
+):
+  one = load.load(workdir, mesh=sharding.make_mesh(devices=cpus[:1]))
+  first = extract(one, source, tmp_path / '1', devices=cpus[:1])
+  eight = load.load(workdir, mesh=sharding.make_mesh(devices=cpus))
+  assert eight.fingerprint == one.fingerprint
+  second = extract(eight, source, tmp_path / '8', workers=1)
+  np.testing.assert_allclose(first.last4, second.last4, atol=1e-5)
+  np.testing.assert_array_equal(first.labels, second.labels)
+
+
+def test_a_cache_belongs_to_one_encoder_data_set_and_transform(
+  workdir, source, tmp_path
+):
+  frozen = load.load(workdir)
+  again = extract(frozen, source, tmp_path)
+  before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
+  assert extract(frozen, source, tmp_path).key == again.key
+  assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')} == before
+  other_step = load.load(workdir, step=1)
+  context = load.load(workdir, which='context')
+  config = make_config()
+  config.data.count = SOURCE_COUNT - 1
+  shorter = recipe.make_source(config)
+  keys = {
+    again.key,
+    extract(other_step, source, tmp_path).key,
+    extract(frozen, shorter, tmp_path).key,
+    extract(frozen, source, tmp_path, crop=(48, 56)).key,
+  }
+  assert len(keys) == 4
+  assert context.fingerprint not in (frozen.fingerprint, other_step.fingerprint)
+
+
+def test_an_interrupted_pass_goes_on(workdir, source, tmp_path, monkeypatch):
+  frozen = load.load(workdir)
+  straight = extract(frozen, source, tmp_path / 'straight')
+  monkeypatch.setattr(features, '_FLUSH', 1)
+  to_global, calls = sharding.to_global, []
+
+  def dying(batch, mesh):
+    calls.append(1)
+    if len(calls) == 3:
+      raise RuntimeError('the power is gone')
+    return to_global(batch, mesh)
+
+  monkeypatch.setattr(sharding, 'to_global', dying)
+  with pytest.raises(recipe.UserError, match='power'):
+    extract(frozen, source, tmp_path / 'broken')
+  (note,) = (tmp_path / 'broken').rglob('done.json')
+  assert json.loads(note.read_text())['rows'] == 16
+  found = extract(frozen, source, tmp_path / 'broken')
+  assert len(calls) == 3 + 2  # the first of the three batches is not done again
+  np.testing.assert_array_equal(found.last, straight.last)
+  np.testing.assert_array_equal(found.labels, straight.labels)
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'words'),
+  [
+    ({'step': 7}, 'no checkpoint 7.*1, 2'),
+    ({'which': 'teacher'}, "'teacher'"),
+    ({'path': '/nowhere'}, '/nowhere is no training workdir'),
+  ],
+)
+def test_mistakes_are_told(workdir, kwargs, words):
+  with pytest.raises(recipe.UserError, match=words):
+    load.load(**{'path': workdir} | kwargs)
+
+
+def test_another_model_is_told(workdir, tmp_path):
+  config = make_config()
+  config.model.width = 16
+  (tmp_path / 'checkpoints').symlink_to(workdir / 'checkpoints')
+  metrics.write_config(tmp_path, config.to_json_best_effort())
+  with pytest.raises(recipe.UserError, match=r'another model.*target/'):
+    load.load(tmp_path)
