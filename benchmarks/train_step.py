@@ -39,6 +39,7 @@ flags.DEFINE_integer('loop', 0, 'Steps of the real loop to run; 0: none.')
 # Dense peak of the matrix units in bfloat16, TFLOP/s a device.
 PEAK = {
   'NVIDIA A100': 312,
+  'NVIDIA H100 PCIe': 756,
   'NVIDIA H100': 989,
   'NVIDIA H200': 989,
   'TPU v4': 275,
@@ -160,6 +161,8 @@ def time_steps(config) -> dict:
 def run_loop(config, steps: int) -> dict:
   config = config.copy_and_resolve_references()
   config.total_steps = steps
+  config.probe.every_steps = 0  # Probes and saves compile what steps need not.
+  config.checkpoint.every_steps = 0
   with tempfile.TemporaryDirectory() as workdir:
     train.pretrain(config, workdir)
     rows = metrics.read(workdir)
