@@ -32,6 +32,7 @@ setup(
   ],
   extras_require={
     'cuda': ['jax[cuda12]'],
+    'gcs': ['gcsfs'],  # a workdir on gs://
     'tpu': ['jax[tpu]'],
     'dev': ['pytest>=8', 'ruff==0.15.0'],
   },

@@ -58,9 +58,12 @@ class Encoded(Arrays):
     return element | {'image': image[:500] if index in self.cut else image}
 
 
+CROP = 'size', 'scale', 'ratio', 'flip'  # go to the crop
+
+
 def make(source, **kwargs):
   kwargs = {'batch_size': 8, 'seed': 5, 'size': (16, 24)} | kwargs
-  crop = {k: kwargs.pop(k) for k in ('size', 'scale', 'flip') if k in kwargs}
+  crop = {k: kwargs.pop(k) for k in CROP if k in kwargs}
   transform = augment.RandomCrop(**crop)
   return data.make_dataset(source, SAMPLER, transform=transform, **kwargs)
 
@@ -196,7 +199,7 @@ def test_folder_and_tfds_are_alike(prepared, tmp_path):  # noqa: F811
     ({'workers': -1}, r'data\.workers is -1: take 0'),
     ({'size': (0, 3)}, r'image_size is \(0, 3\): take a height'),
     ({'scale': (0.5, 0.3)}, r'crop_scale is \(0\.5, 0\.3\): take two'),
-    ({'crop_ratio': (0, 1)}, r'crop_ratio is \(0, 1\): take two'),
+    ({'ratio': (0, 1)}, r'crop_ratio is \(0, 1\): take two'),
     pytest.param(
       {'workers': 2, 'size': (10**6, 10**6)},
       r'2 workers need \d+ MiB of shared memory',
