@@ -11,6 +11,7 @@ array, because compressed data with a flipped bit may still decompress.
 """
 
 import contextlib
+import math
 import os
 import time
 
@@ -56,6 +57,8 @@ class Checkpointer:
     every_minutes: float = 0.0,
     keep_last: int = 3,
     keep_every: int = 0,
+    keep_best: str = '',
+    keep_best_mode: str = 'max',
   ):
     """Takes the rules; nothing is written yet.
 
@@ -67,6 +70,9 @@ class Checkpointer:
       keep_last: newest checkpoints to keep, at least 1; older ones are deleted
         once a newer one is complete.
       keep_every: of those saved, multiples of this are never deleted; 0: none.
+      keep_best: name of a metric; of those saved with it the best is kept too;
+        '': none.
+      keep_best_mode: 'max' or 'min', which is best.
 
     Raises:
       ValueError: a number is too small.
@@ -77,12 +83,17 @@ class Checkpointer:
         f'checkpoint: every_steps, every_minutes and keep_every are {numbers}, '
         f'keep_last is {keep_last}: take 0 or more, and 1 or more.'
       )
+    if keep_best_mode not in ('max', 'min'):
+      raise ValueError(
+        f'checkpoint.keep_best_mode is {keep_best_mode!r}: take max or min.'
+      )
     directory = os.fspath(directory)
     if '://' not in directory:
       directory = os.path.abspath(directory)  # Orbax takes no relative one.
     self.directory = ocp.path.Path(directory)
     self._every_steps, self._every_minutes = every_steps, every_minutes
     self._keep_last, self._keep_every = keep_last, keep_every
+    self._keep_best, self._keep_best_mode = keep_best, keep_best_mode
     self._orbax = None
     self._pending = None
     self._last_save = time.monotonic()
@@ -235,17 +246,15 @@ class Checkpointer:
       return False
     return bool(multihost_utils.broadcast_one_to_all(np.int32(due)))
 
-  def maybe_save(self, step: int, state) -> bool:
-    """Saves if `should_save(step)`; whether it did."""
-    due = self.should_save(step)
-    if due:
-      self.save(step, state)
-    return due
-
-  def save(self, step: int, state) -> None:
-    """Starts to save `state` (a tree of jax.Array) after `step` steps.
+  def save(self, step: int, state, values: dict | None = None) -> None:
+    """Starts to save `state`.
 
     Waits for the save before, and until `state` is on the host.
+
+    Args:
+      step: finished steps.
+      state: a tree of jax.Array.
+      values: metrics of this state, for `keep_best`.
 
     Raises:
       CheckpointError: this save, or the one before, failed.
@@ -255,8 +264,13 @@ class Checkpointer:
     with self._telling(step):
       if self._orbax is None:
         self._orbax = self._open()
+      best = (values or {}).get(self._keep_best)
       response = self._orbax.save_async(
-        step, state, force=True, custom_metadata={'checksums': sums}
+        step,
+        state,
+        force=True,
+        metrics=None if best is None else {self._keep_best: float(best)},
+        custom_metadata={'checksums': sums},
       )
     self._pending = step, response
     self._last_save = time.monotonic()
@@ -268,6 +282,16 @@ class Checkpointer:
     kept = [keeping.LatestN(self._keep_last)]
     if self._keep_every:
       kept.append(keeping.EveryNSteps(self._keep_every))
+    if self._keep_best:
+      lowest = self._keep_best_mode == 'min'
+      worst = math.inf if lowest else -math.inf
+      best = keeping.BestN(
+        get_metric_fn=lambda values: values.get(self._keep_best, worst),
+        reverse=lowest,
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      )
+      kept.append(best)
     context = ocp.Context()
     # Else a folder that can't be made is waited for, for five minutes.
     context.asynchronous.create_directories_asynchronously = False

@@ -159,6 +159,19 @@ def test_retention(tmp_path):
   assert checkpoint.Checkpointer(tmp_path).steps() == [8, 10]
 
 
+@pytest.mark.parametrize(('mode', 'kept'), [('max', [2, 5]), ('min', [3, 5])])
+def test_the_best_is_kept(tmp_path, mode, kept):
+  """Of those saved with the metric, over restarts too."""
+  rules = {'keep_last': 1, 'keep_best': 'probe', 'keep_best_mode': mode}
+  values = {1: 0.4, 2: 0.9, 3: 0.1, 4: None, 5: 0.5}
+  for part in ([1, 2], [3, 4, 5]):
+    with checkpoint.Checkpointer(tmp_path, **rules) as checkpoints:
+      for step in part:
+        found = {} if values[step] is None else {'probe': values[step]}
+        checkpoints.save(step, make_state(), found)
+  assert checkpoint.Checkpointer(tmp_path).steps() == kept
+
+
 def test_by_steps():
   checkpoints = checkpoint.Checkpointer('unused', every_steps=3)
   assert [s for s in range(1, 10) if checkpoints.should_save(s)] == [3, 6, 9]
@@ -173,7 +186,8 @@ def test_by_minutes(tmp_path, monkeypatch):
   with checkpoint.Checkpointer(tmp_path, every_minutes=1.5) as checkpoints:
     for step in range(1, 11):
       now[0] += 40
-      if checkpoints.maybe_save(step, state):
+      if checkpoints.should_save(step):
+        checkpoints.save(step, state)
         saved.append(step)
   assert saved == [3, 6, 9]  # 120 s each, the first multiple of 40 over 90
   assert checkpoint.Checkpointer(tmp_path).steps() == [3, 6, 9]
@@ -195,7 +209,12 @@ def test_by_minutes_on_several_processes(monkeypatch):
 
 @pytest.mark.parametrize(
   'rules',
-  [{'every_steps': -1}, {'every_minutes': -1}, {'keep_last': 0}],
+  [
+    {'every_steps': -1},
+    {'every_minutes': -1},
+    {'keep_last': 0},
+    {'keep_best_mode': 'most'},
+  ],
 )
 def test_nonsense_rules(rules):
   with pytest.raises(ValueError, match='0 or more, and 1 or more'):
