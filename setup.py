@@ -34,7 +34,7 @@ setup(
     'cuda': ['jax[cuda12]'],
     'gcs': ['gcsfs'],  # a workdir on gs://
     'tpu': ['jax[tpu]'],
-    'dev': ['pytest>=8', 'ruff==0.15.0'],
+    'dev': ['pytest>=8', 'ruff==0.15.0', 'scikit-learn>=1.5'],
   },
   classifiers=[
     'License :: OSI Approved :: Apache Software License',

@@ -190,6 +190,28 @@ class CentreCrop:
     return pixels[top : top + self.size[0], left : left + self.size[1]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Whole:
+  """The whole image, stretched to a size; bilinear, as VISSL does for Clevr.
+
+  Attributes:
+    size: (H, W) in pixels.
+    flip: mirror one image in two left to right.
+  """
+
+  size: tuple[int, int]
+  flip: bool = False
+
+  def __call__(
+    self,
+    image: Image.Image | np.ndarray,
+    rng: np.random.Generator | None = None,
+  ) -> np.ndarray:
+    """-> uint8 [H, W, C]; `image` as in crop."""
+    pixels = crop(image, (0, 0, *_size(image)), self.size)
+    return pixels[:, ::-1] if self.flip and rng.random() < 0.5 else pixels
+
+
 def _size(image: Image.Image | np.ndarray) -> tuple[int, int]:
   """Width and height in pixels."""
   if isinstance(image, np.ndarray):

@@ -145,6 +145,17 @@ def init(
     key: `jax.random.key`.
     image_shape: (H, W, C).
   """
+  params = init_params(model, key, image_shape=image_shape)
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    target=jax.tree.map(jnp.copy, params['encoder']),
+    opt_state=tx.init(params),
+  )
+
+
+def init_params(model: IJEPA, key, *, image_shape) -> dict:
+  """Fresh {'encoder', 'predictor'}; arguments as in `init`."""
   key_encoder, key_predictor = jax.random.split(key)
   image = jnp.zeros((1, *image_shape), jnp.float32)
   one = jnp.zeros((1, 1), jnp.int32)
@@ -155,14 +166,7 @@ def init(
       key_predictor, z, one, one[None], model.grid(image)
     )['params'],
   }
-  if model.rescale_init:
-    params = vit.rescale_residuals(params)
-  return State(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    target=jax.tree.map(jnp.copy, params['encoder']),
-    opt_state=tx.init(params),
-  )
+  return vit.rescale_residuals(params) if model.rescale_init else params
 
 
 def loss_and_grad(model: IJEPA, params, target, batch):

@@ -117,6 +117,25 @@ def to_global(batch, mesh: Mesh):
   )
 
 
+def split_rows(x, mesh, dtype, fill=0) -> jax.Array:
+  """A host array [N, ...], split by rows over all devices.
+
+  Rows of `fill` make it up to a multiple of them. Each process reads its own
+  devices' rows only.
+  """
+  n = -(-len(x) // mesh.size) * mesh.size
+
+  def rows(index):
+    start, stop, _ = index[0].indices(n)
+    part = np.asarray(x[start:stop], dtype)
+    pad = [(0, stop - start - len(part))] + [(0, 0)] * (part.ndim - 1)
+    return np.pad(part, pad, constant_values=fill)
+
+  return jax.make_array_from_callback(
+    (n, *np.shape(x)[1:]), batch_sharding(mesh), rows
+  )
+
+
 def initialise_distributed(
   coordinator: str = '', num_processes: int = 0, process_id: int = -1
 ) -> None:

@@ -33,6 +33,7 @@ def make_source(
   flavour: str = 'scenes',
   count: int = 20_000,
   seed: int = 0,
+  rules=None,
 ):
   """A source by name.
 
@@ -41,6 +42,7 @@ def make_source(
       images) or 'tfds'; these take `path` and `split`.
     path: of a folder; for 'tfds' a name ('cifar10', 'name/config:1.0.0') or
       the directory of a prepared data set.
+    rules: of 'tfds', see there.
 
   Raises:
     ValueError: what is asked for can't be had; the message says what to do.
@@ -53,7 +55,9 @@ def make_source(
     )
   if not path:
     raise ValueError(f'The data source {kind!r} needs a path: set data.path.')
-  return Folder(path, split) if kind == 'folder' else TFDS(path, split)
+  if kind == 'folder':
+    return Folder(path, split)
+  return TFDS(path, split, rules)
 
 
 class _Opened:
@@ -140,6 +144,10 @@ class Folder:
   def __len__(self):
     return len(self._names)
 
+  def keys(self) -> list[str]:
+    """The keys of all images, without reading one."""
+    return [os.path.join(self._shown, os.fsdecode(n)) for n in self._names]
+
   def __getitem__(self, index):
     name = os.fsdecode(self._names[index])
     with open(os.path.join(self._root, name), 'rb') as file:
@@ -157,21 +165,30 @@ class TFDS(_Opened):
 
   Read without TensorFlow, and the images still encoded. Every ClassLabel is a
   label; `TFDS_DATA_DIR` says where data sets lie.
+
+  Args:
+    rules: name -> rule of a label that no feature is, with its number of
+      `classes` and a `function` of the record (evals/tasks.py has Clevr's); to
+      be pickled. A rule that changes needs another name: features are kept by
+      it.
   """
 
-  def __init__(self, path: str, split: str = 'train'):
+  def __init__(self, path: str, split: str = 'train', rules=None):
     self._key = path, split
+    self._rules = dict(rules or {})
     data, info, _ = self._data
     import tensorflow_datasets as tfds
 
     self._length = len(data)
     self._shown = f'{info.full_name}/{split}'
-    self.identity = f'tfds {self._shown} {self._length}'
+    self.identity = ' '.join(
+      ['tfds', self._shown, str(self._length), *self._rules]
+    )
     self.labels = {
       name: feature.num_classes
       for name, feature in info.features.items()
       if isinstance(feature, tfds.features.ClassLabel)
-    }
+    } | {name: rule.classes for name, rule in self._rules.items()}
 
   @functools.cached_property
   def _data(self):
@@ -183,9 +200,15 @@ class TFDS(_Opened):
   def __getitem__(self, index):
     data, _, image = self._data
     example = data[index]
+    labels = [
+      self._rules[name].function(example)
+      if name in self._rules
+      else example[name]
+      for name in self.labels
+    ]
     return {
       'image': example[image],
-      'label': np.array([example[k] for k in self.labels], np.int32),
+      'label': np.array(labels, np.int32),
       'key': f'{self._shown}/{index}',
     }
 

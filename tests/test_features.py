@@ -80,6 +80,16 @@ def test_they_are_the_encoders(workdir, source, tmp_path):
   np.testing.assert_array_equal(found.labels, labels)
 
 
+def test_what_to_compare_with(workdir, source, tmp_path):
+  """As the run began, and pixels."""
+  untrained = load.load(workdir, which='untrained')
+  before = load.load(workdir, step=1)
+  assert untrained.fingerprint == before.fingerprint
+  pixels = extract(load.load(workdir, which='pixels'), source, tmp_path).last
+  first = source[0]['image'].reshape(-1) / 255
+  np.testing.assert_allclose(pixels[0], first, atol=1e-6)
+
+
 def test_eight_devices_and_workers_change_nothing(
   workdir, source, tmp_path, cpus
 ):

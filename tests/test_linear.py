@@ -1,9 +1,10 @@
-"""Probes and RankMe on features whose answers are known."""
+"""Probes, subsets and RankMe on features whose answers are known."""
 
 import numpy as np
 import pytest
 
-from ijepa_jax.evals import linear, scenes_probe
+from ijepa_jax import sharding
+from ijepa_jax.evals import linear, scenes_probe, subsets
 
 
 def features(n=600, d=8, classes=3, noise=0.1):
@@ -28,16 +29,16 @@ def test_noise_is_chance():
 
 
 def test_fit_is_the_minimum():
-  """The gradient of the penalised loss is zero there."""
-  x, y = features(noise=2.0)
-  l2 = np.float32(1e-2)
-  w, b = linear.fit(x, y, l2[None], classes=3)
-  logits = x @ w[0] + b[0]
-  p = np.exp(logits - logits.max(1, keepdims=True))
-  p /= p.sum(1, keepdims=True)
-  error = p - np.eye(3)[y]
-  np.testing.assert_allclose(x.T @ error / len(x) + l2 * w[0], 0, atol=2e-4)
-  np.testing.assert_allclose(error.mean(0), 0, atol=2e-4)
+  """The gradient of the penalised loss is zero there, for each penalty."""
+  x, y = features(n=320, noise=2.0)
+  l2_R = np.float32(linear.L2)
+  for l2, w, b in zip(l2_R, *linear.fit(x, y, l2_R, classes=3), strict=True):
+    logits = x @ w + b
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    error = p - np.eye(3)[y]
+    np.testing.assert_allclose(x.T @ error / len(x) + l2 * w, 0, atol=2e-4)
+    np.testing.assert_allclose(error.mean(0), 0, atol=2e-4)
 
 
 @pytest.mark.parametrize('rank', [1, 3, 8])
@@ -69,3 +70,140 @@ def test_table():
     ['chance', '10.0', '-'],
     ['it', '50.0', '9.0'],
   ]
+
+
+def split(x, y, n=1000):
+  return x[:n], y[:n], x[n:], y[n:]
+
+
+def test_logistic_equals_scikit_learn(cpus):
+  """To .1 point of 3000 examples, from too little penalty to too much."""
+  models = pytest.importorskip('sklearn.linear_model')
+  x, y = features(n=4000, d=16, classes=5, noise=2.0)
+  x = x * np.linspace(0.1, 10, 16, dtype=np.float32) + 3
+  train_x, train_y, test_x, test_y = split(x, y)
+  mean, std = train_x.mean(0), train_x.std(0)
+  for l2 in (1e-5, 1e-2, 1.0):
+    judge = models.LogisticRegression(C=1 / (1000 * l2), max_iter=2000)
+    judge.fit((train_x - mean) / std, train_y)
+    wanted = judge.score((test_x - mean) / std, test_y)
+    result = linear.logistic(
+      train_x, train_y, test_x, test_y, classes=5, l2s=(l2,)
+    )
+    assert result.accuracy == pytest.approx(wanted, abs=1e-3)
+    assert result.l2 == l2 and not result.held_out
+
+
+def test_logistic_on_any_devices(cpus):
+  """8 devices, which divide neither part, give the numbers of one.
+
+  On examples sorted by class, as data sets on disk are.
+  """
+  x, y = features(n=603, noise=2.0)
+  train_x, train_y, test_x, test_y = split(x, y, 401)
+  order = np.argsort(train_y)
+  train_x, train_y = train_x[order], train_y[order]
+  results = [
+    linear.logistic(
+      *(train_x, train_y, test_x, test_y),
+      classes=3,
+      mesh=sharding.make_mesh(fsdp=fsdp, devices=cpus[:devices]),
+    )
+    for devices, fsdp in ((1, 1), (8, 2))
+  ]
+  assert results[0] == results[1] and results[0].accuracy > 0.6
+  best = results[0].held_out[results[0].l2]
+  assert set(results[0].held_out) == set(linear.L2)
+  assert best == max(results[0].held_out.values())
+
+
+def test_penalty_is_chosen_on_held_out_examples():
+  """More features than examples: no penalty is worse; the test is not seen."""
+  x, y = features(n=260, d=100, noise=4.0)
+  train_x, train_y, test_x, test_y = split(x, y, 60)
+  result = linear.logistic(
+    train_x, train_y, test_x, test_y, classes=3, l2s=(1e-6, 1.0, 1e4)
+  )
+  other = linear.logistic(
+    train_x, train_y, test_x, test_y[::-1], classes=3, l2s=(1e-6, 1.0, 1e4)
+  )
+  assert result.held_out == other.held_out and result.l2 == other.l2
+  held = linear._hold_out(train_y, 0)
+  counts = np.bincount(train_y)
+  np.testing.assert_array_equal(
+    np.bincount(train_y[held]), [round(0.2 * n) for n in counts]
+  )
+
+
+def test_logistic_mistakes():
+  x, y = features(n=60)
+  train_x, train_y, test_x, test_y = split(x, y, 40)
+  for match, wrong in {
+    'training labels run from 0 to 2: 2 classes': dict(classes=2),
+    'The 40 training examples have fewer than two': dict(train_y=0 * train_y),
+    'The 20 test examples have fewer than two': dict(test_y=0 * test_y),
+    'training features are not finite': dict(train_ND=train_x + np.inf),
+    r'features are \(40, 8\) and their labels \(20,\)': dict(train_y=test_y),
+    r'l2s are \(\): take one or more': dict(l2s=()),
+    r'l2s are \(-1,\)': dict(l2s=(-1,)),
+  }.items():
+    right = dict(train_ND=train_x, train_y=train_y, test_ND=test_x)
+    with pytest.raises(ValueError, match=match):
+      linear.logistic(**(right | dict(test_y=test_y, classes=3) | wrong))
+
+
+def test_one_example_a_class():
+  """Nothing can be held out of it, so the penalty has to be given."""
+  x, y = features(n=60)
+  few = subsets.balanced(y, per_class=1)
+  few = x[few], y[few]
+  with pytest.raises(ValueError, match='give one'):
+    linear.logistic(*few, x, y, classes=3)
+  assert linear.logistic(*few, x, y, classes=3, l2s=(1e-3,)).accuracy > 0.9
+
+
+def test_subset():
+  y = np.repeat([3, 0, 7], [50, 30, 10])
+  np.random.default_rng(0).shuffle(y)
+  for k in (1, 4, 10):
+    part = subsets.balanced(y, per_class=k)
+    np.testing.assert_array_equal(
+      np.unique(y[part], return_counts=True), [[0, 3, 7], [k] * 3]
+    )
+    assert (np.diff(part) > 0).all()
+    assert set(subsets.balanced(y, per_class=1)) <= set(part)
+  part = subsets.balanced(y, share=0.04, seed=1)
+  np.testing.assert_array_equal(
+    np.unique(y[part], return_counts=True)[1], [1, 2, 1]
+  )
+  np.testing.assert_array_equal(part, subsets.balanced(y, share=0.04, seed=1))
+  assert not np.array_equal(part, subsets.balanced(y, share=0.04, seed=2))
+  np.testing.assert_array_equal(subsets.balanced(y, share=1.0), np.arange(90))
+  with pytest.raises(ValueError, match='class 7 has 10 examples: take up to'):
+    subsets.balanced(y, per_class=11)
+  for wrong in ({}, {'per_class': 1, 'share': 0.1}, {'share': 1.1}):
+    with pytest.raises(ValueError, match='take 1 or more for the one, or'):
+      subsets.balanced(y, **wrong)
+  for unlabelled in (y[:0], y - 1):
+    with pytest.raises(ValueError, match=r'no label \(-1\)'):
+      subsets.balanced(unlabelled, per_class=1)
+
+
+def test_subset_from_list(tmp_path):
+  """By the ends of names; never another example than was meant."""
+  keys = [f'train/{c}/{c}_{i}.JPEG' for c in ('n01', 'n02') for i in range(3)]
+  path = tmp_path / 'list.txt'
+  path.write_text('n02_0.JPEG\n\nn01/n01_2.JPEG\r\nn02_0.JPEG\n')
+  np.testing.assert_array_equal(subsets.from_list(keys, str(path)), [2, 3])
+  keys = [*keys, 'train/n03/n01_2.JPEG']
+  np.testing.assert_array_equal(subsets.from_list(keys, str(path)), [2, 3])
+  for text, match in {
+    'n02_0.JPEG\nn2_0.JPEG\nx': '2 of the 3 names .* not there, .* n2_0.JPEG',
+    'n01_2.JPEG': '1 of the 1 names .* stand for several',
+    '\n': 'is empty',
+  }.items():
+    path.write_text(text)
+    with pytest.raises(ValueError, match=match):
+      subsets.from_list(keys, str(path))
+  with pytest.raises(ValueError, match=r'can not be read \(No such'):
+    subsets.from_list(keys, str(tmp_path / 'none'))

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ijepa_jax import scenes, sources
+from ijepa_jax.evals import tasks
 from ijepa_jax.sources import make_source
 
 tfds.disable_progress_bar()
@@ -69,6 +70,23 @@ class TinyNoise(tfds.core.GeneratorBasedBuilder):
 
 class TinyWords(TinyNoise):
   FEATURES = {'name': tfds.features.Text()}  # noqa: RUF012
+
+
+class TinyClevr(TinyNoise):
+  """As TFDS's `clevr`: what is to be told stands in the objects."""
+
+  FEATURES = {  # noqa: RUF012
+    'image': tfds.features.Image(encoding_format='png'),
+    'objects': tfds.features.Sequence(
+      {'pixel_coords': tfds.features.Tensor(shape=(3,), dtype=np.float32)}
+    ),
+  }
+
+  def _generate_examples(self):
+    for index in range(8):
+      depths = 8.25 + np.arange(index + 3)[::-1]
+      objects = [{'pixel_coords': [1.0, 2.0, d]} for d in depths]
+      yield index, {'image': io.BytesIO(png(index)), 'objects': objects}
 
 
 @pytest.fixture(scope='session')
@@ -137,6 +155,7 @@ def test_flat_folder_has_no_labels(tmp_path):
   write(tmp_path, '1.png', '2.png', 'more/3.png')
   source = make_source('folder', path=str(tmp_path))
   assert len(source) == 3 and source.labels == {}
+  assert source.keys() == [source[i]['key'] for i in range(3)]
   assert source[0]['label'].shape == (0,)
   assert source[0]['label'].dtype == np.int32
 
@@ -167,6 +186,16 @@ def test_tfds(prepared):
   assert source[4]['key'] == 'tiny_noise/1.0.0/train/4'
   message = pickle.dumps(source)
   assert len(message) < 1000 and pickle.loads(message)[4]['image'] == png(4)
+
+
+def test_rules(tmp_path):
+  """Labels worked out of the record, in workers too."""
+  folder = str(prepare(TinyClevr, tmp_path))
+  source = make_source('tfds', path=folder, rules=tasks.CLEVR)
+  assert source.labels == {'count': 8, 'distance': 6}
+  assert source.identity != make_source('tfds', path=folder).identity
+  for s in (source, pickle.loads(pickle.dumps(source))):
+    assert [s[i]['label'].tolist() for i in (0, 7)] == [[0, 1], [7, 1]]
 
 
 def test_tfds_needs_no_tensorflow(prepared):

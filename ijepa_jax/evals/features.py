@@ -16,12 +16,13 @@ import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
 from ijepa_jax import data, recipe, sharding
-from ijepa_jax.interop.load import Frozen
+from ijepa_jax.interop import load
 
 VERSION = 1  # raise it whenever the same input gives other features
 _FLUSH = 50  # batches between two notes of how far it is
@@ -45,7 +46,7 @@ class Features:
 
 
 def extract(
-  frozen: Frozen,
+  frozen: load.Frozen | load.Pixels,
   source,
   transform,
   *,
@@ -71,11 +72,12 @@ def extract(
   names = (VERSION, frozen.fingerprint, source.identity, repr(transform))
   key = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:24]
   folder = pathlib.Path(cache_dir) / key
-  n, d = len(source), frozen.encoder.width
-  depth = min(frozen.encoder.depth, 4)
+  n = len(source)
+  image = jnp.zeros((1, *transform.size, frozen.channels), jnp.uint8)
+  last, last4 = jax.eval_shape(frozen.pooled, frozen.params, image)
   shapes = {
-    'last': (n, d),
-    'last4': (n, d * depth),
+    'last': (n, last.shape[1]),
+    'last4': (n, last4.shape[1]),
     'labels': (n, len(source.labels)),
   }
   done = _agree(_done(folder, shapes))

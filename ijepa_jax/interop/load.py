@@ -1,6 +1,8 @@
 """An encoder to look through, from what a training run left.
 
 Which model it is stands in the run's config.json; nothing has to be said twice.
+Beside the trained ones there are two to compare with: the same encoder
+untrained, and none at all.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ from ml_collections import ConfigDict
 from ijepa_jax import checkpoint, ijepa, recipe, sharding, vit
 
 LAST = 4  # layers that the paper's wider features concatenate
+WHICH = 'target', 'context', 'untrained', 'pixels'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,40 +68,53 @@ class Frozen:
     return tokens.mean(1), last.reshape(len(tokens), -1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+  """Raw pixels in the place of features; see `Frozen`."""
+
+  image_size: tuple[int, int]
+  channels: int
+  params: dict = dataclasses.field(default_factory=dict)
+  fingerprint: str = 'pixels'
+  name: str = 'raw pixels'
+  model: dict = dataclasses.field(default_factory=dict)
+
+  def pooled(self, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
+    """float32 [B, H W C] in [0, 1], twice."""
+    x = image_BHWC.reshape(len(image_BHWC), -1).astype(jnp.float32) / 255
+    return x, x
+
+
 def load(
   path: str, *, mesh=None, which: str = 'target', step: int | None = None
-) -> Frozen:
+) -> Frozen | Pixels:
   """Loads an encoder from a training workdir.
 
   Args:
     path: of the workdir: config.json and checkpoints/.
     mesh: devices that hold the parameters, split by the rule of sharding.py;
       None: all, each with a copy.
-    which: 'target', which the paper evaluates, or 'context'.
+    which: 'target', which the paper evaluates; 'context'; or to compare with
+      'untrained', as the run began, or 'pixels'.
     step: of the checkpoint; None: the newest that can be read.
 
   Raises:
     UserError: there is no such run, or its checkpoint is of another model.
   """
-  if which not in ('target', 'context'):
-    raise recipe.UserError(f'which is {which!r}: take target or context.')
+  if which not in WHICH:
+    raise recipe.UserError(
+      f'which is {which!r}: take one of {", ".join(WHICH)}.'
+    )
   mesh = mesh or sharding.make_mesh()
   with recipe.told():
     config = read_config(path)
-    d, model = config.data, recipe.build_model(config)
-    image = jnp.zeros((1, *d.image_size, d.channels))
-    shapes = jax.eval_shape(model.encoder.init, jax.random.key(0), image)
-    wanted = sharding.abstract(shapes['params'], mesh)
-    # As the names are in ijepa.State; nothing else is read from the disk.
-    tree = {'target': wanted}
-    if which == 'context':
-      tree = {'params': {'encoder': wanted}}
-    folder = epath.Path(path) / 'checkpoints'
-    with checkpoint.Checkpointer(folder) as checkpoints:
-      tree, step = checkpoints.read(tree, step)
-  params = tree['target'] if which == 'target' else tree['params']['encoder']
+    d = config.data
+    model = recipe.build_model(config)
+    if which == 'pixels':
+      return Pixels(tuple(d.image_size), d.channels)
+    params, words = _params(path, config, model, mesh, which, step)
   sums = checkpoint.checksums(params)
-  identity = json.dumps([sums, repr(model), config.data.to_dict()])
+  identity = json.dumps([sums, repr(model), d.to_dict()])
   return Frozen(
     encoder=model.encoder,
     params=params,
@@ -107,9 +123,33 @@ def load(
     image_size=tuple(d.image_size),
     channels=d.channels,
     fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
-    name=f'{epath.Path(path).name}, step {step}, {which} encoder',
+    name=f'{epath.Path(path).name}, {words}',
     model=config.model.to_dict(),
   )
+
+
+def _params(path, config, model, mesh, which, step):
+  """The encoder's parameters, and which they are in words."""
+
+  def init(key):
+    d = config.data
+    shape = *d.image_size, d.channels
+    return ijepa.init_params(model, key, image_shape=shape)['encoder']
+
+  key = jax.random.key(config.seed)
+  wanted = sharding.abstract(jax.eval_shape(init, key), mesh)
+  if which == 'untrained':
+    shardings = jax.tree.map(lambda x: x.sharding, wanted)
+    return jax.jit(init, out_shardings=shardings)(key), 'untrained encoder'
+  # As the names are in ijepa.State; nothing else is read from the disk.
+  tree = {'target': wanted}
+  if which == 'context':
+    tree = {'params': {'encoder': wanted}}
+  folder = epath.Path(path) / 'checkpoints'
+  with checkpoint.Checkpointer(folder) as checkpoints:
+    tree, step = checkpoints.read(tree, step)
+  params = tree['target'] if which == 'target' else tree['params']['encoder']
+  return params, f'step {step}, {which} encoder'
 
 
 def read_config(workdir) -> ConfigDict:
