@@ -5,14 +5,20 @@
 The same line on a laptop, a GPU machine, SLURM and a TPU pod; see launch/.
 """
 
+import importlib
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
+JOBS = {
+  'pretrain': 'ijepa_jax.train:pretrain',
+  'knn': 'ijepa_jax.evals.jobs:run_knn',
+  'logistic': 'ijepa_jax.evals.jobs:run_logistic',
+}
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
-flags.DEFINE_string('workdir', None, 'Folder of checkpoints and metrics.')
+flags.DEFINE_string('workdir', '', 'Folder of checkpoints and metrics.')
 flags.DEFINE_string('coordinator', '', 'host:port of process 0, by hand.')
 flags.DEFINE_integer('num_processes', 0, 'Of the whole job, by hand.')
 flags.DEFINE_integer('process_id', -1, 'Of this process, by hand.')
@@ -20,13 +26,30 @@ flags.DEFINE_integer('process_id', -1, 'Of this process, by hand.')
 
 def main(argv):
   # Here, since the workers of the input pipeline import this file again.
-  from ijepa_jax import recipe, train
+  import jax
+
+  from ijepa_jax import recipe, sharding
 
   if len(argv) > 1:
     sys.exit(f'{argv[1]!r} is not a flag: see main.py --helpshort.')
   try:
-    train.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    train.job(FLAGS.config.job)(FLAGS.config, FLAGS.workdir)
+    name = FLAGS.config.job
+    if name not in JOBS:
+      raise recipe.UserError(f'job is {name!r}: take one of {", ".join(JOBS)}.')
+    with recipe.told():
+      sharding.initialise_distributed(
+        FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+      )
+    logging.info(
+      'Process %d of %d, devices: %s',
+      jax.process_index(),
+      jax.process_count(),
+      ', '.join(f'{d} ({d.device_kind})' for d in jax.local_devices()),
+    )
+    module, function = JOBS[name].split(':')
+    getattr(importlib.import_module(module), function)(
+      FLAGS.config, FLAGS.workdir
+    )
   except recipe.UserError as error:
     # One sentence is the message; a traceback would bury it.
     sys.exit(str(error))
@@ -45,6 +68,6 @@ def parse(argv):
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['config', 'workdir'])
+  flags.mark_flag_as_required('config')
   logging.set_verbosity(logging.INFO)
   app.run(main, flags_parser=parse)

@@ -36,7 +36,7 @@ def write_config(workdir, config_json: str) -> list[str]:
   new, old = json.loads(config_json), {}
   with contextlib.suppress(OSError, json.JSONDecodeError):
     old = json.loads(path.read_text())
-  _replace(path, json.dumps(new, indent=2))
+  replace(path, json.dumps(new, indent=2))
   new, old = dict(_flat(new)), dict(_flat(old))
   return [
     f'{key}: {value}, was {old[key]}'
@@ -99,7 +99,7 @@ class Metrics:
           for line in lines
           if (row := _parse(line)) and row['step'] <= start_step
         ]
-      _replace(epath.Path(path), ''.join(kept))
+      replace(epath.Path(path), ''.join(kept))
     # One write a line: a kill loses none that was finished.
     self._file = path.open('a', buffering=1, encoding='utf-8')
     if tensorboard:
@@ -245,7 +245,8 @@ class Progress:
       self._bar.close()
 
 
-def _replace(path: epath.Path, text: str) -> None:
+def replace(path: epath.Path, text: str) -> None:
+  """Writes a file whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
   if '://' in str(path):
     path.write_text(text)  # A bucket shows the whole object or the old one.

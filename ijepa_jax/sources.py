@@ -160,6 +160,23 @@ class Folder:
     }
 
 
+class Subset:
+  """Some images of another source, in the order of `indices`."""
+
+  def __init__(self, source, indices):
+    self._source, self._indices = source, np.asarray(indices)
+    self.labels = source.labels
+    self.class_names = getattr(source, 'class_names', ())
+    digest = hashlib.sha256(self._indices.astype(np.int64).tobytes())
+    self.identity = f'{source.identity} {digest.hexdigest()}'
+
+  def __len__(self):
+    return len(self._indices)
+
+  def __getitem__(self, index):
+    return self._source[int(self._indices[index])]
+
+
 class TFDS(_Opened):
   """A data set prepared by TensorFlow Datasets as ArrayRecord.
 

@@ -13,25 +13,13 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ijepa_jax import checkpoint, data, ijepa, metrics, recipe, sharding
+from ijepa_jax import checkpoint, data, ijepa, metrics, recipe
 from ijepa_jax.evals import scenes_probe
 from ijepa_jax.visualize import curves
 
 
 class NotFinite(recipe.UserError):
   """The loss or the gradient is no number any more."""
-
-
-def start(coordinator: str, num_processes: int, process_id: int) -> None:
-  """Joins the processes of this job, and says what there is to compute on."""
-  with recipe.told():
-    sharding.initialise_distributed(coordinator, num_processes, process_id)
-  logging.info(
-    'Process %d of %d, devices: %s',
-    jax.process_index(),
-    jax.process_count(),
-    ', '.join(f'{d} ({d.device_kind})' for d in jax.local_devices()),
-  )
 
 
 class Compilations:
@@ -93,6 +81,8 @@ def pretrain(config, workdir: str) -> ijepa.State:
       that can't be read, or a disk that is full. NotFinite: the loss was.
   """
   began = time.monotonic()
+  if not workdir:
+    raise recipe.UserError('--workdir is empty: say where the run is kept.')
   run = recipe.build(config)
   source = recipe.make_source(config)
   workdir = epath.Path(workdir)
@@ -270,13 +260,3 @@ def report(config, workdir, probe, state, make_state, began) -> None:
   )
   path.write_bytes(picture)
   print(f'Checkpoints, metrics.jsonl and the curves: {path}')
-
-
-JOBS = {'pretrain': pretrain}
-
-
-def job(name: str):
-  """The function that a config's `job` names."""
-  if name not in JOBS:
-    raise recipe.UserError(f'job is {name!r}: take one of {", ".join(JOBS)}.')
-  return JOBS[name]

@@ -310,7 +310,7 @@ def paper(
     model: a config's: size and patch_size, and what was changed by hand.
     image_size: (H, W) in pixels.
   """
-  size, patch = model['size'], model['patch_size']
+  size, patch = model.get('size'), model.get('patch_size')
   changed = any(
     model.get(name) not in (None, value)
     for name, value in vit.SIZES.get(size, {}).items()

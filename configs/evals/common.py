@@ -1,0 +1,34 @@
+"""Every knob of the evaluations once.
+
+    python main.py --config=configs/evals/knn.py --config.task=cifar10 \
+        --config.init_from=runs/mine
+
+Results go to --workdir, by default init_from/evals: <task>-<job>.json, and
+features/, computed once for all of them.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(job: str) -> ConfigDict:
+  c = ConfigDict()
+  c.job = job
+  c.seed = 0
+  c.init_from = ''  # --workdir of a training run
+  c.which = 'target'  # target context; to compare with: untrained pixels
+  c.step = config_dict.placeholder(int)  # of the checkpoint; None: the newest
+  c.task = 'imagenet'  # see ijepa_jax/evals/tasks.py
+  c.batch_size = 256  # images at a time through the encoder
+  c.cache_dir = ''  # of features; '': features/ in the workdir
+
+  c.data = ConfigDict()
+  c.data.source = 'folder'  # where data.path is one: folder tfds
+  c.data.path = ''  # '': the task's own TFDS data set
+  c.data.train = 'train'  # splits
+  c.data.test = 'test'
+  c.data.workers = 4  # processes a host; 0: in this process
+
+  c.mesh = ConfigDict()
+  c.mesh.data = -1  # devices, as in configs/base.py
+  c.mesh.fsdp = 1
+  return c

@@ -1,0 +1,531 @@
+"""The linear sweep: many linear classifiers trained as one computation.
+
+Each head takes one of the inputs ('last', 'last4'), with or without a BatchNorm
+before it, and has its own learning rate and weight decay (paper, appendix A.1).
+The encoder is frozen, so one pass of features serves all of them, and heads
+that see the same numbers are one matrix product.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from absl import logging
+
+from ijepa_jax import schedules, sharding
+from ijepa_jax.evals import linear
+
+MOMENTUM = 0.9
+# Of BatchNorm, as PyTorch's: the share of the newest batch in what evaluation
+# normalises by.
+NORM_MOMENTUM, NORM_EPS = 0.1, 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+  """How a sweep is optimised.
+
+  Attributes:
+    optimizer: 'lars' or 'sgd', see `make_optimizer`.
+    lrs, weight_decays: each combination is a head; rates are for 256 images.
+    last: share of the learning rate at the end of a cosine; None: divided by 10
+      at milestones.
+  """
+
+  optimizer: str
+  lrs: tuple[float, ...]
+  weight_decays: tuple[float, ...]
+  last: float | None = None
+
+
+PROTOCOLS = {
+  'imagenet': Protocol('lars', (0.1, 0.01), (5e-4, 0.0)),
+  'transfer': Protocol('sgd', (0.01,), (5e-4,)),
+  'clevr': Protocol('sgd', (0.01,), (5e-4,), last=0.01),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """One classifier; `lr` is for 256 images."""
+
+  input: str
+  batch_norm: bool
+  lr: float
+  weight_decay: float
+
+  @property
+  def name(self) -> str:
+    norm = ' bn' if self.batch_norm else ''
+    return f'{self.input}{norm} lr={self.lr:g} wd={self.weight_decay:g}'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sweep:
+  """The heads, all combinations of the first five attributes, and their course.
+
+  Attributes:
+    widths: of the inputs, {'last': D, 'last4': 4 D} or some of them.
+    batch_norm, lrs, weight_decays: values that are tried.
+    classes: of the labels.
+    optimizer: 'lars' or 'sgd'.
+    schedule: step, counted from 0 -> factor of the learning rate.
+    batch_size: images a step, over all devices.
+    steps_per_epoch: the last, partial batch of an epoch is left out.
+    epochs: of the whole course.
+  """
+
+  widths: Mapping[str, int]
+  batch_norm: tuple[bool, ...]
+  lrs: tuple[float, ...]
+  weight_decays: tuple[float, ...]
+  classes: int
+  optimizer: str
+  schedule: schedules.Schedule
+  batch_size: int
+  steps_per_epoch: int
+  epochs: int
+
+  @property
+  def heads(self) -> tuple[Head, ...]:
+    """In the order of everything that is reported by head."""
+    return tuple(
+      Head(*values)
+      for values in itertools.product(
+        self.widths, self.batch_norm, self.lrs, self.weight_decays
+      )
+    )
+
+
+def make_sweep(
+  protocol: str,
+  widths: Mapping[str, int],
+  *,
+  classes: int,
+  examples: int,
+  batch_size: int,
+  epochs: int,
+  milestones: Sequence[int] = (),
+  batch_norm: tuple[bool, ...] = (True, False),
+  lrs: tuple[float, ...] | None = None,
+  weight_decays: tuple[float, ...] | None = None,
+) -> Sweep:
+  """A sweep by one of PROTOCOLS; see `Sweep` and tasks.Task.
+
+  Args:
+    examples: training images.
+    milestones: epochs after which the learning rate is divided by 10.
+    lrs, weight_decays: None: the protocol's. With two of each there are 16
+      heads, as on ImageNet.
+
+  Raises:
+    ValueError: there is no such protocol or no head, or the sizes make no
+      course.
+  """
+  if protocol not in PROTOCOLS:
+    raise ValueError(
+      f'protocol is {protocol!r}: take one of {", ".join(PROTOCOLS)}.'
+    )
+  p = PROTOCOLS[protocol]
+  lrs = tuple(p.lrs if lrs is None else lrs)
+  decays = tuple(p.weight_decays if weight_decays is None else weight_decays)
+  values = {
+    'widths': tuple(widths),
+    'batch_norm': tuple(batch_norm),
+    'lrs': lrs,
+    'weight_decays': decays,
+  }
+  for name, of in values.items():
+    if not of or len(set(of)) < len(of):
+      raise ValueError(f'{name} are {of}: take one or more different values.')
+  if min(lrs) <= 0 or min(decays) < 0:
+    raise ValueError(
+      f'lrs are {lrs} and weight_decays {decays}: take lrs above 0 and '
+      'weight_decays of 0 or more.'
+    )
+  if epochs < 1:
+    raise ValueError(f'epochs is {epochs}: take 1 or more.')
+  # BatchNorm knows no variance of one example.
+  if not 2 <= batch_size <= examples:
+    raise ValueError(
+      f'batch_size is {batch_size}: take one from 2 to the {examples} training '
+      'examples.'
+    )
+  per_epoch = examples // batch_size
+  if p.last is None:
+    schedule = step_decay([epoch * per_epoch for epoch in milestones])
+  elif milestones:
+    raise ValueError(
+      f'milestones are {tuple(milestones)}: {protocol} has a cosine and none.'
+    )
+  else:
+    schedule = schedules.cosine(1.0, p.last, epochs * per_epoch)
+  return Sweep(
+    widths=dict(widths),
+    batch_norm=values['batch_norm'],
+    lrs=lrs,
+    weight_decays=decays,
+    classes=classes,
+    optimizer=p.optimizer,
+    schedule=schedule,
+    batch_size=batch_size,
+    steps_per_epoch=per_epoch,
+    epochs=epochs,
+  )
+
+
+def step_decay(boundaries: Sequence[int]) -> schedules.Schedule:
+  """1, and a tenth of what it was from each of these steps on."""
+  return lambda step: 0.1 ** sum(step >= at for at in boundaries)
+
+
+def make_optimizer(name: str, lr, weight_decay) -> optax.GradientTransformation:
+  """Of one head; both rates may be traced.
+
+  'lars' (You et al., 2017; trust coefficient .001): biases are neither decayed
+  nor adapted, as in BYOL and MAE. 'sgd': Nesterov's momentum, and everything
+  is decayed, as PyTorch's.
+  """
+  if name == 'lars':
+    kernels = {'kernel': True, 'bias': False}
+    return optax.lars(
+      lr,
+      weight_decay=weight_decay,
+      weight_decay_mask=kernels,
+      trust_ratio_mask=kernels,
+      momentum=MOMENTUM,
+    )
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay),
+    optax.sgd(lr, momentum=MOMENTUM, nesterov=True),
+  )
+
+
+def init(sweep: Sweep, key) -> dict[str, Any]:
+  """The state of all heads; heads with the same input start alike.
+
+  Groups are the R = lrs x weight_decays heads that see the same numbers:
+
+    heads/<group>/params/kernel float32 [R, D, classes], bias [R, classes]
+    heads/<group>/optimizer     momentum of the same shapes
+    norms/<input>/mean, var     float32 [D], running
+  """
+  runs = len(sweep.lrs) * len(sweep.weight_decays)
+  state = {'heads': {}, 'norms': {}}
+  for name, width in sweep.widths.items():
+    # Not 0: LARS moves in proportion to the weights.
+    kernel = 0.01 * jax.random.normal(key, (width, sweep.classes))
+    params = {
+      'kernel': jnp.repeat(kernel[None], runs, 0),
+      'bias': jnp.zeros((runs, sweep.classes)),
+    }
+    optimizer = jax.vmap(make_optimizer(sweep.optimizer, 0.0, 0.0).init)
+    for norm in sweep.batch_norm:
+      state['heads'][_group(name, norm)] = {
+        'params': params,
+        'optimizer': optimizer(params),
+      }
+    state['norms'][name] = {'mean': jnp.zeros(width), 'var': jnp.ones(width)}
+  return state
+
+
+def update(
+  sweep: Sweep,
+  state: dict[str, Any],
+  features: Mapping[str, jax.Array],
+  labels_B: jax.Array,
+  step,
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+  """One step of all heads; pure, for a `jax.jit` that may make the features.
+
+  Args:
+    features: {'last': [B, D], 'last4': [B, 4 D]}, the sweep's inputs at least.
+    labels_B: int32 [B] in [0, classes).
+    step: counted from 0.
+
+  Returns:
+    The state and {'loss': [heads], 'accuracy': [heads]} of this batch.
+  """
+  scale = sweep.batch_size / 256 * sweep.schedule(step)
+  runs = np.float32([*itertools.product(sweep.lrs, sweep.weight_decays)])
+  lr_R, decay_R = runs[:, 0] * scale, runs[:, 1]
+  after, metrics = {'heads': {}, 'norms': {}}, []
+
+  def move(x_BD, one, lr, decay):
+    def loss(params):
+      logits_BC = _logits(params, x_BD)
+      error = optax.losses.softmax_cross_entropy_with_integer_labels(
+        logits_BC, labels_B
+      ).mean()
+      accuracy = (logits_BC.argmax(-1) == labels_B).mean()
+      return error, {'loss': error, 'accuracy': accuracy}
+
+    grad, values = jax.grad(loss, has_aux=True)(one['params'])
+    updates, optimizer = make_optimizer(sweep.optimizer, lr, decay).update(
+      grad, one['optimizer'], one['params']
+    )
+    params = optax.apply_updates(one['params'], updates)
+    return {'params': params, 'optimizer': optimizer}, values
+
+  for name in sweep.widths:
+    x_BD = features[name].astype(jnp.float32)
+    mean, var = x_BD.mean(0), x_BD.var(0)
+    n = len(x_BD)
+    after['norms'][name] = jax.tree.map(
+      lambda old, new: old + NORM_MOMENTUM * (new - old),
+      state['norms'][name],
+      {'mean': mean, 'var': var * n / (n - 1)},
+    )
+    for norm in sweep.batch_norm:
+      group = _group(name, norm)
+      after['heads'][group], values = jax.vmap(move, in_axes=(None, 0, 0, 0))(
+        _normalise(x_BD, mean, var) if norm else x_BD,
+        state['heads'][group],
+        lr_R,
+        decay_R,
+      )
+      metrics.append(values)
+  return after, jax.tree.map(lambda *x: jnp.concatenate(x), *metrics)
+
+
+def correct(
+  sweep: Sweep,
+  state: dict[str, Any],
+  features: Mapping[str, jax.Array],
+  labels_B: jax.Array,
+) -> jax.Array:
+  """How many each head gets right: int32 [heads]; a label of -1 never is."""
+  right = []
+  for name, norm in itertools.product(sweep.widths, sweep.batch_norm):
+    x_BD = features[name].astype(jnp.float32)
+    if norm:
+      x_BD = _normalise(x_BD, **state['norms'][name])
+    params = state['heads'][_group(name, norm)]['params']
+    logits_RBC = jax.vmap(_logits, in_axes=(0, None))(params, x_BD)
+    right.append((logits_RBC.argmax(-1) == labels_B).sum(-1))
+  return jnp.concatenate(right)
+
+
+def _group(name: str, norm: bool) -> str:
+  return f'{name}_bn' if norm else name
+
+
+def _normalise(x_BD, mean, var):
+  return (x_BD - mean) * jax.lax.rsqrt(var + NORM_EPS)
+
+
+def _logits(params, x_BD):
+  # In full: features that aren't centred lose their differences otherwise.
+  return (
+    jnp.matmul(x_BD, params['kernel'], precision='highest') + params['bias']
+  )
+
+
+# Made once for each sweep, not at every call, so that they compile once.
+@functools.lru_cache(maxsize=4)
+def compiled(sweep: Sweep, mesh) -> tuple[Callable, Callable, Callable]:
+  """-> `init`, `update` and `correct` of one sweep, over a mesh.
+
+  Batches are split over all devices, the state is on each of them; `update`
+  takes the place of the state that it is given.
+  """
+  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  return (
+    jax.jit(functools.partial(init, sweep), out_shardings=whole),
+    jax.jit(
+      functools.partial(update, sweep),
+      in_shardings=(whole, split, split, whole),
+      out_shardings=whole,
+      donate_argnums=0,
+    ),
+    jax.jit(
+      functools.partial(correct, sweep),
+      in_shardings=(whole, split, split),
+      out_shardings=whole,
+    ),
+  )
+
+
+def train(
+  sweep: Sweep,
+  features: Mapping[str, np.ndarray],
+  labels_N: np.ndarray,
+  *,
+  mesh=None,
+  seed: int = 0,
+  state=None,
+  start: int = 0,
+  on_epoch: Callable[[int, dict, dict], None] | None = None,
+) -> dict[str, Any]:
+  """Trains on features that don't change, in an order by (seed, epoch).
+
+  Args:
+    features: float32 {'last': [N, D], ...}, numpy or mapped from disk.
+    labels_N: int [N] in [0, classes).
+    mesh: devices that share each batch; None: all.
+    seed: of the start and of the orders.
+    state: after `start` epochs, to go on from; it is used up.
+    on_epoch: called with the number of epochs done, the state, which the next
+      step uses up, and {'loss': [heads], 'accuracy': [heads]} averaged over
+      the epoch.
+
+  Returns:
+    The state after `sweep.epochs`.
+
+  Raises:
+    ValueError: features or labels that can't be (see `linear.check`), another
+      number of them than the sweep was made for, or a batch that doesn't
+      divide over the devices.
+  """
+  mesh = mesh or sharding.make_mesh()
+  _check(sweep, features, labels_N, 'training')
+  n, size, steps = len(labels_N), sweep.batch_size, sweep.steps_per_epoch
+  if n // size != steps:
+    raise ValueError(
+      f'{n} training examples make {n // size} batches of {size} and the sweep '
+      f'was made for {steps}: give make_sweep examples={n}.'
+    )
+  if size % mesh.size:
+    raise ValueError(
+      f'batch_size is {size}: take a multiple of the {mesh.size} devices.'
+    )
+  make, step, _ = compiled(sweep, mesh)
+  if state is None:
+    state = make(jax.random.key(seed))
+  else:
+    state = jax.device_put(state, sharding.replicated(mesh))
+  diverged = set()
+  with tqdm.tqdm(
+    total=sweep.epochs,
+    initial=start,
+    desc='linear heads',
+    unit='epoch',
+    disable=None,
+  ) as bar:
+    for epoch in range(start, sweep.epochs):
+      order = np.random.default_rng((seed, epoch)).permutation(n)
+      records = []
+      for i in range(steps):
+        batch = _rows(
+          sweep, features, labels_N, order[i * size : (i + 1) * size], mesh
+        )
+        state, values = step(state, *batch, epoch * steps + i)
+        # One batch waits on the device while one runs, not all of them.
+        if records:
+          jax.block_until_ready(records[-1])
+        records.append(values)
+      means = {
+        k: np.mean([np.asarray(r[k]) for r in records], 0) for k in records[0]
+      }
+      for head, loss in zip(sweep.heads, means['loss'], strict=True):
+        if not np.isfinite(loss) and head not in diverged:
+          diverged.add(head)
+          logging.warning('Head %s has diverged: take lower lrs.', head.name)
+      if on_epoch:
+        on_epoch(epoch + 1, state, means)
+      bar.update()
+  return state
+
+
+def accuracies(
+  sweep: Sweep,
+  state: dict[str, Any],
+  features: Mapping[str, np.ndarray],
+  labels_N: np.ndarray,
+  *,
+  mesh=None,
+  block: int = 4096,
+) -> np.ndarray:
+  """Accuracy of each head, in [0, 1]: float64 [heads].
+
+  Args:
+    features, labels_N, mesh: as for `train`.
+    block: examples at a time, over all devices.
+
+  Raises:
+    ValueError: features or labels that can't be, see `linear.check`.
+  """
+  mesh = mesh or sharding.make_mesh()
+  _check(sweep, features, labels_N, 'test')
+  judge = compiled(sweep, mesh)[2]
+  state = jax.device_put(state, sharding.replicated(mesh))
+  n = len(labels_N)
+  block = -(-min(block, n) // mesh.size) * mesh.size
+  right = np.zeros(len(sweep.heads), np.int64)
+  for start in range(0, n, block):
+    rows = np.arange(start, start + block)
+    rows[rows >= n] = -1  # one shape, one compilation
+    right += np.asarray(
+      judge(state, *_rows(sweep, features, labels_N, rows, mesh))
+    )
+  return right / n
+
+
+def report(sweep: Sweep, accuracies: Sequence[float]) -> dict[str, Any]:
+  """Every head, the best, and the best of each input.
+
+  The best are chosen on what they are reported on, as the paper's are.
+
+  Args:
+    accuracies: one for each head.
+
+  Returns:
+    {'heads': {name: accuracy}, 'best': {'head': name, 'accuracy': ...},
+    'best_last': ..., 'best_last4': ...}; of equals the first.
+  """
+  scores = {
+    head: float(a) for head, a in zip(sweep.heads, accuracies, strict=True)
+  }
+
+  def best(heads):
+    head = max(heads, key=scores.get)
+    return {'head': head.name, 'accuracy': scores[head]}
+
+  return {
+    'heads': {head.name: score for head, score in scores.items()},
+    'best': best(scores),
+    **{
+      f'best_{name}': best([h for h in scores if h.input == name])
+      for name in sweep.widths
+    },
+  }
+
+
+def _rows(sweep, features, labels_N, rows_B, mesh):
+  """-> features and labels at these rows, split over all devices.
+
+  Each process reads its own devices' rows only; a row of -1 is any example,
+  labelled -1.
+  """
+  split = sharding.batch_sharding(mesh)
+
+  def take(x, dtype, mask=False):
+    def part(index):
+      rows = rows_B[index[0]]
+      values = np.asarray(x[rows], dtype)
+      return np.where(rows < 0, -1, values).astype(dtype) if mask else values
+
+    shape = len(rows_B), *np.shape(x)[1:]
+    return jax.make_array_from_callback(shape, split, part)
+
+  return {
+    name: take(features[name], np.float32) for name in sweep.widths
+  }, take(np.asarray(labels_N), np.int32, mask=True)
+
+
+def _check(sweep, features, labels_N, which):
+  for name, width in sweep.widths.items():
+    if name not in features or np.shape(features[name])[1:] != (width,):
+      there = {k: np.shape(x) for k, x in features.items()}
+      raise ValueError(
+        f'The {which} features are {there}: the sweep needs {name!r} as '
+        f'[N, {width}].'
+      )
+    linear.check(features[name], labels_N, which, sweep.classes)

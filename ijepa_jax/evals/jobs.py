@@ -1,0 +1,157 @@
+"""The evaluations as jobs of main.py: from a config to a table and a JSON.
+
+Every one loads a frozen encoder, opens a task, and compares what it finds with
+the paper's numbers for that model.
+"""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from ijepa_jax import metrics, recipe, sharding, sources
+from ijepa_jax.evals import features, knn, linear, subsets, tasks
+from ijepa_jax.interop import load
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+  """What is evaluated, and on what."""
+
+  frozen: load.Frozen | load.Pixels
+  task: tasks.Task
+  train: object  # sources
+  test: object
+  column: int  # of their labels
+  classes: int
+  mesh: jax.sharding.Mesh
+  workdir: epath.Path
+
+  def features(self, config) -> tuple[features.Features, features.Features]:
+    """Of the training and of the test images, without augmentation."""
+    _, transform = self.task.transforms(self.frozen.image_size)
+    return tuple(
+      features.extract(
+        self.frozen,
+        source,
+        transform,
+        mesh=self.mesh,
+        cache_dir=config.cache_dir or self.workdir / 'features',
+        batch_size=config.batch_size,
+        workers=config.data.workers,
+      )
+      for source in (self.train, self.test)
+    )
+
+
+def set_up(config, workdir: str) -> Bench:
+  """Loads the encoder and opens the task.
+
+  Raises:
+    UserError: one of them can't be had; the sentence says why.
+  """
+  with recipe.told():
+    if not config.init_from:
+      raise ValueError('init_from is empty: set it to the --workdir of a run.')
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    task = tasks.get(config.task)
+    if path := config.data.path:
+      d = config.data
+      task = task.read_from(d.source, path, train=d.train, test=d.test)
+    train, test, column, classes = task.open()
+  frozen = load.load(
+    config.init_from, mesh=mesh, which=config.which, step=config.step
+  )
+  workdir = epath.Path(workdir or epath.Path(config.init_from) / 'evals')
+  logging.info(
+    '%s on %s: %d training and %d test images, %d classes.',
+    frozen.name,
+    config.task,
+    len(train),
+    len(test),
+    classes,
+  )
+  return Bench(frozen, task, train, test, column, classes, mesh, workdir)
+
+
+def report(config, bench: Bench, ours: dict[str, float], details: dict) -> dict:
+  """Prints `ours` beside the paper's numbers and writes <task>-<job>.json."""
+  theirs = tasks.paper(bench.task, bench.frozen.model, bench.frozen.image_size)
+  found = {
+    'task': config.task,
+    'job': config.job,
+    'checkpoint': bench.frozen.name,
+    'accuracy': ours,
+    'paper': {k: v / 100 for k, v in theirs.items()},
+    **details,
+  }
+  if jax.process_index() == 0:
+    which = '' if config.which == 'target' else f'-{config.which}'
+    path = bench.workdir / f'{config.task}-{config.job}{which}.json'
+    metrics.replace(path, json.dumps(found, indent=2))
+    words = tasks.table(config.task, ours, theirs, bench.task.note)
+    print(f'\n{bench.frozen.name}\n\n{words}\n\n{path}')
+  return found
+
+
+def run_knn(config, workdir: str) -> dict:
+  """Weighted kNN, the best of a sweep and all of it."""
+  bench = set_up(config, workdir)
+  train, test = bench.features(config)
+  with recipe.told():
+    found = knn.knn(
+      train.last,
+      train.labels[:, bench.column],
+      test.last,
+      test.labels[:, bench.column],
+      classes=bench.classes,
+      ks=tuple(k for k in config.knn.ks if k <= len(train.last)),
+      temperatures=tuple(config.knn.temperatures),
+      mesh=bench.mesh,
+    )
+  sweep = {f'k={k}, T={t:g}': a for (k, t), a in found.accuracies.items()}
+  ours = {'knn': found.accuracies[found.best]}
+  return report(config, bench, ours, {'sweep': sweep})
+
+
+def run_logistic(config, workdir: str) -> dict:
+  """Logistic regression on all labels or on a few."""
+  c = config.logistic
+  bench = set_up(config, workdir)
+  with recipe.told():
+    if c.layers not in ('last', 'last4'):
+      raise ValueError(f'layers is {c.layers!r}: take last or last4.')
+    if c.list_file:
+      if not hasattr(bench.train, 'keys'):
+        raise ValueError('list_file needs names: take a data.source of folder.')
+      chosen = subsets.from_list(bench.train.keys(), c.list_file)
+      bench = dataclasses.replace(
+        bench, train=sources.Subset(bench.train, chosen)
+      )
+  train, test = bench.features(config)
+  labels = train.labels[:, bench.column]
+  with recipe.told():
+    chosen = np.arange(len(labels))
+    if c.per_class or c.share:
+      chosen = subsets.balanced(
+        labels, per_class=c.per_class, share=c.share, seed=config.seed
+      )
+    found = linear.logistic(
+      getattr(train, c.layers)[chosen],
+      labels[chosen],
+      getattr(test, c.layers),
+      test.labels[:, bench.column],
+      classes=bench.classes,
+      l2s=tuple(c.l2),
+      mesh=bench.mesh,
+      seed=config.seed,
+    )
+  details = {
+    'l2': found.l2,
+    'held_out': found.held_out,
+    'training_examples': len(chosen),
+  }
+  return report(config, bench, {'logistic': found.accuracy}, details)

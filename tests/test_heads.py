@@ -1,0 +1,311 @@
+"""The sweep of linear heads against heads trained one by one, by hand."""
+
+import functools
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ijepa_jax import sharding
+from ijepa_jax.evals import heads
+
+CLASSES, BATCH, N = 5, 32, 150
+WIDTHS = {'last': 6, 'last4': 24}
+GRID = {'lrs': (0.1, 0.01), 'weight_decays': (5e-4, 0.0)}
+
+
+def data(n=N, seed=0):
+  """Features that are neither centred nor scaled, labels that they tell."""
+  r = np.random.default_rng(seed)
+  labels = r.integers(CLASSES, size=n)
+  centers = np.random.default_rng(9)
+  features = {
+    k: (centers.normal(size=(CLASSES, d))[labels] + r.normal(size=(n, d)))
+    * np.linspace(0.2, 2, d)
+    + 0.5
+    for k, d in WIDTHS.items()
+  }
+  return {k: x.astype(np.float32) for k, x in features.items()}, labels
+
+
+def make(protocol='imagenet', **changes):
+  options = {'epochs': 3, 'classes': CLASSES, 'examples': N} | GRID
+  if protocol != 'clevr':
+    options['milestones'] = (1, 2)
+  options = options | {'batch_size': BATCH} | changes
+  widths = options.pop('widths', WIDTHS)
+  return heads.make_sweep(protocol, widths, **options)
+
+
+def one(cpus):
+  return sharding.make_mesh(devices=cpus[:1])
+
+
+def batches(sweep, seed=0):
+  """Rows of each step, as `heads.train` says: by (seed, epoch)."""
+  for epoch in range(sweep.epochs):
+    order = np.random.default_rng((seed, epoch)).permutation(N)
+    for i in range(sweep.steps_per_epoch):
+      yield epoch, order[i * BATCH : (i + 1) * BATCH]
+
+
+class ByHand:
+  """One head in float64, after the papers; nothing of heads.py or optax."""
+
+  def __init__(self, optimizer, head, kernel):
+    self.optimizer, self.head = optimizer, head
+    self.w = np.asarray(kernel, np.float64)
+    self.b = np.zeros(CLASSES)
+    self.momentum = [0.0, 0.0]
+    self.mean, self.var = np.zeros(len(self.w)), np.ones(len(self.w))
+
+  def step(self, x, y, lr):
+    if self.head.batch_norm:
+      mean, var = x.mean(0), x.var(0, ddof=1)
+      self.mean = 0.9 * self.mean + 0.1 * mean
+      self.var = 0.9 * self.var + 0.1 * var
+      x = (x - mean) / np.sqrt(x.var(0) + 1e-5)
+    p = np.exp(x @ self.w + self.b)
+    error = (p / p.sum(1, keepdims=True) - np.eye(CLASSES)[y]) / len(y)
+    moves = self.lars if self.optimizer == 'lars' else self.nesterov
+    moves(x.T @ error, error.sum(0), lr, self.head.weight_decay)
+
+  def lars(self, dw, db, lr, decay):
+    """You et al., algorithm 1: momentum of steps that are already scaled."""
+    dw = dw + decay * self.w
+    rate = 0.001 * np.linalg.norm(self.w) / np.linalg.norm(dw)
+    self.momentum = [
+      0.9 * self.momentum[0] + lr * rate * dw,
+      0.9 * self.momentum[1] + lr * db,
+    ]
+    self.w = self.w - self.momentum[0]
+    self.b = self.b - self.momentum[1]
+
+  def nesterov(self, dw, db, lr, decay):
+    """As PyTorch's SGD does it."""
+    grads = dw + decay * self.w, db + decay * self.b
+    self.momentum = [
+      0.9 * m + g for m, g in zip(self.momentum, grads, strict=True)
+    ]
+    dw, db = (g + 0.9 * m for g, m in zip(grads, self.momentum, strict=True))
+    self.w, self.b = self.w - lr * dw, self.b - lr * db
+
+  def right(self, x, y):
+    if self.head.batch_norm:
+      x = (x - self.mean) / np.sqrt(self.var + 1e-5)
+    return ((x @ self.w + self.b).argmax(1) == y).sum()
+
+
+@pytest.mark.parametrize('protocol', ['imagenet', 'transfer', 'clevr'])
+def test_each_head_equals_one_trained_alone(cpus, protocol):
+  """All 16, through all steps, and what they answer; LARS and SGD by hand."""
+  sweep = make(protocol)
+  assert len(sweep.heads) == 16
+  features, labels = data()
+  state = heads.train(sweep, features, labels, mesh=one(cpus))
+  test_x, test_y = data(70, seed=1)
+  found = heads.accuracies(sweep, state, test_x, test_y, mesh=one(cpus))
+  start = heads.init(sweep, jax.random.key(0))
+  for i, head in enumerate(sweep.heads):
+    group, run = head.input + '_bn' * head.batch_norm, i % 4
+    first, last = (s['heads'][group]['params'] for s in (start, state))
+    alone = ByHand(sweep.optimizer, head, first['kernel'][run])
+    for step, (epoch, rows) in enumerate(batches(sweep)):
+      factor = 0.1**epoch
+      if protocol == 'clevr':
+        share = step / (sweep.epochs * sweep.steps_per_epoch)
+        factor = 0.01 + 0.99 * (1 + np.cos(np.pi * share)) / 2
+      lr = head.lr * BATCH / 256 * factor
+      x = features[head.input][rows].astype(np.float64)
+      alone.step(x, labels[rows], lr)
+    assert np.abs(alone.b).max() > 1e-4  # it did move
+    np.testing.assert_allclose(last['kernel'][run], alone.w, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(last['bias'][run], alone.b, atol=1e-5, rtol=0)
+    right = alone.right(test_x[head.input], test_y)
+    assert found[i] == right / len(test_y), head.name
+    if head.batch_norm:
+      norm = state['norms'][head.input]
+      np.testing.assert_allclose(norm['mean'], alone.mean, atol=1e-5, rtol=0)
+      np.testing.assert_allclose(norm['var'], alone.var, atol=1e-5, rtol=0)
+  if protocol != 'imagenet':  # LARS takes longer
+    assert max(found) > 0.6
+
+
+def test_evaluation_normalises_by_running_statistics(cpus):
+  """An answer does not depend on which examples it is asked with."""
+  sweep = make('transfer', batch_norm=(True,))
+  features, labels = data()
+  state = heads.train(sweep, features, labels, mesh=one(cpus))
+  judge = jax.jit(functools.partial(heads.correct, sweep))
+  together = judge(state, features, labels)
+  alone = sum(
+    judge(state, {k: x[[i]] for k, x in features.items()}, labels[[i]])
+    for i in range(N)
+  )
+  np.testing.assert_array_equal(together, alone)
+  # Those labelled -1 count as nothing.
+  assert not judge(state, features, np.full(N, -1)).any()
+
+
+def test_any_devices_give_the_numbers_of_one(cpus):
+  """8 devices, which do not divide the test examples either."""
+  features, labels = data()
+  test_x, test_y = data(70, seed=1)
+  results = []
+  for mesh in one(cpus), sharding.make_mesh(fsdp=2, devices=cpus):
+    sweep = make('imagenet', epochs=2)
+    state = heads.train(sweep, features, labels, mesh=mesh)
+    found = heads.accuracies(sweep, state, test_x, test_y, mesh=mesh, block=24)
+    results.append((jax.device_get(state), found))
+  (state, found), (state_8, found_8) = results
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0),
+    state,
+    state_8,
+  )
+  np.testing.assert_array_equal(found, found_8)
+
+
+def test_stopped_and_gone_on_equals_straight(cpus):
+  """Bit for bit, from arrays as a checkpoint gives them."""
+  sweep = make('imagenet')
+  features, labels = data()
+  kept, seen = {}, []
+
+  def keep(epoch, state, metrics):
+    kept[epoch] = jax.device_get(state)
+    seen.append(metrics)
+
+  mesh = one(cpus)
+  run = functools.partial(heads.train, sweep, features, labels, mesh=mesh)
+  straight = jax.device_get(run(on_epoch=keep))
+  assert list(kept) == [1, 2, 3]
+  gone_on = jax.device_get(run(state=kept[1], start=1))
+  jax.tree.map(np.testing.assert_array_equal, straight, gone_on)
+  assert seen[0]['loss'].shape == seen[0]['accuracy'].shape == (16,)
+  assert (seen[2]['loss'] < seen[0]['loss']).all()
+  other = jax.device_get(run(seed=1))
+  last = other['heads']['last']['params']['kernel']
+  assert not np.allclose(last, straight['heads']['last']['params']['kernel'])
+
+
+def test_streamed_features(cpus):
+  """`update` inside a step that makes the features, as with augmented images,
+  does what `train` does with the same ones.
+  """
+  sweep = make('transfer', epochs=1)
+  features, labels = data()
+
+  @jax.jit
+  def step(state, raw, labels, k):
+    return heads.update(
+      sweep, state, {k: x / 2 for k, x in raw.items()}, labels, k
+    )
+
+  state = heads.init(sweep, jax.random.key(0))
+  for k, (_, rows) in enumerate(batches(sweep)):
+    raw = {k: 2 * x[rows] for k, x in features.items()}
+    state, metrics = step(state, raw, labels[rows], k)
+  wanted = heads.train(sweep, features, labels, mesh=one(cpus))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-6), state, wanted
+  )
+  assert metrics['loss'].shape == (16,)
+
+
+@pytest.mark.parametrize(
+  ('protocol', 'epochs', 'milestones', 'values'),
+  [
+    # At the start of epochs, and in the step before.
+    ('imagenet', 50, (15, 30, 45), {0: 1, 15: 0.1, 30: 0.01, 45: 0.001}),
+    ('transfer', 28, (8, 16, 24), {0: 1, 8: 0.1, 16: 0.01, 24: 0.001}),
+    ('transfer', 2, (), {0: 1, 1: 1}),
+    ('clevr', 50, (), {0: 1, 25: 0.505, 50: 0.01}),
+  ],
+)
+def test_schedules(protocol, epochs, milestones, values):
+  sweep = make(protocol, epochs=epochs, milestones=milestones)
+  steps = sweep.steps_per_epoch
+  assert steps == 4
+  for epoch, value in values.items():
+    assert sweep.schedule(epoch * steps) == pytest.approx(value)
+    if epoch in milestones:
+      assert sweep.schedule(epoch * steps - 1) == pytest.approx(10 * value)
+    traced = jax.jit(sweep.schedule)(epoch * steps)
+    assert float(traced) == pytest.approx(value, rel=1e-5)
+
+
+def test_heads_of_the_protocols():
+  """The paper's: 16 on ImageNet, and one rate for the transfers."""
+  plain = {'lrs': None, 'weight_decays': None}
+  on_imagenet = make('imagenet', **plain).heads
+  assert len(set(on_imagenet)) == 16
+  assert set(on_imagenet) == {
+    heads.Head(*values)
+    for values in itertools.product(
+      WIDTHS, (True, False), (0.1, 0.01), (5e-4, 0.0)
+    )
+  }
+  for protocol in 'transfer', 'clevr':
+    found = make(protocol, **plain).heads
+    assert [(h.lr, h.weight_decay) for h in found] == [(0.01, 5e-4)] * 4
+
+
+def test_report():
+  sweep = make('imagenet')
+  scores = np.linspace(0.1, 0.4, 16)
+  scores[[5, 6, 13]] = 0.5, 0.5, 0.7
+  report = json.loads(json.dumps(heads.report(sweep, scores)))
+  assert report['heads'] == {
+    h.name: s for h, s in zip(sweep.heads, scores, strict=True)
+  }
+  best = {'head': 'last4 lr=0.1 wd=0', 'accuracy': 0.7}
+  assert report['best'] == report['best_last4'] == best
+  first = {'head': 'last lr=0.1 wd=0', 'accuracy': 0.5}
+  assert report['best_last'] == first
+  narrow = make('imagenet', widths={'last': 6})
+  assert 'best_last4' not in heads.report(narrow, scores[:8])
+
+
+def test_diverged_heads_are_named(cpus, caplog):
+  sweep = make('transfer', lrs=(1e30, 0.01), weight_decays=(5e-4,))
+  features, labels = data()
+  state = heads.train(sweep, features, labels, mesh=one(cpus))
+  named = [r.getMessage() for r in caplog.records]
+  assert len(named) == 4 and all('lr=1e+30' in text for text in named)
+  found = heads.accuracies(sweep, state, features, labels, mesh=one(cpus))
+  assert found[1] > found[0]
+
+
+def test_mistakes(cpus):
+  for match, wrong in {
+    "protocol is 'lars': take one of imagenet, transfer": {'protocol': 'lars'},
+    r'lrs are \(\): take one or more different': {'lrs': ()},
+    r'lrs are \(0.1, 0.1\): take one or more dif': {'lrs': (0.1, 0.1)},
+    'take lrs above 0': {'lrs': (0.0,)},
+    'epochs is 0: take 1 or more': {'epochs': 0},
+    'batch_size is 512: take one from 2 to the 150': {'batch_size': 512},
+    'batch_size is 1: take one from 2': {'batch_size': 1},
+    'clevr has a cosine and none': {'protocol': 'clevr', 'milestones': (3,)},
+  }.items():
+    with pytest.raises(ValueError, match=match):
+      make(**wrong)
+  features, labels = data()
+  right = {'features': features, 'labels_N': labels}
+  for match, wrong in {
+    'labels run from 0 to 5: 5 classes': {'labels_N': labels + (labels > 3)},
+    'fewer than two classes': {'labels_N': 0 * labels},
+    "needs 'last4' as .N, 24.": {'features': {'last': features['last']}},
+    'give make_sweep examples=90': {
+      'features': {k: x[:90] for k, x in features.items()},
+      'labels_N': labels[:90],
+    },
+  }.items():
+    with pytest.raises(ValueError, match=match):
+      heads.train(make(), **(right | wrong), mesh=one(cpus))
+  with pytest.raises(ValueError, match='take a multiple of the 8 devices'):
+    heads.train(
+      make(batch_size=30), **right, mesh=sharding.make_mesh(devices=cpus)
+    )

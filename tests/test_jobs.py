@@ -1,0 +1,116 @@
+"""Evaluations from a config to a table: the numbers, and what is refused."""
+
+import functools
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from configs import tiny
+from configs.evals import knn as knn_config
+from configs.evals import logistic as logistic_config
+from ijepa_jax import recipe, sharding, train
+from ijepa_jax.evals import jobs
+
+RUN = {'knn': jobs.run_knn, 'logistic': jobs.run_logistic}
+CONFIG = {'knn': knn_config, 'logistic': logistic_config}
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """A run of 300 pictures and few steps."""
+  c = tiny.get_config()
+  c.total_steps, c.batch_size, c.data.count = 4, 16, 300
+  c.model.depth, c.probe.every_steps, c.log.tensorboard = 1, 0, False
+  c.mask.sampler = 'rasterized'
+  path = tmp_path_factory.mktemp('run')
+  train.pretrain(c, path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+  """Folders: red and blue noise, 40 for training and 24 to test."""
+  path = tmp_path_factory.mktemp('images')
+  r = np.random.default_rng(0)
+  for split, count in (('train', 20), ('test', 12)):
+    for i, name in enumerate(('blue', 'red')):
+      (path / split / name).mkdir(parents=True)
+      for k in range(count):
+        pixels = r.integers(0, 120, (48, 48, 3), np.uint8)
+        pixels[..., 2 - 2 * i] += 100
+        PIL.Image.fromarray(pixels).save(path / split / name / f'{k:02}.png')
+  return path
+
+
+def make_config(job, workdir, images, **changes):
+  c = CONFIG[job].get_config()
+  c.init_from, c.task, c.data.path = str(workdir), 'folder', str(images)
+  c.data.workers, c.batch_size = 0, 16
+  if job == 'knn':
+    c.knn.ks = (3, 5, 999)
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+@pytest.mark.parametrize('job', ['knn', 'logistic'])
+def test_easy_images(job, workdir, images, tmp_path, capsys):
+  config = make_config(job, workdir, images)
+  found = RUN[job](config, tmp_path)
+  assert found['accuracy'] == {job: 1.0}
+  assert '100.0' in capsys.readouterr().out
+  assert json.loads(
+    (tmp_path / f'folder-{job}.json').read_text()
+  ) == json.loads(json.dumps(found))
+
+
+def test_one_device_says_the_same(workdir, images, tmp_path, cpus, monkeypatch):
+  config = make_config(
+    'logistic',
+    workdir,
+    images,
+    **{'logistic.per_class': 3, 'logistic.l2': (0.01,), 'which': 'untrained'},
+  )
+  eight = jobs.run_logistic(config, tmp_path / '8')
+  one = functools.partial(sharding.make_mesh, devices=cpus[:1])
+  monkeypatch.setattr(sharding, 'make_mesh', one)
+  assert jobs.run_logistic(config, tmp_path / '1') == eight
+  assert eight['training_examples'] == 6
+
+
+def test_a_list_of_the_labelled(workdir, images, tmp_path):
+  """Only these images are looked at."""
+  names = tmp_path / 'list.txt'
+  names.write_text('red/00.png\nblue/03.png\nred/05.png\nblue/11.png\n')
+  config = make_config(
+    'logistic',
+    workdir,
+    images,
+    **{'logistic.list_file': str(names), 'logistic.l2': (0.01,)},
+  )
+  found = jobs.run_logistic(config, tmp_path)
+  assert found['training_examples'] == 4
+  assert sorted(len(np.load(p)) for p in tmp_path.rglob('last.npy')) == [4, 24]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'init_from': ''}, 'init_from is empty'),
+    ({'init_from': '/nowhere'}, '/nowhere is no training workdir'),
+    ({'task': 'imagenett'}, "did you mean 'imagenet'"),
+    ({'task': 'cifar10', 'data.path': ''}, 'cifar10.*prepare'),
+    ({'data.path': '/nowhere'}, '/nowhere'),
+    ({'data.test': 'val'}, "'val'"),
+    ({'task': 'cifar100'}, '2 classes.*100'),
+    ({'logistic.per_class': 21}, 'has 20 examples'),
+    ({'logistic.layers': 'first'}, "'first'"),
+    ({'which': 'best'}, "'best'"),
+  ],
+)
+def test_mistakes_are_told(changes, words, workdir, images, tmp_path):
+  config = make_config('logistic', workdir, images, **changes)
+  with pytest.raises(recipe.UserError, match=words):
+    jobs.run_logistic(config, tmp_path)
+  assert not list(tmp_path.glob('*.json'))
