@@ -14,6 +14,7 @@ from ml_collections import config_flags
 FLAGS = flags.FLAGS
 JOBS = {
   'pretrain': 'ijepa_jax.train:pretrain',
+  'linear': 'ijepa_jax.evals.sweep:run',
   'knn': 'ijepa_jax.evals.jobs:run_knn',
   'logistic': 'ijepa_jax.evals.jobs:run_logistic',
 }

@@ -9,12 +9,17 @@ import pytest
 
 from configs import tiny
 from configs.evals import knn as knn_config
+from configs.evals import linear as linear_config
 from configs.evals import logistic as logistic_config
-from ijepa_jax import recipe, sharding, train
-from ijepa_jax.evals import jobs
+from ijepa_jax import checkpoint, recipe, sharding, train
+from ijepa_jax.evals import jobs, sweep
 
-RUN = {'knn': jobs.run_knn, 'logistic': jobs.run_logistic}
-CONFIG = {'knn': knn_config, 'logistic': logistic_config}
+RUN = {'knn': jobs.run_knn, 'logistic': jobs.run_logistic, 'linear': sweep.run}
+CONFIG = {
+  'knn': knn_config,
+  'logistic': logistic_config,
+  'linear': linear_config,
+}
 
 
 @pytest.fixture(scope='module')
@@ -50,6 +55,8 @@ def make_config(job, workdir, images, **changes):
   c.data.workers, c.batch_size = 0, 16
   if job == 'knn':
     c.knn.ks = (3, 5, 999)
+  if job == 'linear':
+    c.linear.epochs, c.linear.batch_size, c.linear.lrs = 6, 16, (3.0, 0.3)
   c.update_from_flattened_dict(changes)
   return c
 
@@ -63,6 +70,31 @@ def test_easy_images(job, workdir, images, tmp_path, capsys):
   assert json.loads(
     (tmp_path / f'folder-{job}.json').read_text()
   ) == json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize('augment', [False, True])
+def test_linear_goes_on_where_it_was(
+  augment, workdir, images, tmp_path, monkeypatch
+):
+  """Interrupted in the fourth of six epochs, it ends as if it had not been."""
+  config = make_config('linear', workdir, images, **{'linear.augment': augment})
+  straight = sweep.run(config, tmp_path / 'straight')
+  assert len(straight['heads']) == 8
+  assert straight['accuracy']['linear'] == 1.0
+  save, saved = checkpoint.Checkpointer.save, []
+
+  def dying(self, step, state):
+    if step == 4 and saved == [1, 2, 3]:
+      raise KeyboardInterrupt
+    saved.append(step)
+    save(self, step, state)
+
+  monkeypatch.setattr(checkpoint.Checkpointer, 'save', dying)
+  with pytest.raises(KeyboardInterrupt):
+    sweep.run(config, tmp_path / 'broken')
+  saved.append('again')
+  assert sweep.run(config, tmp_path / 'broken') == straight
+  assert saved == [1, 2, 3, 'again', 4, 5, 6]
 
 
 def test_one_device_says_the_same(workdir, images, tmp_path, cpus, monkeypatch):

@@ -30,20 +30,17 @@ class Bench:
   mesh: jax.sharding.Mesh
   workdir: epath.Path
 
-  def features(self, config) -> tuple[features.Features, features.Features]:
-    """Of the training and of the test images, without augmentation."""
+  def features(self, config, source) -> features.Features:
+    """Of one of the sources, without augmentation."""
     _, transform = self.task.transforms(self.frozen.image_size)
-    return tuple(
-      features.extract(
-        self.frozen,
-        source,
-        transform,
-        mesh=self.mesh,
-        cache_dir=config.cache_dir or self.workdir / 'features',
-        batch_size=config.batch_size,
-        workers=config.data.workers,
-      )
-      for source in (self.train, self.test)
+    return features.extract(
+      self.frozen,
+      source,
+      transform,
+      mesh=self.mesh,
+      cache_dir=config.cache_dir or self.workdir / 'features',
+      batch_size=config.batch_size,
+      workers=config.data.workers,
     )
 
 
@@ -100,7 +97,7 @@ def report(config, bench: Bench, ours: dict[str, float], details: dict) -> dict:
 def run_knn(config, workdir: str) -> dict:
   """Weighted kNN, the best of a sweep and all of it."""
   bench = set_up(config, workdir)
-  train, test = bench.features(config)
+  train, test = (bench.features(config, s) for s in (bench.train, bench.test))
   with recipe.told():
     found = knn.knn(
       train.last,
@@ -131,7 +128,7 @@ def run_logistic(config, workdir: str) -> dict:
       bench = dataclasses.replace(
         bench, train=sources.Subset(bench.train, chosen)
       )
-  train, test = bench.features(config)
+  train, test = (bench.features(config, s) for s in (bench.train, bench.test))
   labels = train.labels[:, bench.column]
   with recipe.told():
     chosen = np.arange(len(labels))

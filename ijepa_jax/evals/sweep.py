@@ -1,0 +1,153 @@
+"""The linear evaluation of the paper as a job: heads.py on a frozen encoder.
+
+On augmented images the features are made anew each epoch, as the paper does; on
+cached ones of the images as they are an epoch takes seconds. After every epoch
+the heads are saved, and the same command goes on from there.
+"""
+
+import functools
+import hashlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from ijepa_jax import checkpoint, data, recipe, sharding
+from ijepa_jax.evals import heads, jobs
+
+
+def run(config, workdir: str) -> dict:
+  """All heads, the best, and the best on the last and on the last 4 layers."""
+  c = config.linear
+  bench = jobs.set_up(config, workdir)
+  test = bench.features(config, bench.test)
+  train = None if c.augment else bench.features(config, bench.train)
+  test_y = test.labels[:, bench.column]
+  inputs = {k: getattr(test, k) for k in c.inputs}
+  task = bench.task
+  epochs = c.epochs or task.epochs
+  with recipe.told():
+    sweep = heads.make_sweep(
+      c.protocol or task.protocol,
+      {k: x.shape[1] for k, x in inputs.items()},
+      classes=bench.classes,
+      examples=len(bench.train),
+      batch_size=c.batch_size or task.batch_size,
+      epochs=epochs,
+      milestones=[round(m * epochs / task.epochs) for m in task.milestones],
+      lrs=tuple(c.lrs) or None,
+      weight_decays=tuple(c.weight_decays) or None,
+    )
+    state = _train(config, bench, sweep, train, test.key)
+    scores = heads.accuracies(sweep, state, inputs, test_y, mesh=bench.mesh)
+  found = heads.report(sweep, scores)
+  ours = {'linear': found['best']['accuracy']}
+  ours |= {f'linear_{k}': found[f'best_{k}']['accuracy'] for k in inputs}
+  return jobs.report(config, bench, ours, found)
+
+
+def _train(config, bench, sweep, train, test_key):
+  """The heads after the last epoch, going on from what is saved."""
+  # Another encoder, data set, transform, course or seed is another folder.
+  course = [test_key, config.linear.to_dict(), sweep.heads, config.seed]
+  name = hashlib.sha256(repr(course).encode()).hexdigest()[:16]
+  make = heads.compiled(sweep, bench.mesh)[0]
+  whole = sharding.replicated(bench.mesh)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+    jax.eval_shape(make, jax.random.key(0)),
+  )
+  folder = bench.workdir / 'heads' / name
+  with checkpoint.Checkpointer(folder, keep_last=1) as checkpoints:
+    state, start = checkpoints.restore(abstract) or (None, 0)
+    if start:
+      logging.info('Going on from epoch %d.', start)
+    began = time.monotonic()
+
+    def on_epoch(epoch, state, means):
+      checkpoints.save(epoch, state)
+      left = (time.monotonic() - began) / (epoch - start)
+      logging.info(
+        'Epoch %d of %d: loss %.3f to %.3f, %.0f s left.',
+        epoch,
+        sweep.epochs,
+        means['loss'].min(),
+        means['loss'].max(),
+        left * (sweep.epochs - epoch),
+      )
+
+    if train is None:
+      return _train_augmented(config, bench, sweep, state, start, on_epoch)
+    return heads.train(
+      sweep,
+      {k: getattr(train, k) for k in sweep.widths},
+      train.labels[:, bench.column],
+      mesh=bench.mesh,
+      seed=config.seed,
+      state=state,
+      start=start,
+      on_epoch=on_epoch,
+    )
+
+
+def _train_augmented(config, bench, sweep, state, start, on_epoch):
+  """On features of images that are cropped anew each epoch."""
+  frozen, mesh = bench.frozen, bench.mesh
+  transform, _ = bench.task.transforms(frozen.image_size)
+  steps = sweep.steps_per_epoch
+  dataset = data.make_dataset(
+    bench.train,
+    None,
+    transform=transform,
+    batch_size=sweep.batch_size,
+    seed=config.seed,
+    channels=frozen.channels,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    start=start * steps,
+    workers=config.data.workers,
+  )
+  make, _, _ = heads.compiled(sweep, mesh)
+  if state is None:
+    state = make(jax.random.key(config.seed))
+  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  # The largest number of images at a time that divides the batch.
+  pieces = -(-sweep.batch_size // max(config.batch_size, mesh.size))
+  while sweep.batch_size % (pieces * mesh.size):
+    pieces += 1
+
+  @functools.partial(jax.jit, donate_argnums=1, out_shardings=whole)
+  def step(params, state, batch, i):
+    # Every n-th image: each device keeps to its own part of the batch.
+    images = batch['image']
+    images = images.reshape(-1, pieces, *images.shape[1:]).swapaxes(0, 1)
+    pooled = jax.lax.map(lambda x: frozen.pooled(params, x), images)
+    last, last4 = (
+      jax.lax.with_sharding_constraint(
+        x.swapaxes(0, 1).reshape(sweep.batch_size, -1), split
+      )
+      for x in pooled
+    )
+    inputs = {'last': last, 'last4': last4}
+    labels = batch['label'][:, bench.column]
+    return heads.update(sweep, state, inputs, labels, i)
+
+  records = []
+  with (
+    recipe.told(*data.ERRORS),
+    recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
+  ):
+    for i in range(start * steps, sweep.epochs * steps):
+      state, values = step(frozen.params, state, next(batches), jnp.int32(i))
+      if records:
+        jax.block_until_ready(records[-1])
+      records.append(values)
+      if (i + 1) % steps == 0:
+        means = {
+          k: np.mean([np.asarray(r[k]) for r in records], 0) for k in values
+        }
+        on_epoch((i + 1) // steps, state, means)
+        records = []
+  return state
