@@ -22,3 +22,20 @@ flags.FLAGS.mark_as_parsed()
 def cpus() -> list[jax.Device]:
   """The eight of them."""
   return jax.devices('cpu')
+
+
+@pytest.fixture(scope='session')
+def untrained_run():
+  """(config, workdir) -> the state: what a run leaves, without the training."""
+  from ijepa_jax import checkpoint, metrics, recipe
+
+  def make(config, workdir):
+    run = recipe.build(config)
+    _, make_state = recipe.abstract_state(config, run)
+    state = make_state(jax.random.key(config.seed))
+    metrics.write_config(workdir, config.to_json_best_effort())
+    with checkpoint.Checkpointer(workdir / 'checkpoints') as checkpoints:
+      checkpoints.save(1, state)
+    return state
+
+  return make

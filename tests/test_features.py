@@ -25,16 +25,11 @@ def make_config():
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  """What a run leaves: two checkpoints, target unlike context encoder."""
+def workdir(tmp_path_factory, untrained_run):
+  """Two checkpoints, in the second the target unlike the context encoder."""
   path = tmp_path_factory.mktemp('run')
-  config = make_config()
-  run = recipe.build(config)
-  _, make_state = recipe.abstract_state(config, run)
-  state = make_state(jax.random.key(0))
-  metrics.write_config(path, config.to_json_best_effort())
+  state = untrained_run(make_config(), path)
   with checkpoint.Checkpointer(path / 'checkpoints') as checkpoints:
-    checkpoints.save(1, state)
     target = jax.jit(lambda t: jax.tree.map(lambda x: x * 1.1, t))(state.target)
     checkpoints.save(2, dataclasses.replace(state, target=target))
   return path

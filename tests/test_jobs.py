@@ -11,7 +11,7 @@ from configs import tiny
 from configs.evals import knn as knn_config
 from configs.evals import linear as linear_config
 from configs.evals import logistic as logistic_config
-from ijepa_jax import checkpoint, recipe, sharding, train
+from ijepa_jax import checkpoint, recipe, sharding
 from ijepa_jax.evals import jobs, sweep
 
 RUN = {'knn': jobs.run_knn, 'logistic': jobs.run_logistic, 'linear': sweep.run}
@@ -23,14 +23,11 @@ CONFIG = {
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  """A run of 300 pictures and few steps."""
+def workdir(tmp_path_factory, untrained_run):
   c = tiny.get_config()
-  c.total_steps, c.batch_size, c.data.count = 4, 16, 300
-  c.model.depth, c.probe.every_steps, c.log.tensorboard = 1, 0, False
-  c.mask.sampler = 'rasterized'
+  c.model.depth, c.batch_size = 2, 16
   path = tmp_path_factory.mktemp('run')
-  train.pretrain(c, path)
+  untrained_run(c, path)
   return path
 
 
