@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax import sharding
-from ijepa_jax.evals import heads
+from ijepa_jax.evals import fit_heads, heads
 
 CLASSES, BATCH, N = 5, 32, 150
 WIDTHS = {'last': 6, 'last4': 24}
@@ -112,10 +112,10 @@ def test_each_head_equals_one_trained_alone(cpus, protocol):
   sweep = plain(protocol)
   assert len(sweep.heads) == 16
   features, labels = data()
-  state = heads.train(sweep, features, labels, mesh=one(cpus))
+  state = fit_heads.train(sweep, features, labels, mesh=one(cpus))
   test_x, test_y = data(70, seed=1)
   # In blocks that don't divide the examples.
-  found = heads.accuracies(
+  found = fit_heads.accuracies(
     sweep, state, test_x, test_y, mesh=one(cpus), block=24
   )
   start = heads.init(sweep, jax.random.key(0))
@@ -153,7 +153,7 @@ def test_evaluation_normalises_by_running_statistics(cpus):
   """An answer does not depend on which examples it is asked with."""
   sweep = plain('transfer')
   features, labels = data()
-  state = heads.train(sweep, features, labels, mesh=one(cpus))
+  state = fit_heads.train(sweep, features, labels, mesh=one(cpus))
   judge = jax.jit(functools.partial(heads.correct, sweep))
   together = judge(state, features, labels)
   alone = sum(
@@ -172,8 +172,10 @@ def test_any_devices_give_the_numbers_of_one(cpus):
   results = []
   for mesh in one(cpus), sharding.make_mesh(fsdp=2, devices=cpus):
     sweep = plain('imagenet')
-    state = heads.train(sweep, features, labels, mesh=mesh)
-    found = heads.accuracies(sweep, state, test_x, test_y, mesh=mesh, block=24)
+    state = fit_heads.train(sweep, features, labels, mesh=mesh)
+    found = fit_heads.accuracies(
+      sweep, state, test_x, test_y, mesh=mesh, block=24
+    )
     results.append((jax.device_get(state), found))
   (state, found), (state_8, found_8) = results
   jax.tree.map(
@@ -195,7 +197,7 @@ def test_stopped_and_gone_on_equals_straight(cpus):
     seen.append(metrics)
 
   mesh = one(cpus)
-  run = functools.partial(heads.train, sweep, features, labels, mesh=mesh)
+  run = functools.partial(fit_heads.train, sweep, features, labels, mesh=mesh)
   straight = jax.device_get(run(on_epoch=keep))
   assert list(kept) == [1, 2, 3]
   gone_on = jax.device_get(run(state=kept[1], start=1))
@@ -224,7 +226,7 @@ def test_streamed_features(cpus):
   for k, (_, rows) in enumerate(batches(sweep)):
     raw = {k: 2 * x[rows] for k, x in features.items()}
     state, metrics = step(state, raw, labels[rows], k)
-  wanted = heads.train(sweep, features, labels, mesh=one(cpus))
+  wanted = fit_heads.train(sweep, features, labels, mesh=one(cpus))
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, atol=1e-6), state, wanted
   )
@@ -273,7 +275,7 @@ def test_report():
   sweep = make('imagenet')
   scores = np.linspace(0.1, 0.4, 16)
   scores[[5, 6, 13]] = 0.5, 0.5, 0.7
-  report = json.loads(json.dumps(heads.report(sweep, scores)))
+  report = json.loads(json.dumps(fit_heads.report(sweep, scores)))
   assert report['heads'] == {
     h.name: s for h, s in zip(sweep.heads, scores, strict=True)
   }
@@ -282,7 +284,7 @@ def test_report():
   first = {'head': 'last lr=32 wd=0', 'accuracy': 0.5}
   assert report['best_last'] == first
   narrow = make('imagenet', widths={'last': 6})
-  assert 'best_last4' not in heads.report(narrow, scores[:8])
+  assert 'best_last4' not in fit_heads.report(narrow, scores[:8])
 
 
 def test_diverged_heads_are_named(cpus, caplog):
@@ -290,10 +292,10 @@ def test_diverged_heads_are_named(cpus, caplog):
     'transfer', widths={'last': 6}, lrs=(1e30, 0.1), weight_decays=(0.1,)
   )
   features, labels = data()
-  state = heads.train(sweep, features, labels, mesh=one(cpus))
+  state = fit_heads.train(sweep, features, labels, mesh=one(cpus))
   named = [r.getMessage() for r in caplog.records]
   assert len(named) == 2 and all('lr=1e+30' in text for text in named)
-  found = heads.accuracies(sweep, state, features, labels, mesh=one(cpus))
+  found = fit_heads.accuracies(sweep, state, features, labels, mesh=one(cpus))
   assert found[1] > found[0]
 
 
@@ -322,8 +324,8 @@ def test_mistakes(cpus):
     },
   }.items():
     with pytest.raises(ValueError, match=match):
-      heads.train(make(), **(right | wrong), mesh=one(cpus))
+      fit_heads.train(make(), **(right | wrong), mesh=one(cpus))
   with pytest.raises(ValueError, match='take a multiple of the 8 devices'):
-    heads.train(
+    fit_heads.train(
       make(batch_size=30), **right, mesh=sharding.make_mesh(devices=cpus)
     )

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from ijepa_jax import checkpoint, data, recipe, sharding
-from ijepa_jax.evals import heads, jobs
+from ijepa_jax.evals import fit_heads, heads, jobs
 
 
 def run(config, workdir: str) -> dict:
@@ -41,8 +41,8 @@ def run(config, workdir: str) -> dict:
       weight_decays=tuple(c.weight_decays) or None,
     )
     state = _train(config, bench, sweep, train, test.key)
-    scores = heads.accuracies(sweep, state, inputs, test_y, mesh=bench.mesh)
-  found = heads.report(sweep, scores)
+    scores = fit_heads.accuracies(sweep, state, inputs, test_y, mesh=bench.mesh)
+  found = fit_heads.report(sweep, scores)
   ours = {'linear': found['best']['accuracy']}
   ours |= {f'linear_{k}': found[f'best_{k}']['accuracy'] for k in inputs}
   return jobs.report(config, bench, ours, found)
@@ -53,7 +53,7 @@ def _train(config, bench, sweep, train, test_key):
   # Another encoder, data set, transform, course or seed is another folder.
   course = [test_key, config.linear.to_dict(), sweep.heads, config.seed]
   name = hashlib.sha256(repr(course).encode()).hexdigest()[:16]
-  make = heads.compiled(sweep, bench.mesh)[0]
+  make = fit_heads.compiled(sweep, bench.mesh)[0]
   whole = sharding.replicated(bench.mesh)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
@@ -80,7 +80,7 @@ def _train(config, bench, sweep, train, test_key):
 
     if train is None:
       return _train_augmented(config, bench, sweep, state, start, on_epoch)
-    return heads.train(
+    return fit_heads.train(
       sweep,
       {k: getattr(train, k) for k in sweep.widths},
       train.labels[:, bench.column],
@@ -109,7 +109,7 @@ def _train_augmented(config, bench, sweep, state, start, on_epoch):
     start=start * steps,
     workers=config.data.workers,
   )
-  make, _, _ = heads.compiled(sweep, mesh)
+  make, _, _ = fit_heads.compiled(sweep, mesh)
   if state is None:
     state = make(jax.random.key(config.seed))
   whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)

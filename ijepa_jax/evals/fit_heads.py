@@ -1,0 +1,216 @@
+"""Heads trained on cached features, and judged."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from absl import logging
+
+from ijepa_jax import sharding
+from ijepa_jax.evals import heads, linear
+
+
+# Made once for each sweep, not at every call, so that they compile once.
+@functools.lru_cache(maxsize=4)
+def compiled(sweep: heads.Sweep, mesh) -> tuple[Callable, Callable, Callable]:
+  """-> `init`, `update` and `correct` of one sweep, over a mesh.
+
+  Batches are split over all devices, the state is on each of them; `update`
+  takes the place of the state that it is given.
+  """
+  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  return (
+    jax.jit(functools.partial(heads.init, sweep), out_shardings=whole),
+    jax.jit(
+      functools.partial(heads.update, sweep),
+      in_shardings=(whole, split, split, whole),
+      out_shardings=whole,
+      donate_argnums=0,
+    ),
+    jax.jit(
+      functools.partial(heads.correct, sweep),
+      in_shardings=(whole, split, split),
+      out_shardings=whole,
+    ),
+  )
+
+
+def train(
+  sweep: heads.Sweep,
+  features: Mapping[str, np.ndarray],
+  labels_N: np.ndarray,
+  *,
+  mesh=None,
+  seed: int = 0,
+  state=None,
+  start: int = 0,
+  on_epoch: Callable[[int, dict, dict], None] | None = None,
+) -> dict[str, Any]:
+  """Trains on features that don't change, in an order by (seed, epoch).
+
+  Args:
+    features: float32 {'last': [N, D], ...}, numpy or mapped from disk.
+    labels_N: int [N] in [0, classes).
+    mesh: devices that share each batch; None: all.
+    seed: of the start and of the orders.
+    state: after `start` epochs, to go on from; it is used up.
+    on_epoch: called with the number of epochs done, the state, which the next
+      step uses up, and {'loss': [heads], 'accuracy': [heads]} averaged over
+      the epoch.
+
+  Returns:
+    The state after `sweep.epochs`.
+
+  Raises:
+    ValueError: features or labels that can't be (see `linear.check`), another
+      number of them than the sweep was made for, or a batch that doesn't
+      divide over the devices.
+  """
+  mesh = mesh or sharding.make_mesh()
+  _check(sweep, features, labels_N, 'training')
+  n, size, steps = len(labels_N), sweep.batch_size, sweep.steps_per_epoch
+  if n // size != steps:
+    raise ValueError(
+      f'{n} training examples make {n // size} batches of {size} and the sweep '
+      f'was made for {steps}: give make_sweep examples={n}.'
+    )
+  if size % mesh.size:
+    raise ValueError(
+      f'batch_size is {size}: take a multiple of the {mesh.size} devices.'
+    )
+  make, step, _ = compiled(sweep, mesh)
+  if state is None:
+    state = make(jax.random.key(seed))
+  else:
+    state = jax.device_put(state, sharding.replicated(mesh))
+  diverged = set()
+  with tqdm.tqdm(
+    total=sweep.epochs,
+    initial=start,
+    desc='linear heads',
+    unit='epoch',
+    disable=None,
+  ) as bar:
+    for epoch in range(start, sweep.epochs):
+      order = np.random.default_rng((seed, epoch)).permutation(n)
+      records = []
+      for i in range(steps):
+        batch = _rows(
+          sweep, features, labels_N, order[i * size : (i + 1) * size], mesh
+        )
+        state, values = step(state, *batch, epoch * steps + i)
+        # One batch waits on the device while one runs, not all of them.
+        if records:
+          jax.block_until_ready(records[-1])
+        records.append(values)
+      means = {
+        k: np.mean([np.asarray(r[k]) for r in records], 0) for k in records[0]
+      }
+      for head, loss in zip(sweep.heads, means['loss'], strict=True):
+        if not np.isfinite(loss) and head not in diverged:
+          diverged.add(head)
+          logging.warning('Head %s has diverged: take lower lrs.', head.name)
+      if on_epoch:
+        on_epoch(epoch + 1, state, means)
+      bar.update()
+  return state
+
+
+def accuracies(
+  sweep: heads.Sweep,
+  state: dict[str, Any],
+  features: Mapping[str, np.ndarray],
+  labels_N: np.ndarray,
+  *,
+  mesh=None,
+  block: int = 4096,
+) -> np.ndarray:
+  """Accuracy of each head, in [0, 1]: float64 [heads].
+
+  Args:
+    features, labels_N, mesh: as for `train`.
+    block: examples at a time, over all devices.
+
+  Raises:
+    ValueError: features or labels that can't be, see `linear.check`.
+  """
+  mesh = mesh or sharding.make_mesh()
+  _check(sweep, features, labels_N, 'test')
+  judge = compiled(sweep, mesh)[2]
+  state = jax.device_put(state, sharding.replicated(mesh))
+  n = len(labels_N)
+  block = -(-min(block, n) // mesh.size) * mesh.size
+  right = np.zeros(len(sweep.heads), np.int64)
+  for start in range(0, n, block):
+    rows = np.arange(start, start + block)
+    rows[rows >= n] = -1  # one shape, one compilation
+    right += np.asarray(
+      judge(state, *_rows(sweep, features, labels_N, rows, mesh))
+    )
+  return right / n
+
+
+def report(sweep: heads.Sweep, accuracies: Sequence[float]) -> dict[str, Any]:
+  """Every head, the best, and the best of each input.
+
+  The best are chosen on what they are reported on, as the paper's are.
+
+  Args:
+    accuracies: one for each head.
+
+  Returns:
+    {'heads': {name: accuracy}, 'best': {'head': name, 'accuracy': ...},
+    'best_last': ..., 'best_last4': ...}; of equals the first.
+  """
+  scores = {
+    head: float(a) for head, a in zip(sweep.heads, accuracies, strict=True)
+  }
+
+  def best(among):
+    head = max(among, key=scores.get)
+    return {'head': head.name, 'accuracy': scores[head]}
+
+  return {
+    'heads': {head.name: score for head, score in scores.items()},
+    'best': best(scores),
+    **{
+      f'best_{name}': best([h for h in scores if h.input == name])
+      for name in sweep.widths
+    },
+  }
+
+
+def _rows(sweep, features, labels_N, rows_B, mesh):
+  """-> features and labels at these rows, split over all devices.
+
+  Each process reads its own devices' rows only; a row of -1 is any example,
+  labelled -1.
+  """
+  split = sharding.batch_sharding(mesh)
+
+  def take(x, dtype, mask=False):
+    def part(index):
+      rows = rows_B[index[0]]
+      values = np.asarray(x[rows], dtype)
+      return np.where(rows < 0, -1, values).astype(dtype) if mask else values
+
+    shape = len(rows_B), *np.shape(x)[1:]
+    return jax.make_array_from_callback(shape, split, part)
+
+  return {
+    name: take(features[name], np.float32) for name in sweep.widths
+  }, take(np.asarray(labels_N), np.int32, mask=True)
+
+
+def _check(sweep, features, labels_N, which):
+  for name, width in sweep.widths.items():
+    if name not in features or np.shape(features[name])[1:] != (width,):
+      there = {k: np.shape(x) for k, x in features.items()}
+      raise ValueError(
+        f'The {which} features are {there}: the sweep needs {name!r} as '
+        f'[N, {width}].'
+      )
+    linear.check(features[name], labels_N, which, sweep.classes)
