@@ -2,30 +2,29 @@
 
     python benchmarks/pixel_probe.py [8 16 24 48]
 
-Says what resolution `scenes_probe.PIXEL_GRID` should have: the one at which
+Says what resolution `online.PIXEL_GRID` should have: the one at which
 pixels are the strongest baseline. 48 is every pixel, and takes minutes.
 """
 
+import pathlib
 import sys
 import time
 
-from ijepa_jax import ijepa, sharding, vit
-from ijepa_jax.evals import scenes_probe
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
+
+from configs import tiny
+from ijepa_jax import recipe
+from ijepa_jax.evals import watch
 
 
 def main(grids):
-  encoder, predictor = vit.make_models(
-    size='tiny', patch_size=6, predictor_depth=1
-  )
-  probe = scenes_probe.ScenesProbe(
-    ijepa.IJEPA(encoder, predictor), sharding.make_mesh()
-  )
+  config = tiny.get_config()
+  run, source = recipe.build(config), recipe.make_source(config)
+  probe = watch.make_probe(config, run, source)
   for grid in grids:
     began = time.monotonic()
     scores = probe.pixels(grid)
-    words = ', '.join(
-      f'{k.removeprefix("probe/")} {100 * v:.1f}' for k, v in scores.items()
-    )
+    words = ', '.join(f'{k} {100 * v:.1f}' for k, v in scores.items())
     print(f'{grid} x {grid}: {words}, {time.monotonic() - began:.0f} s')
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from configs import tiny
 from ijepa_jax import train
-from ijepa_jax.evals import scenes_probe
+from ijepa_jax.evals import online
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('seeds', 3, 'Runs.')
@@ -41,7 +41,7 @@ def main(_):
   }
   print(
     f'\nMean of {FLAGS.seeds} seeds, {statistics.mean(seconds):.0f} s each:\n\n'
-    f'{scenes_probe.table(mean)}'
+    f'{online.table(mean)}'
   )
 
 

@@ -161,7 +161,8 @@ def time_steps(config) -> dict:
 def run_loop(config, steps: int) -> dict:
   config = config.copy_and_resolve_references()
   config.total_steps = steps
-  config.probe.every_steps = 0  # Probes and saves compile what steps need not.
+  # They compile what steps need not.
+  config.probe.every_steps = config.health.every_steps = 0
   config.checkpoint.every_steps = 0
   with tempfile.TemporaryDirectory() as workdir:
     train.pretrain(config, workdir)

@@ -94,12 +94,21 @@ def get_config() -> ConfigDict:
   c.checkpoint.every_minutes = 0.0  # 0: not by time
   c.checkpoint.keep_last = 3
   c.checkpoint.keep_every = 0  # steps; multiples are never deleted; 0: none
+  c.checkpoint.keep_best = ''  # by a metric: probe/class, health/rankme, ...
+  c.checkpoint.keep_best_mode = 'max'  # max, min
 
   c.log = ConfigDict()
   c.log.tensorboard = True
 
-  c.probe = ConfigDict()  # linear probes and RankMe on `scenes` while training
-  c.probe.every_steps = 0  # 0: off; needs data.source = scenes
-  c.probe.train_count = 5000  # of the training pictures
-  c.probe.test_count = 2000  # made with a seed of their own
+  # Signals of health on a fixed batch, with alarms in words; docs/health.md.
+  c.health = ConfigDict()
+  c.health.every_steps = 1000  # 0: off
+  c.health.images = 256
+  c.health.split = ''  # of the data; '': data.split; scenes: another seed
+
+  c.probe = ConfigDict()  # linear and kNN while training; needs labels
+  c.probe.every_steps = 0  # 0: off
+  c.probe.train_count = 5000  # of the training images
+  c.probe.test_count = 2000  # of the split
+  c.probe.split = ''  # of the data, not trained on; scenes: another seed
   return c

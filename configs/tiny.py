@@ -52,4 +52,5 @@ def get_config():
 
   c.checkpoint.every_steps = 400
   c.probe.every_steps = 400
+  c.health.every_steps = 100
   return c

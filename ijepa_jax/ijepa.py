@@ -97,12 +97,15 @@ class IJEPA:
     Targets).
     """
     h_BND = self.encode(target_params, image_BHWC)
-    y_BND = h_BND
-    if self.normalize_targets:
-      mean = h_BND.mean(-1, keepdims=True)
-      variance = ((h_BND - mean) ** 2).mean(-1, keepdims=True)
-      y_BND = (h_BND - mean) / jnp.sqrt(variance + 1e-5)
-    return vit.gather(y_BND, targets_BMK), h_BND
+    return vit.gather(self.standardize(h_BND), targets_BMK), h_BND
+
+  def standardize(self, h_BND: jax.Array) -> jax.Array:
+    """The release's second LayerNorm of targets, where it is wanted."""
+    if not self.normalize_targets:
+      return h_BND
+    mean = h_BND.mean(-1, keepdims=True)
+    variance = ((h_BND - mean) ** 2).mean(-1, keepdims=True)
+    return (h_BND - mean) / jnp.sqrt(variance + 1e-5)
 
   def predict(self, params, image_BHWC, context_BEK, targets_BMK):
     """Predictions of every target from every context: [B, E, M, K, D].
@@ -224,8 +227,8 @@ def train_step(
       averaged, which equals the whole batch's.
 
   Returns:
-    The next state and float32 [] metrics: loss, grad_norm, momentum,
-    feature_std, token_std.
+    The next state and float32 [] metrics: loss, grad_norm (of all, and of
+    encoder and predictor), momentum, feature_std, token_std.
   """
   compute = functools.partial(loss_and_grad, model, state.params, state.target)
   if accumulate == 1:
@@ -253,6 +256,7 @@ def train_step(
   metrics = {
     'loss': loss,
     'grad_norm': optax.tree.norm(grad),
+    **{f'grad_norm/{k}': optax.tree.norm(grad[k]) for k in grad},
     'momentum': 1 - rate,
     **stats,
   }

@@ -117,11 +117,6 @@ def _build(config) -> Run:
     eps=c.eps,
     clip_norm=c.clip_norm,
   )
-  if config.probe.every_steps and d.source != 'scenes':
-    raise ValueError(
-      f'probe.every_steps = {config.probe.every_steps} needs the labels of '
-      f"data.source = 'scenes', not {d.source!r}: set it to 0."
-    )
   return Run(model, tx, lr, weight_decay, ema_rate, sampler, mesh)
 
 

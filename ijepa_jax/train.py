@@ -14,7 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ijepa_jax import checkpoint, data, ijepa, metrics, recipe
-from ijepa_jax.evals import scenes_probe
+from ijepa_jax.evals import online, watch
 from ijepa_jax.visualize import curves
 
 
@@ -102,6 +102,8 @@ def pretrain(config, workdir: str) -> ijepa.State:
       state, start = restored
       logging.info('Going on from step %d of %s.', start, workdir)
     dataset = recipe.make_dataset(config, run, source, start)
+    probe = watch.make_probe(config, run, source)
+    watchers = watch.make_watchers(config, run, probe)
     count = sum(x.size for x in jax.tree.leaves(state.params['encoder']))
     logging.info(
       'Encoder of %.1f M parameters, %d images, mask shapes %s.',
@@ -119,9 +121,16 @@ def pretrain(config, workdir: str) -> ijepa.State:
       tensorboard=config.log.tensorboard,
       enabled=first,
     ) as writer:
-      probe = make_probe(config, run)
       state = loop(
-        config, run, dataset, state, start, abstract, checkpoints, writer, probe
+        config,
+        run,
+        dataset,
+        state,
+        start,
+        abstract,
+        checkpoints,
+        writer,
+        watchers,
       )
   if probe and int(state.step) == config.total_steps:
     report(config, workdir, probe, state, make_state, began)
@@ -129,7 +138,7 @@ def pretrain(config, workdir: str) -> ijepa.State:
 
 
 def loop(
-  config, run, dataset, state, start, abstract, checkpoints, writer, probe
+  config, run, dataset, state, start, abstract, checkpoints, writer, watchers
 ) -> ijepa.State:
   """Steps `start` to `config.total_steps`; returns early when asked to stop."""
   if start >= config.total_steps:
@@ -174,7 +183,7 @@ def loop(
     """Only a state whose loss and gradient are numbers is worth keeping."""
     if pending:
       record(*pending)
-    checkpoints.save(step, state)
+    checkpoints.save(step, state, pending[2] if pending else {})
     writer.sync()
 
   # The step before is recorded while this one runs.
@@ -202,14 +211,17 @@ def loop(
       if pending:
         record(*pending)
       extra = meter.rates()
-      if probe and (
-        step % config.probe.every_steps == 0 or step == config.total_steps
-      ):
-        extra |= probe(state.target)
-        meter.restart()
+      last = step == config.total_steps
+      stop = interruption.asked(step) or last
+      saving = stop or checkpoints.should_save(step)
+      for every, look in watchers:
+        if (
+          step % every == 0 or last or (saving and config.checkpoint.keep_best)
+        ):
+          extra |= look(state)
+          meter.restart()
       pending = step, values, extra
-      stop = interruption.asked(step) or step == config.total_steps
-      if stop or checkpoints.should_save(step):
+      if saving:
         save(step, pending)
         pending = None
       if stop:
@@ -217,20 +229,6 @@ def loop(
   if step < config.total_steps:
     logging.info('Stopped at step %d; the same command goes on from it.', step)
   return state
-
-
-def make_probe(config, run: recipe.Run):
-  """The probe of the embedded pictures, or None where it is off."""
-  if not config.probe.every_steps:
-    return None
-  return scenes_probe.ScenesProbe(
-    run.model,
-    run.mesh,
-    flavour=config.data.flavour,
-    train_count=config.probe.train_count,
-    test_count=config.probe.test_count,
-    count=config.data.count,
-  )
 
 
 def report(config, workdir, probe, state, make_state, began) -> None:
@@ -248,7 +246,7 @@ def report(config, workdir, probe, state, make_state, began) -> None:
   print(
     f'\nLinear probe on {config.probe.test_count} held-out pictures (accuracy '
     f'in %), after {int(state.step)} steps and {seconds:.0f} s:\n\n'
-    f'{scenes_probe.table(rows)}\n'
+    f'{online.table(rows)}\n'
   )
   (workdir / 'report.json').write_text(
     json.dumps({**rows, 'seconds': seconds}, indent=2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax import sharding
-from ijepa_jax.evals import linear, scenes_probe, subsets
+from ijepa_jax.evals import linear, online, subsets
 
 
 def features(n=600, d=8, classes=3, noise=0.1):
@@ -62,7 +62,7 @@ def test_mistakes():
 
 
 def test_table():
-  text = scenes_probe.table(
+  text = online.table(
     {'chance': {'probe/class': 0.1}, 'it': {'probe/class': 0.5, 'rankme': 9.0}}
   )
   assert [line.split() for line in text.splitlines()] == [

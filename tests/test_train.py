@@ -27,7 +27,7 @@ def make_config(**changes):
   c.total_steps = 20
   c.batch_size = 16
   c.data.count = 300
-  c.probe.every_steps = 0
+  c.probe.every_steps = c.health.every_steps = 0
   c.model.depth = 2
   c.mask.sampler = 'rasterized'
   c.optim.warmup_steps = 5
@@ -331,7 +331,7 @@ def test_a_disk_that_is_full(straight, tmp_path, monkeypatch):
     ({'checkpoint.keep_last': 0}, 'keep_last is 0'),
     ({'data.crop_scale': (0.5, 0.3)}, 'crop_scale is'),
     ({'optim.weight_decay_schedule': 'step'}, "'step'.*cosine, linear"),
-    ({'data.source': 'folder', 'probe.every_steps': 5}, 'probe.every_steps'),
+    ({'checkpoint.keep_best': 'probe/class'}, 'keep_best is .*none, with'),
     ({'loss.kind': 'l1'}, "'l1'"),
   ],
 )

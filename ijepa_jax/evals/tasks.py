@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ijepa_jax import augment, scenes, sources, vit
-from ijepa_jax.evals import scenes_probe
+from ijepa_jax.evals import online
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _folder(**more):
 
 def _scenes(flavour, label):
   made = {'kind': 'scenes', 'flavour': flavour}
-  test = {'seed': scenes_probe.TEST_SEED, 'count': 2000}
+  test = {'seed': online.TEST_SEED, 'count': 2000}
   return Task(
     train=made | {'seed': 0, 'count': 20_000},
     test=made | test,

@@ -1,0 +1,171 @@
+"""Probes while a model trains: linear and kNN, of every label, and RankMe.
+
+On a fixed set of labelled images held in memory: some of the training images,
+and images that are used for nothing else.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from ijepa_jax import data, sharding, sources
+from ijepa_jax.evals import knn, linear
+from ijepa_jax.ijepa import IJEPA
+
+# Of the embedded pictures, those to test with are made with this seed.
+TEST_SEED = 20_230_619
+BATCH = 512
+# Pixels are probed at this resolution: at 48 x 48 a probe of the same pictures
+# gives half a point more or less (benchmarks/pixel_probe.py) and takes minutes.
+PIXEL_GRID = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """uint8 [N, H, W, C], and int32 [N, L] of each of `names` -> classes."""
+
+  images: np.ndarray
+  labels: np.ndarray
+  names: dict[str, int]
+
+
+def load(source, indices, transform, channels: int) -> Images:
+  """Reads these images into memory.
+
+  Raises:
+    ValueError: they have no labels.
+    RuntimeError: one can't be read.
+  """
+  if not source.labels:
+    raise ValueError(
+      'probe.every_steps is set and the images have no labels: set it to 0, or '
+      'give data.path class folders.'
+    )
+  dataset = data.make_dataset(
+    sources.Subset(source, indices),
+    None,
+    transform=transform,
+    batch_size=min(BATCH, len(indices)),
+    channels=channels,
+    one_pass=True,
+    max_bad_share=0.0,
+  )
+  with data.prefetch(dataset, lambda batch: batch) as batches:
+    rows = [(batch['image'], batch['label']) for batch in batches]
+  images, labels = (
+    np.concatenate(x)[: len(indices)] for x in zip(*rows, strict=True)
+  )
+  return Images(images, labels, source.labels)
+
+
+class Probe:
+  """Probes encoders on one fixed set of images; `names` are its metrics.
+
+  Args:
+    model: whose encoder is probed.
+    mesh: devices that share the work; every process calls alike.
+    train, test: with the same names of labels.
+  """
+
+  def __init__(self, model: IJEPA, mesh, train: Images, test: Images):
+    self.train, self.test = train, test
+    kinds = 'probe', 'knn'
+    self.names = [f'{k}/{name}' for k in kinds for name in train.names]
+    self.names.append('rankme')
+    self._mesh = mesh
+    self._pool = jax.jit(
+      lambda params, image: model.encode(params, image).mean(1),
+      out_shardings=sharding.replicated(mesh),
+    )
+
+  def features(self, params, images) -> np.ndarray:
+    """Average-pooled last-layer features: float32 [N, D]."""
+    pooled = []
+    for start in range(0, len(images), BATCH):
+      batch = images[start : start + BATCH]
+      pad = [(0, BATCH - len(batch))] + [(0, 0)] * 3
+      batch = sharding.split_rows(np.pad(batch, pad), self._mesh, np.uint8)
+      pooled.append(np.asarray(self._pool(params, batch)))
+    return np.concatenate(pooled)[: len(images)]
+
+  def __call__(self, params) -> dict[str, float]:
+    """{'probe/<label>', 'knn/<label>': test accuracies, 'rankme': of the test
+    features}."""
+    train = self.features(params, self.train.images)
+    test = self.features(params, self.test.images)
+    return (
+      self._linear(train, test)
+      | self._knn(train, test)
+      | {'rankme': linear.rankme(test)}
+    )
+
+  def chance(self) -> dict[str, float]:
+    """Of always answering the commonest label."""
+    train, test = self.train.labels, self.test.labels
+    found = {
+      name: linear.majority(train[:, i], test[:, i])
+      for i, name in enumerate(self.train.names)
+    }
+    return {
+      f'{kind}/{k}': v for kind in ('probe', 'knn') for k, v in found.items()
+    }
+
+  def pixels(self, grid: int = PIXEL_GRID) -> dict[str, float]:
+    """Of the raw pixels, averaged over at most `grid` x `grid` cells."""
+    train, test = (_shrink(x.images, grid) for x in (self.train, self.test))
+    return self._linear(train, test) | self._knn(train, test)
+
+  def _linear(self, train_ND, test_ND) -> dict[str, float]:
+    # One number of classes for all labels: one compilation.
+    classes = max(self.train.names.values())
+    return {
+      f'probe/{name}': linear.probe(train_ND, y, test_ND, z, classes=classes)
+      for name, y, z in self._columns()
+    }
+
+  def _knn(self, train_ND, test_ND) -> dict[str, float]:
+    classes = max(self.train.names.values())
+    found = {}
+    for name, y, z in self._columns():
+      result = knn.knn(
+        train_ND, y, test_ND, z, classes=classes, ks=(20,), mesh=self._mesh
+      )
+      found[f'knn/{name}'] = result.accuracies[result.best]
+    return found
+
+  def _columns(self):
+    for i, name in enumerate(self.train.names):
+      yield name, self.train.labels[:, i], self.test.labels[:, i]
+
+
+def _shrink(images, grid: int) -> np.ndarray:
+  n, h, w, c = images.shape
+  rows, columns = (
+    max(k for k in range(1, grid + 1) if size % k == 0) for size in (h, w)
+  )
+  cells = images.reshape(n, rows, h // rows, columns, w // columns, c)
+  return cells.mean((2, 4), dtype=np.float32).reshape(n, -1) / 255
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+  """A small text table: a row a name, a column a metric, accuracies in %."""
+  columns = list(dict.fromkeys(k for row in rows.values() for k in row))
+  lines = [[''] + [c.removeprefix('probe/').replace('/', ' ') for c in columns]]
+  for name, row in rows.items():
+    lines.append([name] + [_cell(c, row.get(c)) for c in columns])
+  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+  return '\n'.join(
+    '  '.join(
+      cell.ljust(w) if i == 0 else cell.rjust(w)
+      for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
+    for line in lines
+  )
+
+
+def _cell(column: str, value: float | None) -> str:
+  if value is None:
+    return '-'
+  scale = 100 if column.startswith(('probe/', 'knn/')) else 1
+  return f'{scale * value:.1f}'

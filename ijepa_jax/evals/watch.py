@@ -1,0 +1,104 @@
+"""What looks at a run while it trains: the probe, the signals of health."""
+
+import jax
+import numpy as np
+
+from ijepa_jax import augment, data, recipe, sources
+from ijepa_jax.evals import health, online
+
+
+def make_probe(config, run: recipe.Run, source) -> online.Probe | None:
+  """The probe of labelled images, or None where it is off.
+
+  Raises:
+    UserError: there are no such images, or they have no labels.
+  """
+  p = config.probe
+  if not p.every_steps:
+    return None
+  # Pictures are in no order, and images of a folder in that of its classes.
+  order = np.arange(len(source))
+  if config.data.source != 'scenes':
+    order = np.random.default_rng(0).permutation(len(source))
+  with recipe.told(*data.ERRORS):
+    other = held_out(config, p.split, p.test_count, 'probe.split')
+    train, test = (
+      online.load(images, rows, centre_crop(config), config.data.channels)
+      for images, rows in (
+        (source, order[: p.train_count]),
+        (other, spread_rows(len(other), p.test_count)),
+      )
+    )
+    if train.names != test.names:
+      raise ValueError(
+        f'probe.split {p.split!r} has labels {test.names} and the training '
+        f'images have {train.names}: give both the same classes.'
+      )
+  return online.Probe(run.model, run.mesh, train, test)
+
+
+def make_watchers(config, run: recipe.Run, probe) -> list:
+  """What looks at the state every so many steps: [(steps, state -> metrics)].
+
+  Raises:
+    UserError: `checkpoint.keep_best` is none of the metrics.
+  """
+  watchers, names = [], []
+  if probe:
+    watchers.append((config.probe.every_steps, lambda s: probe(s.target)))
+    names += probe.names
+  if config.health.every_steps:
+    look = make_health(config, run)
+    watchers.append((config.health.every_steps, look))
+    names += look.names
+  best = config.checkpoint.keep_best
+  if best and best not in names:
+    raise recipe.UserError(
+      f'checkpoint.keep_best is {best!r}: take one of '
+      f'{", ".join(names) or "none, with probe and health off"}.'
+    )
+  return watchers
+
+
+def make_health(config, run: recipe.Run) -> health.Health:
+  """The signals on a fixed batch of images, held out where there are such."""
+  h, d = config.health, config.data
+  count = -(-h.images // run.mesh.size) * run.mesh.size
+  with recipe.told(*data.ERRORS):
+    dataset = data.make_dataset(
+      held_out(config, h.split or d.split, count, 'health.split'),
+      run.sampler,
+      transform=centre_crop(config),
+      batch_size=count,
+      channels=d.channels,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    keys = 'image', 'context', 'targets'
+    with recipe.on_devices(dataset, run.mesh, *keys) as batches:
+      batch = next(batches)
+  return health.Health(run.model, batch, run.mesh, config.optim.warmup_steps)
+
+
+def held_out(config, split: str, count: int, knob: str):
+  """Images that are not trained on: pictures of another seed, or a split."""
+  d = config.data
+  if d.source == 'scenes':
+    return sources.make_source(
+      'scenes', flavour=d.flavour, count=count, seed=online.TEST_SEED
+    )
+  if not split:
+    raise ValueError(
+      f'{knob} is empty: name a split of {d.path!r} that is not trained on.'
+    )
+  return sources.make_source(d.source, path=d.path, split=split)
+
+
+def spread_rows(length: int, count: int) -> np.ndarray:
+  """At most `count` rows, evenly from all: a folder's are in class order."""
+  return np.linspace(0, length - 1, min(length, count)).astype(int)
+
+
+def centre_crop(config) -> augment.CentreCrop:
+  size = tuple(config.data.image_size)
+  return augment.CentreCrop(size, max(size))
