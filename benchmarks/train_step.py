@@ -8,7 +8,8 @@ a step on a batch that is on the device already, images/s, peak memory and
 model-FLOPs utilisation; then their average, shapes weighted by how often they
 are drawn. With --loop, that many steps of the real training loop are run on the
 config's data in a temporary folder, and its images/s, its share of time spent
-waiting for data and the number of compilations after the first tenth are told.
+waiting for data, the number of compilations after the first tenth and the cost
+of the signals of health at the config's interval are told.
 
 Model FLOPs are those of the matrix products of one step, without what remat
 computes again: a forward pass of the target encoder, forward and backward
@@ -30,6 +31,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from ijepa_jax import metrics, recipe, sharding, train
+from ijepa_jax.evals import watch
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
@@ -158,8 +160,22 @@ def time_steps(config) -> dict:
   return total
 
 
+def time_health(config) -> float:
+  """Seconds of one look at the signals of health."""
+  run = recipe.build(config)
+  _, make_state = recipe.abstract_state(config, run)
+  look, state = watch.make_health(config, run), make_state(jax.random.key(0))
+  look(state)
+  start = time.perf_counter()
+  for _ in range(5):
+    look(state)
+  return (time.perf_counter() - start) / 5
+
+
 def run_loop(config, steps: int) -> dict:
   config = config.copy_and_resolve_references()
+  every = config.health.every_steps
+  seconds = time_health(config) if every else 0.0
   config.total_steps = steps
   # They compile what steps need not.
   config.probe.every_steps = config.health.every_steps = 0
@@ -168,9 +184,13 @@ def run_loop(config, steps: int) -> dict:
     train.pretrain(config, workdir)
     rows = metrics.read(workdir)
   rows = rows[len(rows) // 10 :]
+  speed = rows[-1]['images_per_second']
+  interval = every * config.batch_size / speed
   return {
     'steps': len(rows),
-    'images_per_second': rows[-1]['images_per_second'],
+    'images_per_second': speed,
+    'health_seconds': seconds,
+    'health_share': seconds / interval if every else 0.0,
     'data_wait_share': float(np.mean([r['data_wait_share'] for r in rows])),
     'compilations_after_warm_up': (
       rows[-1]['compilations'] - rows[0]['compilations']

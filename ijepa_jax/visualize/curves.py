@@ -1,5 +1,6 @@
 """One picture of a run: metrics.jsonl over steps."""
 
+import fnmatch
 import io
 
 import matplotlib
@@ -16,8 +17,11 @@ PANELS = (
   ('learning rate', ('lr',)),
   ('EMA momentum', ('momentum',)),
   ('feature spread', ('feature_std', 'token_std')),
-  ('linear probe, held-out pictures', ('probe/*',)),
-  ('RankMe', ('rankme',)),
+  ('linear probe, held-out images', ('probe/*',)),
+  ('kNN, held-out images', ('knn/*',)),
+  ('RankMe', ('rankme', 'health/rankme')),
+  ('mean cosine', ('health/token_cosine', 'health/image_cosine')),
+  ('same-position gap, share of the loss', ('health/gap_share',)),
 )
 
 
@@ -45,9 +49,9 @@ def draw(
   panels = []
   for label, names in PANELS:
     present = [
-      name
-      for name in sorted(found)
-      if name in names or (name.startswith('probe/') and 'probe/*' in names)
+      metric
+      for metric in sorted(found)
+      if any(fnmatch.fnmatch(metric, name) for name in names)
     ]
     if present:
       panels.append((label, present))
@@ -82,7 +86,7 @@ def _panel(axis, rows, names, levels) -> None:
   for name in names:
     points = [(r['step'], r[name]) for r in rows if r.get(name) is not None]
     x, y = np.asarray(points, float).T
-    label = name.removeprefix('probe/') if many else None
+    label = name.split('/')[-1] if many else None
     if len(x) < 100:
       (line,) = axis.plot(x, y, marker='o', markersize=3, label=label)
     else:
