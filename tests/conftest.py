@@ -11,6 +11,8 @@ os.environ['XLA_FLAGS'] = (
 )
 
 import jax
+import numpy as np
+import PIL.Image
 import pytest
 from absl import flags
 
@@ -39,3 +41,18 @@ def untrained_run():
     return state
 
   return make
+
+
+@pytest.fixture(scope='session')
+def images(tmp_path_factory):
+  """Folders: red and blue noise, 40 for training and 24 to test."""
+  path = tmp_path_factory.mktemp('images')
+  r = np.random.default_rng(0)
+  for split, count in (('train', 20), ('test', 12)):
+    for i, name in enumerate(('blue', 'red')):
+      (path / split / name).mkdir(parents=True)
+      for k in range(count):
+        pixels = r.integers(0, 120, (48, 48, 3), np.uint8)
+        pixels[..., 2 - 2 * i] += 100
+        PIL.Image.fromarray(pixels).save(path / split / name / f'{k:02}.png')
+  return path

@@ -4,7 +4,6 @@ import functools
 import json
 
 import numpy as np
-import PIL.Image
 import pytest
 
 from configs import tiny
@@ -28,21 +27,6 @@ def workdir(tmp_path_factory, untrained_run):
   c.model.depth, c.batch_size = 2, 16
   path = tmp_path_factory.mktemp('run')
   untrained_run(c, path)
-  return path
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-  """Folders: red and blue noise, 40 for training and 24 to test."""
-  path = tmp_path_factory.mktemp('images')
-  r = np.random.default_rng(0)
-  for split, count in (('train', 20), ('test', 12)):
-    for i, name in enumerate(('blue', 'red')):
-      (path / split / name).mkdir(parents=True)
-      for k in range(count):
-        pixels = r.integers(0, 120, (48, 48, 3), np.uint8)
-        pixels[..., 2 - 2 * i] += 100
-        PIL.Image.fromarray(pixels).save(path / split / name / f'{k:02}.png')
   return path
 
 
