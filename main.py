@@ -16,6 +16,7 @@ JOBS = {
   'pretrain': 'ijepa_jax.train:pretrain',
   'linear': 'ijepa_jax.evals.sweep:run',
   'knn': 'ijepa_jax.evals.jobs:run_knn',
+  'finetune': 'ijepa_jax.evals.finetune:run',
   'logistic': 'ijepa_jax.evals.jobs:run_logistic',
 }
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)

@@ -5,15 +5,20 @@ What a run is made of stands in recipe.py; the story of a run is `pretrain`.
 
 import json
 import math
-import signal
 import time
 
 import jax
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
-from ijepa_jax import checkpoint, data, ijepa, metrics, recipe
+from ijepa_jax import (
+  checkpoint,
+  data,
+  ijepa,
+  interruption,
+  metrics,
+  recipe,
+)
 from ijepa_jax.evals import online, watch
 from ijepa_jax.visualize import curves
 
@@ -33,36 +38,6 @@ class Compilations:
 
   def _listen(self, event, seconds, **_):
     self.count += event == self.EVENT
-
-
-class Interruption:
-  """Whether SIGTERM or Ctrl-C asked the run to stop, alike on every process.
-
-  Several processes agree through JAX's coordination service, which watches for
-  SIGTERM itself; one process has a handler of its own.
-  """
-
-  def __enter__(self):
-    self._asked = False
-    self._many = jax.process_count() > 1
-    self._before = {}
-    for number in () if self._many else (signal.SIGINT, signal.SIGTERM):
-      self._before[number] = signal.signal(number, self._ask)
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _ask(self, number, frame):
-    self._asked = True
-    # A second signal does what it always did.
-    signal.signal(number, self._before[number])
-
-  def asked(self, step: int) -> bool:
-    if self._many:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._asked
 
 
 def pretrain(config, workdir: str) -> ijepa.State:
@@ -193,7 +168,7 @@ def loop(
   meter.restart()
   with (
     progress,
-    Interruption() as interruption,
+    interruption.Interruption() as interrupted,
     recipe.on_devices(dataset, run.mesh, *keys, depth=depth) as batches,
   ):
     for step in range(start + 1, config.total_steps + 1):
@@ -212,12 +187,12 @@ def loop(
         record(*pending)
       extra = meter.rates()
       last = step == config.total_steps
-      stop = interruption.asked(step) or last
+      stop = interrupted.asked(step) or last
       saving = stop or checkpoints.should_save(step)
+      # The best checkpoint is chosen by what its own state is worth.
+      wanted = last or (saving and config.checkpoint.keep_best)
       for every, look in watchers:
-        if (
-          step % every == 0 or last or (saving and config.checkpoint.keep_best)
-        ):
+        if wanted or step % every == 0:
           extra |= look(state)
           meter.restart()
       pending = step, values, extra

@@ -106,7 +106,7 @@ class Block(nn.Module):
   keep: Callable | None = None  # of the output, what to return for `layers`
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array):
+  def __call__(self, x_BTD: jax.Array, drop_path: jax.Array | None = None):
     b, t, d = x_BTD.shape
     y = norm('norm1', self.dtype)(x_BTD)
     qkv = dense('qkv', 3 * d, self)(y)
@@ -114,11 +114,21 @@ class Block(nn.Module):
       qkv.reshape(b, t, 3, self.heads, d // self.heads), 2, 0
     )
     y = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
-    x_BTD = x_BTD + dense('proj', d, self)(y.reshape(b, t, d))
+    y = dense('proj', d, self)(y.reshape(b, t, d))
+    x_BTD = x_BTD + self.drop(y, drop_path)
     y = norm('norm2', self.dtype)(x_BTD)
     y = nn.gelu(dense('fc1', self.mlp_dim, self)(y), approximate=False)
-    x_BTD = x_BTD + dense('fc2', d, self)(y)
+    x_BTD = x_BTD + self.drop(dense('fc2', d, self)(y), drop_path)
     return x_BTD, self.keep(x_BTD) if self.keep else None
+
+  def drop(self, y_BTD: jax.Array, rate: jax.Array | None) -> jax.Array:
+    """Stochastic depth: of some images the branch is left out."""
+    if rate is None:
+      return y_BTD
+    kept = jax.random.bernoulli(
+      self.make_rng('drop_path'), 1 - rate, (len(y_BTD), 1, 1)
+    )
+    return jnp.where(kept, y_BTD / (1 - rate).astype(y_BTD.dtype), 0)
 
 
 def dense(name: str, features: int, module: nn.Module) -> nn.Dense:
@@ -158,7 +168,12 @@ class _Transformer(nn.Module):
   attention: str | None = 'xla'
   unroll: int = 1
 
-  def blocks(self, x_BTD: jax.Array, keep: Callable | None = None):
+  def blocks(
+    self,
+    x_BTD: jax.Array,
+    keep: Callable | None = None,
+    drop_path: float = 0.0,
+  ):
     """All blocks by one scan: compile time does not grow with the depth."""
     block = Block
     if (policy := REMAT[self.remat]) is not None:
@@ -166,7 +181,8 @@ class _Transformer(nn.Module):
     scanned = nn.scan(
       block,
       variable_axes={'params': 0},
-      split_rngs={'params': True},
+      split_rngs={'params': True, 'drop_path': True},
+      in_axes=0,
       length=self.depth,
       unroll=min(self.unroll, self.depth),
     )
@@ -178,7 +194,7 @@ class _Transformer(nn.Module):
       self.attention,
       keep,
       name='blocks',
-    )(x_BTD)
+    )(x_BTD, jnp.linspace(0, drop_path, self.depth) if drop_path else None)
 
 
 class Encoder(_Transformer):
@@ -193,6 +209,7 @@ class Encoder(_Transformer):
     context_BK: jax.Array | None = None,
     *,
     layers: str = '',
+    drop_path: float = 0.0,
   ):
     """Encodes an image, or only the patches that `context` names.
 
@@ -202,6 +219,8 @@ class Encoder(_Transformer):
       layers: 'tokens': also return the output of every block, before the last
         norm. 'pooled': also return each block's output after the last norm,
         averaged over tokens; only averages are kept, not tokens.
+      drop_path: rate at which the last block's branches are left out of an
+        image, rising linearly from 0 at the first; takes a 'drop_path' key.
 
     Returns:
       float32 [B, N or K, D]; with `layers` also [depth, B, N or K, D], or of
@@ -218,7 +237,8 @@ class Encoder(_Transformer):
       patches = gather(patches, context_BK)
       position = position[context_BK]
     x = dense('patch_embed', self.width, self)(patches)
-    x, outputs = self.blocks(x + position.astype(x.dtype), LAYERS[layers])
+    x = x + position.astype(x.dtype)
+    x, outputs = self.blocks(x, LAYERS[layers], drop_path)
     last = norm('norm', jnp.float32)
     x = last(x)
     if layers == 'pooled':

@@ -14,6 +14,8 @@ FLOORS = {
   'metrics': 0,
   'checkpoint': 0,
   'augment': 0,
+  'interruption': 0,
+  'randaugment': 0,
   'raycast': 0,
   'scenes': 1,
   'gallery': 2,

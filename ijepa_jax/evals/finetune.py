@@ -1,0 +1,295 @@
+"""Fine-tuning as a job: the encoder and a linear head on its average pool.
+
+AdamW with layer decay, warm-up and cosine, RandAugment, mixup, cutmix, label
+smoothing and drop path: the paper's 1% and full recipes are configs of it.
+"""
+
+import dataclasses
+import functools
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+
+from ijepa_jax import (
+  augment,
+  checkpoint,
+  data,
+  interruption,
+  metrics,
+  optim,
+  randaugment,
+  recipe,
+  schedules,
+  sharding,
+)
+from ijepa_jax.evals import jobs, mixing
+
+
+@flax.struct.dataclass
+class State:
+  """All that a step changes; params are {'encoder', 'head'}."""
+
+  step: jax.Array
+  params: dict
+  opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+  """The static part of fine-tuning; see configs/evals/finetune_full.py."""
+
+  frozen: object  # interop.load.Frozen, whose parameters are the start
+  classes: int
+  smoothing: float
+  mixup: float
+  cutmix: float
+  drop_path: float
+
+  def logits(self, params, image_BHWC, **kwargs) -> jax.Array:
+    """float32 [B, classes] of normalised images."""
+    tokens = self.frozen.encoder.apply(
+      {'params': params['encoder']}, image_BHWC, **kwargs
+    )
+    head = params['head']
+    return tokens.mean(1) @ head['kernel'] + head['bias']
+
+  def loss(self, params, batch, labels_B, key) -> jax.Array:
+    key_mix, key_drop = jax.random.split(key)
+    image = self.frozen.normalize(batch['image'])
+    target = mixing.soft_labels(labels_B, self.classes, self.smoothing)
+    image, target = mixing.mix(
+      key_mix, image, target, mixup=self.mixup, cutmix=self.cutmix
+    )
+    logits = self.logits(
+      params, image, drop_path=self.drop_path, rngs={'drop_path': key_drop}
+    )
+    return optax.losses.softmax_cross_entropy(logits, target).mean()
+
+
+def layer_scales(params, depth: int, decay: float):
+  """The factor of each parameter's learning rate, a tree like `params`.
+
+  With L blocks: decay^(L + 1) for the patch embedding, decay^(L - l) for block
+  l from 0, 1 for the last norm and the head (BEiT's and MAE's rule). Blocks
+  are stacked, so theirs is an array over the first axis.
+  """
+
+  def scale(path, x):
+    names = [entry.key for entry in path]
+    if names[0] == 'encoder' and names[1] == 'patch_embed':
+      return decay ** (depth + 1)
+    if names[0] == 'encoder' and names[1] == 'blocks':
+      powers = decay ** (depth - np.arange(depth))
+      return powers.reshape(-1, *[1] * (x.ndim - 1)).astype(np.float32)
+    return 1.0
+
+  return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def make_optimizer(lr, weight_decay: float, scales):
+  """AdamW whose whole update, decay included, is scaled layer by layer."""
+
+  def update(updates, state, params=None):
+    return jax.tree.map(lambda u, s: u * s, updates, scales), state
+
+  layers = optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+  adamw = optim.adamw(lr=lr, weight_decay=lambda _: weight_decay)
+  return optax.chain(adamw, layers)
+
+
+def run(config, workdir: str) -> dict:
+  """Trains on the task's training images and is judged on its test images.
+
+  Checkpoints and metrics.jsonl lie in <workdir>/<task>-finetune-<encoder>; the
+  same command goes on from them.
+  """
+  c = config.finetune
+  bench = jobs.set_up(config, workdir)
+  name = f'{config.task}-finetune-{bench.frozen.fingerprint}'
+  folder = bench.workdir / name
+  n, mesh = len(bench.train), bench.mesh
+  with recipe.told():
+    if config.which == 'pixels':
+      raise ValueError('which is pixels: fine-tuning needs an encoder.')
+    if c.batch_size % mesh.size or not 1 <= c.batch_size <= n:
+      raise ValueError(
+        f'batch_size is {c.batch_size}: take a multiple of the {mesh.size} '
+        f'devices, up to the {n} training images.'
+      )
+    steps = c.epochs * (n // c.batch_size)
+    warmup = c.warmup_epochs * (n // c.batch_size)
+    dataset = _dataset(config, bench)
+    checkpoints = checkpoint.Checkpointer(
+      folder / 'checkpoints', every_steps=c.checkpoint_steps, keep_last=1
+    )
+  model = Classifier(
+    bench.frozen, bench.classes, c.smoothing, c.mixup, c.cutmix, c.drop_path
+  )
+  width = bench.frozen.encoder.width
+  params = {
+    'encoder': bench.frozen.params,
+    'head': {
+      'kernel': jnp.zeros((width, bench.classes)),
+      'bias': jnp.zeros(bench.classes),
+    },
+  }
+  lr = schedules.warmup_cosine(0.0, c.lr, c.final_lr, warmup, steps)
+  scales = layer_scales(params, bench.frozen.encoder.depth, c.layer_decay)
+  tx = make_optimizer(lr, c.weight_decay, scales)
+
+  def init(params):
+    # A copy: the first step takes its buffers over.
+    params = jax.tree.map(jnp.copy, params)
+    return State(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+  abstract = sharding.abstract(jax.eval_shape(init, params), mesh)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+  @functools.partial(
+    jax.jit,
+    donate_argnums=0,
+    out_shardings=(shardings, sharding.replicated(mesh)),
+  )
+  def train_step(state, batch):
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    labels = batch['label'][:, bench.column]
+    loss, grad = jax.value_and_grad(model.loss)(
+      state.params, batch, labels, key
+    )
+    updates, opt_state = tx.update(grad, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    values = {'loss': loss, 'grad_norm': optax.tree.norm(grad)}
+    return State(state.step + 1, params, opt_state), values
+
+  with recipe.told(checkpoint.CheckpointError), checkpoints:
+    with recipe.told():
+      restored = checkpoints.restore(abstract)
+    state, start = restored or (
+      jax.jit(init, out_shardings=shardings)(params),
+      0,
+    )
+    if start:
+      logging.info('Going on from step %d of %s.', start, folder)
+    if jax.process_index() == 0:
+      changes = metrics.write_config(folder, config.to_json_best_effort())
+      for change in changes:
+        logging.warning('Not as in the run so far: %s.', change)
+    with metrics.Metrics(
+      folder, start_step=start, enabled=jax.process_index() == 0
+    ) as writer:
+      state = _loop(
+        config,
+        mesh,
+        dataset(start),
+        train_step,
+        state,
+        steps,
+        checkpoints,
+        writer,
+        lr,
+      )
+  if int(state.step) < steps:
+    logging.info('Stopped at step %d of %d.', int(state.step), steps)
+    return {}
+  accuracy = _accuracy(config, bench, model, state.params)
+  return jobs.report(config, bench, {'finetune': accuracy}, {'steps': steps})
+
+
+def _dataset(config, bench):
+  """step -> the endless batches of training images from there."""
+  c, frozen = config.finetune, bench.frozen
+  transform = augment.RandomCrop(
+    frozen.image_size,
+    scale=tuple(c.crop_scale),
+    flip=c.flip,
+    resample='bicubic',
+  )
+  if c.randaugment:
+    transform = randaugment.RandAugment(transform, magnitude=c.randaugment)
+
+  def make(start):
+    return data.make_dataset(
+      bench.train,
+      None,
+      transform=transform,
+      batch_size=c.batch_size,
+      seed=config.seed,
+      channels=frozen.channels,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      start=start,
+      workers=config.data.workers,
+    )
+
+  make(0)  # refuses before anything is compiled
+  return make
+
+
+def _loop(
+  config, mesh, dataset, train_step, state, steps, checkpoints, writer, lr
+):
+  start = int(state.step)
+  meter = metrics.Meter(config.finetune.batch_size)
+  progress = metrics.Progress(steps, start, enabled=jax.process_index() == 0)
+  meter.restart()
+  with (
+    progress,
+    interruption.Interruption() as interrupted,
+    recipe.told(*data.ERRORS),
+    recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
+  ):
+    for step in range(start + 1, steps + 1):
+      with meter.waiting():
+        batch = next(batches)
+      state, values = train_step(state, batch)
+      values = {k: float(v) for k, v in jax.device_get(values).items()}
+      meter.step()
+      values |= {'lr': float(lr(step)), **meter.rates()}
+      writer.write(step, values)
+      progress.update(step, values)
+      if not np.isfinite(values['loss']):
+        raise recipe.UserError(
+          f'At step {step} the loss is {values["loss"]}: try a lower '
+          'finetune.lr, and start again to go on from the last checkpoint.'
+        )
+      stop = interrupted.asked(step) or step == steps
+      if stop or checkpoints.should_save(step):
+        checkpoints.save(step, state)
+      if stop:
+        break
+  return state
+
+
+def _accuracy(config, bench, model, params) -> float:
+  """Of the test images, each looked at once."""
+  mesh = bench.mesh
+  size = -(-config.batch_size // mesh.size) * mesh.size
+  dataset = data.make_dataset(
+    bench.test,
+    None,
+    transform=bench.task.transforms(bench.frozen.image_size)[1],
+    batch_size=size,
+    channels=bench.frozen.channels,
+    one_pass=True,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    workers=config.data.workers,
+    max_bad_share=0.0,
+  )
+
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  def right(params, batch):
+    image = model.frozen.normalize(batch['image'])
+    found = model.logits(params, image).argmax(-1)
+    return found == batch['label'][:, bench.column]
+
+  with (
+    recipe.told(*data.ERRORS),
+    recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
+  ):
+    found = [np.asarray(right(params, batch)) for batch in batches]
+  return float(np.concatenate(found)[: len(bench.test)].mean())

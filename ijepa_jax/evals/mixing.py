@@ -1,0 +1,51 @@
+"""Mixup, cutmix and label smoothing of a batch, on the device."""
+
+import jax
+import jax.numpy as jnp
+
+
+def soft_labels(labels_B, classes: int, smoothing: float) -> jax.Array:
+  """float32 [B, classes]: 1 - smoothing on the label, the rest on all alike."""
+  hot = jax.nn.one_hot(labels_B, classes)
+  return hot * (1 - smoothing) + smoothing / classes
+
+
+def mix(key, image_BHWC, target_BC, *, mixup: float, cutmix: float):
+  """Mixes the batch with itself in reverse order, by one draw for all of it.
+
+  Mixup (Zhang et al., 2018) blends whole images, cutmix (Yun et al., 2019)
+  pastes a box; where both are on, each half of the time.
+
+  Args:
+    key: `jax.random.key`.
+    image_BHWC: float32.
+    target_BC: soft labels.
+    mixup, cutmix: of the Beta distribution of the share; 0: off.
+
+  Returns:
+    (images, labels) mixed in the same shares.
+  """
+  if not mixup and not cutmix:
+    return image_BHWC, target_BC
+  which, key_share, key_box = jax.random.split(key, 3)
+  cut = jax.random.bernoulli(which) if mixup and cutmix else bool(cutmix)
+  alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0)
+  share = jax.random.beta(key_share, alpha, alpha)  # of the image itself
+  inside_HW = _box(key_box, image_BHWC.shape[1:3], 1 - share)
+  # Cut off at the edge the box may be less than was drawn.
+  share = jnp.where(cut, 1 - inside_HW.mean(), share)
+  other = image_BHWC[::-1]
+  weight = jnp.where(cut, 1 - inside_HW[..., None], share)
+  image = weight * image_BHWC + (1 - weight) * other
+  return image, share * target_BC + (1 - share) * target_BC[::-1]
+
+
+def _box(key, size, area) -> jax.Array:
+  """float32 [H, W]: 1 in a box of this share of the area, anywhere."""
+  centre = jax.random.uniform(key, (2,))
+  masks = []
+  for n, at in zip(size, centre, strict=True):
+    half, at = n * jnp.sqrt(area) / 2, at * n
+    i = jnp.arange(n) + 0.5
+    masks.append((i > at - half) & (i < at + half))
+  return (masks[0][:, None] & masks[1][None]).astype(jnp.float32)

@@ -1,0 +1,166 @@
+"""Fine-tuning: by how much each layer moves, what is mixed, and a whole run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from configs.evals import finetune_full
+from ijepa_jax import checkpoint, metrics, recipe, vit
+from ijepa_jax.evals import finetune, mixing
+
+
+def test_layer_decay_by_hand():
+  """The first step of AdamW moves by lr * sign(gradient) and by the decay."""
+  encoder, _ = vit.make_models(
+    size='tiny', width=32, depth=3, heads=2, patch_size=4, predictor_depth=1
+  )
+  image = jnp.zeros((1, 8, 8, 3))
+  params = {
+    'encoder': jax.jit(encoder.init)(jax.random.key(0), image)['params'],
+    'head': {'kernel': jnp.ones((32, 5)), 'bias': jnp.ones(5)},
+  }
+  scales = finetune.layer_scales(params, 3, 0.5)
+  tx = finetune.make_optimizer(lambda step: 0.1, 0.2, scales)
+  grad = jax.tree.map(jnp.ones_like, params)
+
+  @jax.jit
+  def step(params):
+    return tx.update(grad, tx.init(params), params)[0]
+
+  moved = jax.device_get(step(params))
+  encoder = moved['encoder']
+  # Blocks from the last: 1/2, 1/4, 1/8; the patches' embedding 1/16.
+  np.testing.assert_allclose(
+    encoder['blocks']['fc1']['bias'][:, 0], [-0.0125, -0.025, -0.05], rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    encoder['patch_embed']['bias'], -0.1 / 16, rtol=1e-4
+  )
+  np.testing.assert_allclose(encoder['norm']['scale'], -0.1, rtol=1e-4)
+  np.testing.assert_allclose(moved['head']['bias'], -0.1, rtol=1e-4)
+  np.testing.assert_allclose(moved['head']['kernel'], -0.12, rtol=1e-4)
+  kernel = np.asarray(params['encoder']['blocks']['fc1']['kernel'])
+  factor = np.array([0.125, 0.25, 0.5])[:, None, None]
+  np.testing.assert_allclose(
+    encoder['blocks']['fc1']['kernel'],
+    -0.1 * factor * (1 + 0.2 * kernel),
+    rtol=1e-4,
+  )
+
+
+def test_drop_path():
+  """Of an image a branch is there, scaled up, or not; rising with the depth."""
+  encoder, _ = vit.make_models(
+    size='tiny', width=32, depth=2, heads=2, patch_size=4, predictor_depth=1
+  )
+  image = jax.random.normal(jax.random.key(1), (64, 8, 8, 3))
+  params = jax.jit(encoder.init)(jax.random.key(0), image[:1])
+
+  @jax.jit
+  def layers(key):
+    return encoder.apply(
+      params, image, layers='tokens', drop_path=0.5, rngs={'drop_path': key}
+    )[1]
+
+  plain = jax.jit(lambda: encoder.apply(params, image, layers='tokens')[1])()
+  some = layers(jax.random.key(0))
+  # The first block has rate 0, the last one loses a branch of half the images.
+  np.testing.assert_allclose(some[0], plain[0], atol=1e-6)
+  same = np.abs(some[1] - some[0]).max((1, 2)) == 0  # both branches are out
+  assert 0.1 < same.mean() < 0.45
+  assert (layers(jax.random.key(1)) != some).any()
+
+
+@pytest.mark.parametrize(('mixup', 'cutmix'), [(0.8, 0), (0, 1.0), (0.8, 1.0)])
+def test_labels_are_mixed_as_images_are(mixup, cutmix):
+  """Pixels say which image they are from: image i is filled with i / 7."""
+  image = jnp.broadcast_to(
+    jnp.arange(8.0)[:, None, None, None] / 7, (8, 16, 12, 3)
+  )
+  target = mixing.soft_labels(jnp.arange(8), 8, 0.0)
+  run = jax.jit(
+    lambda key: mixing.mix(key, image, target, mixup=mixup, cutmix=cutmix)
+  )
+  cuts = []
+  for seed in range(8):
+    mixed, labels = jax.device_get(run(jax.random.key(seed)))
+    np.testing.assert_allclose(labels.sum(1), 1, rtol=1e-5)
+    share = labels[0, 0]  # the first image's of itself; the rest is the last's
+    np.testing.assert_allclose(labels[0, 7], 1 - share, atol=1e-5)
+    np.testing.assert_allclose(mixed[0].mean(), 1 - share, atol=1e-4)
+    cuts.append(set(np.unique(mixed[0])) <= {0.0, 1.0})
+  assert any(cuts) == bool(cutmix) and all(cuts) == (not mixup)
+
+
+def test_nothing_to_mix():
+  image, target = (
+    jnp.ones((2, 4, 4, 3)),
+    mixing.soft_labels(jnp.ones(2, int), 4, 0.1),
+  )
+  np.testing.assert_allclose(target[0], [0.025, 0.925, 0.025, 0.025], rtol=1e-5)
+  found = mixing.mix(jax.random.key(0), image, target, mixup=0, cutmix=0)
+  assert found == (image, target)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory, untrained_run):
+  c = tiny.get_config()
+  c.model.depth, c.batch_size = 2, 16
+  path = tmp_path_factory.mktemp('run')
+  untrained_run(c, path)
+  return path
+
+
+def make_config(workdir, images, **changes):
+  c = finetune_full.get_config()
+  c.init_from, c.task, c.data.path = str(workdir), 'folder', str(images)
+  c.data.workers, c.batch_size = 0, 16
+  c.finetune.update(
+    dict(epochs=4, warmup_epochs=1, batch_size=8, lr=3e-3, checkpoint_steps=4)
+  )
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+def test_a_run_stopped_and_gone_on(workdir, images, tmp_path, monkeypatch):
+  """Red from blue is learned; a stop at step 10 changes nothing."""
+  config = make_config(workdir, images)
+  straight = finetune.run(config, tmp_path / 'straight')
+  assert straight['accuracy']['finetune'] == 1.0
+  assert straight['steps'] == 20
+  save = checkpoint.Checkpointer.save
+
+  def dying(self, step, state):
+    save(self, step, state)
+    if step == 8:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(checkpoint.Checkpointer, 'save', dying)
+  with pytest.raises(KeyboardInterrupt):
+    finetune.run(config, tmp_path / 'broken')
+  monkeypatch.setattr(checkpoint.Checkpointer, 'save', save)
+  finetune.run(config, tmp_path / 'broken')
+
+  def losses(name):
+    (folder,) = (tmp_path / name).glob('folder-finetune-*')
+    return [row['loss'] for row in metrics.read(folder)]
+
+  assert losses('broken') == losses('straight')
+  assert len(losses('straight')) == 20
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'finetune.batch_size': 9}, 'batch_size is 9: take a multiple of the 8'),
+    ({'finetune.batch_size': 48}, 'up to the 40 training images'),
+    ({'finetune.randaugment': 12.0}, 'magnitude from 0 to 10'),
+    ({'which': 'pixels'}, 'needs an encoder'),
+  ],
+)
+def test_mistakes_are_told(changes, words, workdir, images, tmp_path):
+  with pytest.raises(recipe.UserError, match=words):
+    finetune.run(make_config(workdir, images, **changes), tmp_path)
+  assert not list(tmp_path.iterdir())
