@@ -212,19 +212,28 @@ def make_dataset(config, run: Run, source, start: int):
     crop = augment.RandomCrop(
       tuple(d.image_size), tuple(d.crop_scale), tuple(d.crop_ratio), d.flip
     )
-    return data.make_dataset(
+    return own_rows(
       source,
       run.sampler,
       transform=crop,
       batch_size=config.batch_size,
       seed=config.seed,
       channels=d.channels,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
       start=start,
       workers=d.workers,
       max_bad_share=d.max_bad_share,
     )
+
+
+def own_rows(source, sampler=None, **kwargs):
+  """data.make_dataset of this process among all."""
+  return data.make_dataset(
+    source,
+    sampler,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    **kwargs,
+  )
 
 
 def on_devices(dataset, mesh, *keys: str, depth: int = 2):

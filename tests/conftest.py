@@ -16,6 +16,8 @@ import PIL.Image
 import pytest
 from absl import flags
 
+from configs import tiny
+
 # Grain reads absl's flags, which nobody parses under pytest.
 flags.FLAGS.mark_as_parsed()
 
@@ -55,4 +57,14 @@ def images(tmp_path_factory):
         pixels = r.integers(0, 120, (48, 48, 3), np.uint8)
         pixels[..., 2 - 2 * i] += 100
         PIL.Image.fromarray(pixels).save(path / split / name / f'{k:02}.png')
+  return path
+
+
+@pytest.fixture(scope='session')
+def small_run(tmp_path_factory, untrained_run):
+  """A workdir: `tiny` with two blocks, untrained."""
+  c = tiny.get_config()
+  c.model.depth, c.batch_size = 2, 16
+  path = tmp_path_factory.mktemp('run')
+  untrained_run(c, path)
   return path

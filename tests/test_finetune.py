@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import tiny
 from configs.evals import finetune_full
 from ijepa_jax import checkpoint, metrics, recipe, vit
 from ijepa_jax.evals import finetune, mixing
@@ -104,18 +103,9 @@ def test_nothing_to_mix():
   assert found == (image, target)
 
 
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory, untrained_run):
-  c = tiny.get_config()
-  c.model.depth, c.batch_size = 2, 16
-  path = tmp_path_factory.mktemp('run')
-  untrained_run(c, path)
-  return path
-
-
-def make_config(workdir, images, **changes):
+def make_config(small_run, images, **changes):
   c = finetune_full.get_config()
-  c.init_from, c.task, c.data.path = str(workdir), 'folder', str(images)
+  c.init_from, c.task, c.data.path = str(small_run), 'folder', str(images)
   c.data.workers, c.batch_size = 0, 16
   c.finetune.update(
     dict(epochs=4, warmup_epochs=1, batch_size=8, lr=3e-3, checkpoint_steps=4)
@@ -124,9 +114,9 @@ def make_config(workdir, images, **changes):
   return c
 
 
-def test_a_run_stopped_and_gone_on(workdir, images, tmp_path, monkeypatch):
+def test_a_run_stopped_and_gone_on(small_run, images, tmp_path, monkeypatch):
   """Red from blue is learned; a stop at step 10 changes nothing."""
-  config = make_config(workdir, images)
+  config = make_config(small_run, images)
   straight = finetune.run(config, tmp_path / 'straight')
   assert straight['accuracy']['finetune'] == 1.0
   assert straight['steps'] == 20
@@ -160,7 +150,7 @@ def test_a_run_stopped_and_gone_on(workdir, images, tmp_path, monkeypatch):
     ({'which': 'pixels'}, 'needs an encoder'),
   ],
 )
-def test_mistakes_are_told(changes, words, workdir, images, tmp_path):
+def test_mistakes_are_told(changes, words, small_run, images, tmp_path):
   with pytest.raises(recipe.UserError, match=words):
-    finetune.run(make_config(workdir, images, **changes), tmp_path)
+    finetune.run(make_config(small_run, images, **changes), tmp_path)
   assert not list(tmp_path.iterdir())

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from configs import tiny
 from configs.evals import knn as knn_config
 from configs.evals import linear as linear_config
 from configs.evals import logistic as logistic_config
@@ -21,18 +20,9 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory, untrained_run):
-  c = tiny.get_config()
-  c.model.depth, c.batch_size = 2, 16
-  path = tmp_path_factory.mktemp('run')
-  untrained_run(c, path)
-  return path
-
-
-def make_config(job, workdir, images, **changes):
+def make_config(job, small_run, images, **changes):
   c = CONFIG[job].get_config()
-  c.init_from, c.task, c.data.path = str(workdir), 'folder', str(images)
+  c.init_from, c.task, c.data.path = str(small_run), 'folder', str(images)
   c.data.workers, c.batch_size = 0, 16
   if job == 'knn':
     c.knn.ks = (3, 5, 999)
@@ -43,8 +33,8 @@ def make_config(job, workdir, images, **changes):
 
 
 @pytest.mark.parametrize('job', ['knn', 'logistic'])
-def test_easy_images(job, workdir, images, tmp_path, capsys):
-  config = make_config(job, workdir, images)
+def test_easy_images(job, small_run, images, tmp_path, capsys):
+  config = make_config(job, small_run, images)
   found = RUN[job](config, tmp_path)
   assert found['accuracy'] == {job: 1.0}
   assert '100.0' in capsys.readouterr().out
@@ -55,10 +45,12 @@ def test_easy_images(job, workdir, images, tmp_path, capsys):
 
 @pytest.mark.parametrize('augment', [False, True])
 def test_linear_goes_on_where_it_was(
-  augment, workdir, images, tmp_path, monkeypatch
+  augment, small_run, images, tmp_path, monkeypatch
 ):
   """Interrupted in the fourth of six epochs, it ends as if it had not been."""
-  config = make_config('linear', workdir, images, **{'linear.augment': augment})
+  config = make_config(
+    'linear', small_run, images, **{'linear.augment': augment}
+  )
   straight = sweep.run(config, tmp_path / 'straight')
   assert len(straight['heads']) == 8
   assert straight['accuracy']['linear'] == 1.0
@@ -78,10 +70,12 @@ def test_linear_goes_on_where_it_was(
   assert saved == [1, 2, 3, 'again', 4, 5, 6]
 
 
-def test_one_device_says_the_same(workdir, images, tmp_path, cpus, monkeypatch):
+def test_one_device_says_the_same(
+  small_run, images, tmp_path, cpus, monkeypatch
+):
   config = make_config(
     'logistic',
-    workdir,
+    small_run,
     images,
     **{'logistic.per_class': 3, 'logistic.l2': (0.01,), 'which': 'untrained'},
   )
@@ -92,13 +86,13 @@ def test_one_device_says_the_same(workdir, images, tmp_path, cpus, monkeypatch):
   assert eight['training_examples'] == 6
 
 
-def test_a_list_of_the_labelled(workdir, images, tmp_path):
+def test_a_list_of_the_labelled(small_run, images, tmp_path):
   """Only these images are looked at."""
   names = tmp_path / 'list.txt'
   names.write_text('red/00.png\nblue/03.png\nred/05.png\nblue/11.png\n')
   config = make_config(
     'logistic',
-    workdir,
+    small_run,
     images,
     **{'logistic.list_file': str(names), 'logistic.l2': (0.01,)},
   )
@@ -122,8 +116,8 @@ def test_a_list_of_the_labelled(workdir, images, tmp_path):
     ({'which': 'best'}, "'best'"),
   ],
 )
-def test_mistakes_are_told(changes, words, workdir, images, tmp_path):
-  config = make_config('logistic', workdir, images, **changes)
+def test_mistakes_are_told(changes, words, small_run, images, tmp_path):
+  config = make_config('logistic', small_run, images, **changes)
   with pytest.raises(recipe.UserError, match=words):
     jobs.run_logistic(config, tmp_path)
   assert not list(tmp_path.glob('*.json'))

@@ -96,15 +96,12 @@ def _compute(
   batch_size = -(-batch_size // mesh.size) * mesh.size
   first = done // batch_size
   with recipe.told():
-    dataset = data.make_dataset(
+    dataset = recipe.own_rows(
       source,
-      None,
       transform=transform,
       batch_size=batch_size,
       channels=frozen.channels,
       one_pass=True,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
       start=first,
       workers=workers,
       max_bad_share=0.0,  # accuracy on other images would be another number

@@ -212,15 +212,12 @@ def _dataset(config, bench):
     transform = randaugment.RandAugment(transform, magnitude=c.randaugment)
 
   def make(start):
-    return data.make_dataset(
+    return recipe.own_rows(
       bench.train,
-      None,
       transform=transform,
       batch_size=c.batch_size,
       seed=config.seed,
       channels=frozen.channels,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
       start=start,
       workers=config.data.workers,
     )
@@ -268,15 +265,12 @@ def _accuracy(config, bench, model, params) -> float:
   """Of the test images, each looked at once."""
   mesh = bench.mesh
   size = -(-config.batch_size // mesh.size) * mesh.size
-  dataset = data.make_dataset(
+  dataset = recipe.own_rows(
     bench.test,
-    None,
     transform=bench.task.transforms(bench.frozen.image_size)[1],
     batch_size=size,
     channels=bench.frozen.channels,
     one_pass=True,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
     workers=config.data.workers,
     max_bad_share=0.0,
   )

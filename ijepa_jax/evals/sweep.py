@@ -97,15 +97,12 @@ def _train_augmented(config, bench, sweep, state, start, on_epoch):
   frozen, mesh = bench.frozen, bench.mesh
   transform, _ = bench.task.transforms(frozen.image_size)
   steps = sweep.steps_per_epoch
-  dataset = data.make_dataset(
+  dataset = recipe.own_rows(
     bench.train,
-    None,
     transform=transform,
     batch_size=sweep.batch_size,
     seed=config.seed,
     channels=frozen.channels,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
     start=start * steps,
     workers=config.data.workers,
   )

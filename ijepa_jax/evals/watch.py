@@ -1,6 +1,5 @@
 """What looks at a run while it trains: the probe, the signals of health."""
 
-import jax
 import numpy as np
 
 from ijepa_jax import augment, data, recipe, sources
@@ -65,14 +64,12 @@ def make_health(config, run: recipe.Run) -> health.Health:
   h, d = config.health, config.data
   count = -(-h.images // run.mesh.size) * run.mesh.size
   with recipe.told(*data.ERRORS):
-    dataset = data.make_dataset(
+    dataset = recipe.own_rows(
       held_out(config, h.split or d.split, count, 'health.split'),
       run.sampler,
       transform=centre_crop(config),
       batch_size=count,
       channels=d.channels,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
     )
     keys = 'image', 'context', 'targets'
     with recipe.on_devices(dataset, run.mesh, *keys) as batches:
