@@ -34,6 +34,9 @@ setup(
     'cuda': ['jax[cuda12]'],
     'gcs': ['gcsfs'],  # a workdir on gs://
     'tpu': ['jax[tpu]'],
+    'torch': ['torch>=2.2'],  # released .pth.tar files, in and out
+    # What the tests of files from elsewhere compare with.
+    'interop': ['torch>=2.2', 'transformers>=4.57'],
     'dev': ['pytest>=8', 'ruff==0.15.0', 'scikit-learn>=1.5'],
   },
   classifiers=[

@@ -1,5 +1,8 @@
 """Fine-tuning: by how much each layer moves, what is mixed, and a whole run."""
 
+import contextlib
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 
 from configs.evals import finetune_full
 from ijepa_jax import checkpoint, metrics, recipe, vit
-from ijepa_jax.evals import finetune, mixing
+from ijepa_jax.evals import finetune, layer_decay, mixing
 
 
 def test_layer_decay_by_hand():
@@ -20,8 +23,8 @@ def test_layer_decay_by_hand():
     'encoder': jax.jit(encoder.init)(jax.random.key(0), image)['params'],
     'head': {'kernel': jnp.ones((32, 5)), 'bias': jnp.ones(5)},
   }
-  scales = finetune.layer_scales(params, 3, 0.5)
-  tx = finetune.make_optimizer(lambda step: 0.1, 0.2, scales)
+  scales = layer_decay.scales(params, 3, 0.5)
+  tx = layer_decay.adamw(lambda step: 0.1, 0.2, scales)
   grad = jax.tree.map(jnp.ones_like, params)
 
   @jax.jit
@@ -115,7 +118,7 @@ def make_config(small_run, images, **changes):
 
 
 def test_a_run_stopped_and_gone_on(small_run, images, tmp_path, monkeypatch):
-  """Red from blue is learned; a stop at step 10 changes nothing."""
+  """Red from blue is learned; a stop at step 8 changes nothing."""
   config = make_config(small_run, images)
   straight = finetune.run(config, tmp_path / 'straight')
   assert straight['accuracy']['finetune'] == 1.0
@@ -154,3 +157,72 @@ def test_mistakes_are_told(changes, words, small_run, images, tmp_path):
   with pytest.raises(recipe.UserError, match=words):
     finetune.run(make_config(small_run, images, **changes), tmp_path)
   assert not list(tmp_path.iterdir())
+
+
+def test_another_run_has_another_folder():
+  """Or a sweep would report its first run for every learning rate."""
+
+  def name(encoder='a', images='b', **changes):
+    c = finetune_full.get_config()
+    c.update_from_flattened_dict(changes)
+    return finetune.run_name(c, encoder, images)
+
+  assert name() == name() == name(**{'finetune.checkpoint_steps': 7})
+  others = [
+    name(encoder='c'),
+    name(images='c'),
+    name(seed=1),
+    name(task='cifar10'),
+    *(
+      name(**{f'finetune.{k}': v})
+      for k, v in (('lr', 0.5), ('epochs', 2), ('crop_scale', (0.5, 1.0)))
+    ),
+  ]
+  assert len({name(), *others}) == 1 + len(others)
+
+
+@pytest.mark.parametrize('spoilt', ['loss', 'grad_norm'])
+def test_what_is_no_number_is_not_saved(spoilt, monkeypatch):
+  """The gradient is the first to go; the state after it is lost already."""
+
+  class Checkpoints:
+    saved = ()
+
+    def should_save(self, step):
+      return True
+
+    def save(self, step, state):
+      self.saved += (step,)
+
+  def train_step(state, batch):
+    values = {'loss': 1.0, 'grad_norm': 1.0}
+    if state.step == 2:
+      values[spoilt] = float('nan')
+    return state.replace(step=state.step + 1), values
+
+  def batches(*_):
+    return contextlib.nullcontext(iter(range(9)))
+
+  monkeypatch.setattr(recipe, 'on_devices', batches)
+  checkpoints = Checkpoints()
+  with pytest.raises(recipe.UserError, match=r'At step 3 .* nan.*finetune.lr'):
+    finetune._loop(
+      finetune_full.get_config(),
+      None,
+      None,
+      train_step,
+      finetune.State(0, {}, None),
+      9,
+      checkpoints,
+      metrics.Metrics('', enabled=False),
+      lambda step: 0.1,
+    )
+  assert checkpoints.saved == (1, 2)
+
+
+def test_grey_images_are_told():
+  bench = types.SimpleNamespace(
+    frozen=types.SimpleNamespace(image_size=(48, 48), channels=1, mean=(0.5,))
+  )
+  with pytest.raises(ValueError, match=r'1 channels.*finetune.randaugment=0'):
+    finetune._dataset(finetune_full.get_config(), bench)

@@ -196,3 +196,27 @@ def test_image_that_is_no_whole_number_of_patches():
   encoder, _ = small()
   with pytest.raises(ValueError, match='17 x 16'):
     init(encoder, (1, 17, 16, 3))
+
+
+def test_drop_path_is_off_unless_asked_for_and_alike_under_remat():
+  image = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+  size = dict(width=16, depth=3, heads=2, patch_size=4, predictor_depth=1)
+
+  def run(remat):
+    encoder, _ = vit.make_models(size='tiny', remat=remat, **size)
+    params = jax.jit(encoder.init)(jax.random.key(0), image)
+    assert 'random' not in str(jax.make_jaxpr(encoder.apply)(params, image))
+
+    def loss(params):
+      rngs = {'drop_path': jax.random.key(2)}
+      x = encoder.apply(params, image, drop_path=0.5, rngs=rngs)
+      return (x**2 * jnp.arange(16)).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  # The backward pass draws again what the forward pass drew.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    run('none'),
+    run('full'),
+  )

@@ -6,6 +6,8 @@ smoothing and drop path: the paper's 1% and full recipes are configs of it.
 
 import dataclasses
 import functools
+import hashlib
+import json
 
 import flax
 import jax
@@ -20,13 +22,12 @@ from ijepa_jax import (
   data,
   interruption,
   metrics,
-  optim,
   randaugment,
   recipe,
   schedules,
   sharding,
 )
-from ijepa_jax.evals import jobs, mixing
+from ijepa_jax.evals import jobs, layer_decay, mixing
 
 
 @flax.struct.dataclass
@@ -70,46 +71,25 @@ class Classifier:
     return optax.losses.softmax_cross_entropy(logits, target).mean()
 
 
-def layer_scales(params, depth: int, decay: float):
-  """The factor of each parameter's learning rate, a tree like `params`.
-
-  With L blocks: decay^(L + 1) for the patch embedding, decay^(L - l) for block
-  l from 0, 1 for the last norm and the head (BEiT's and MAE's rule). Blocks
-  are stacked, so theirs is an array over the first axis.
+def run_name(config, encoder: str, images: str) -> str:
+  """Another for whatever trains another network, told by its fingerprint and
+  that of the images: a sweep must not find its first run finished.
   """
-
-  def scale(path, x):
-    names = [entry.key for entry in path]
-    if names[0] == 'encoder' and names[1] == 'patch_embed':
-      return decay ** (depth + 1)
-    if names[0] == 'encoder' and names[1] == 'blocks':
-      powers = decay ** (depth - np.arange(depth))
-      return powers.reshape(-1, *[1] * (x.ndim - 1)).astype(np.float32)
-    return 1.0
-
-  return jax.tree_util.tree_map_with_path(scale, params)
-
-
-def make_optimizer(lr, weight_decay: float, scales):
-  """AdamW whose whole update, decay included, is scaled layer by layer."""
-
-  def update(updates, state, params=None):
-    return jax.tree.map(lambda u, s: u * s, updates, scales), state
-
-  layers = optax.GradientTransformation(lambda _: optax.EmptyState(), update)
-  adamw = optim.adamw(lr=lr, weight_decay=lambda _: weight_decay)
-  return optax.chain(adamw, layers)
+  c = {k: v for k, v in config.finetune.items() if k != 'checkpoint_steps'}
+  text = json.dumps([encoder, images, config.seed, c], sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+  return f'{config.task}-finetune-{digest}'
 
 
 def run(config, workdir: str) -> dict:
   """Trains on the task's training images and is judged on its test images.
 
-  Checkpoints and metrics.jsonl lie in <workdir>/<task>-finetune-<encoder>; the
-  same command goes on from them.
+  Checkpoints and metrics.jsonl lie in <workdir>/<`run_name`>; the same command
+  goes on from them.
   """
   c = config.finetune
   bench = jobs.set_up(config, workdir)
-  name = f'{config.task}-finetune-{bench.frozen.fingerprint}'
+  name = run_name(config, bench.frozen.fingerprint, bench.train.identity)
   folder = bench.workdir / name
   n, mesh = len(bench.train), bench.mesh
   with recipe.told():
@@ -138,8 +118,8 @@ def run(config, workdir: str) -> dict:
     },
   }
   lr = schedules.warmup_cosine(0.0, c.lr, c.final_lr, warmup, steps)
-  scales = layer_scales(params, bench.frozen.encoder.depth, c.layer_decay)
-  tx = make_optimizer(lr, c.weight_decay, scales)
+  scales = layer_decay.scales(params, bench.frozen.encoder.depth, c.layer_decay)
+  tx = layer_decay.adamw(lr, c.weight_decay, scales)
 
   def init(params):
     # A copy: the first step takes its buffers over.
@@ -196,7 +176,8 @@ def run(config, workdir: str) -> dict:
     logging.info('Stopped at step %d of %d.', int(state.step), steps)
     return {}
   accuracy = _accuracy(config, bench, model, state.params)
-  return jobs.report(config, bench, {'finetune': accuracy}, {'steps': steps})
+  details = {'steps': steps, 'run': name}
+  return jobs.report(config, bench, {'finetune': accuracy}, details)
 
 
 def _dataset(config, bench):
@@ -209,7 +190,16 @@ def _dataset(config, bench):
     resample='bicubic',
   )
   if c.randaugment:
-    transform = randaugment.RandAugment(transform, magnitude=c.randaugment)
+    if frozen.channels != 3:
+      raise ValueError(
+        f'The encoder takes {frozen.channels} channels and RandAugment is for '
+        '3: set finetune.randaugment=0.'
+      )
+    transform = randaugment.RandAugment(
+      transform,
+      magnitude=c.randaugment,
+      fill=tuple(round(255 * x) for x in frozen.mean),
+    )
 
   def make(start):
     return recipe.own_rows(
@@ -248,10 +238,11 @@ def _loop(
       values |= {'lr': float(lr(step)), **meter.rates()}
       writer.write(step, values)
       progress.update(step, values)
-      if not np.isfinite(values['loss']):
+      # Of the gradient too: it may spoil the state that is saved next.
+      if not np.isfinite((values['loss'], values['grad_norm'])).all():
         raise recipe.UserError(
-          f'At step {step} the loss is {values["loss"]}: try a lower '
-          'finetune.lr, and start again to go on from the last checkpoint.'
+          f'At step {step} the loss is {values["loss"]} and the gradient norm '
+          f'{values["grad_norm"]}: try a lower finetune.lr.'
         )
       stop = interrupted.asked(step) or step == steps
       if stop or checkpoints.should_save(step):

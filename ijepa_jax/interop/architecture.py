@@ -1,0 +1,297 @@
+"""What files of weights say about the model, and whether they fit it.
+
+The architecture is read from the tensors' shapes, never from what a file only
+claims: so nothing larger than the file itself is ever built, and a claim that
+does not fit is refused with its name.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from ijepa_jax import vit
+from ijepa_jax.interop import release
+
+PARTS = 'encoder', 'predictor', 'target'
+TABLES = {
+  'encoder': 'pos_embed',
+  'predictor': 'predictor_pos_embed',
+  'target': 'pos_embed',
+}
+_MODEL = (
+  *('size', 'width', 'depth', 'heads', 'mlp_dim', 'patch_size'),
+  *('predictor_width', 'predictor_depth', 'predictor_heads'),
+)
+_NAMES_SHOWN = 3
+# Of float32; half precision keeps as few as 8 bits of a number.
+_TABLE_ERROR = {'float32': 1e-5, 'float64': 1e-5, 'float16': 1e-3}
+_TABLE_ERROR_OTHER = 5e-3
+
+
+class Loaded(NamedTuple):
+  """What a file held.
+
+  Attributes:
+    config: width, depth, heads, mlp_dim, patch_size, image_size (H, W) and
+      channels; of a predictor predictor_width, _depth and _heads; mean and std
+      of the pixels where the file says them.
+    params: those of 'encoder' (context), 'predictor' and 'target' that are
+      there, as in `ijepa.State`: trees of float32 NumPy arrays.
+    tables: the position tables as stored, float32 [N, D], by the same names;
+      the model computes its own.
+    notes: sentences that whoever uses it should know; `read` logged them.
+  """
+
+  config: dict
+  params: dict[str, dict]
+  tables: dict[str, np.ndarray]
+  notes: list[str]
+
+  @classmethod
+  def told(cls, path, config, params, tables, notes) -> 'Loaded':
+    for note in notes:
+      logging.warning('%s: %s', path, note)
+    # What still lies in the file is copied: the file may go.
+    params, tables = jax.tree.map(
+      lambda x: np.require(x, requirements='O'), (params, tables)
+    )
+    return cls(config, params, tables, notes)
+
+
+def models(config: Mapping) -> tuple[vit.Encoder, vit.Predictor]:
+  """The modules of a config as in `Loaded`, or with `size` and what differs.
+
+  Raises:
+    ValueError: no model has these sizes.
+  """
+  known = {k: config[k] for k in _MODEL if config.get(k)}
+  known.setdefault('size', 'base')
+  known.setdefault('predictor_depth', 1)
+  if 'predictor_width' not in known and 'width' in known:
+    # Where there is no predictor, its usual width need not suit the heads.
+    known['predictor_width'] = known['width']
+  return vit.make_models(**known)
+
+
+def complete(config: Mapping, parts: Iterable[str]) -> dict:
+  """The config of `Loaded` with every size spelt out, for these parts.
+
+  Raises:
+    ValueError: no model has these sizes, or the image does not fit them.
+  """
+  if missing := {'patch_size', 'image_size', 'channels'} - set(config):
+    raise ValueError(f'The config has no {", ".join(sorted(missing))}.')
+  encoder, predictor = models(config)
+  full = {
+    k: getattr(encoder, k)
+    for k in ('width', 'depth', 'heads', 'mlp_dim', 'patch_size')
+  }
+  h, w = full['image_size'] = tuple(config['image_size'])
+  full['channels'] = config['channels']
+  if 'predictor' in parts:
+    for k in ('width', 'depth', 'heads'):
+      full[f'predictor_{k}'] = getattr(predictor, k)
+  for name, n in {**full, 'image_size': h, 'image_size ': w}.items():
+    if not isinstance(n, int) or n < 1:
+      raise ValueError(f'{name.strip()} is {n!r}: take 1 or more.')
+  for name in 'mean', 'std':
+    if config.get(name):
+      full[name] = tuple(map(float, config[name]))
+      if len(full[name]) != full['channels'] or not all(
+        np.isfinite(x) and (x > 0 or name == 'mean') for x in full[name]
+      ):
+        raise ValueError(
+          f'{name} is {full[name]}: take a number for each of the '
+          f'{full["channels"]} channels, a std above 0.'
+        )
+  p = full['patch_size']
+  if h % p or w % p:
+    raise ValueError(
+      f'An image of {h} x {w} pixels is not a whole number of {p} x {p} '
+      'patches.'
+    )
+  return full
+
+
+def shapes(config: Mapping, part: str) -> dict:
+  """The tree of one part, its leaves jax.ShapeDtypeStruct; no memory."""
+  encoder, predictor = models(config)
+  p, c = encoder.patch_size, config['channels']
+  index = np.zeros((1, 1), np.int32)
+
+  def init(key):
+    if part == 'predictor':
+      z = np.zeros((1, 1, encoder.width), np.float32)
+      return predictor.init(key, z, index, index[None], (1, 1))
+    return encoder.init(key, np.zeros((1, p, p, c), np.float32))
+
+  return jax.eval_shape(init, jax.random.key(0))['params']
+
+
+def release_shapes(config: Mapping, part: str) -> dict[str, tuple[int, ...]]:
+  """{name in a released file: shape} of one part, with its table."""
+  # Zeros that take no memory, so that the names stand in release.py alone.
+  zeros = jax.tree.map(
+    lambda x: np.broadcast_to(np.float32(0), x.shape), shapes(config, part)
+  )
+  network = 'predictor' if part == 'predictor' else 'encoder'
+  tensors = release.to_release(zeros, network, patch_size=config['patch_size'])
+  wanted = {k: v.shape for k, v in tensors.items()}
+  (h, w), p = config['image_size'], config['patch_size']
+  width = config['predictor_width' if part == 'predictor' else 'width']
+  wanted[TABLES[part]] = (1, (h // p) * (w // p), width)
+  return wanted
+
+
+def check(found: Mapping, wanted: Mapping, what: str) -> None:
+  """Compares {name: shape}.
+
+  Raises:
+    ValueError: one is missing, left over or of another shape; with names.
+  """
+
+  def some(names):
+    names = sorted(names)
+    more = len(names) - _NAMES_SHOWN
+    shown = ', '.join(names[:_NAMES_SHOWN])
+    return f'{shown} and {more} more' if more > 0 else shown
+
+  faults = []
+  if missing := wanted.keys() - found.keys():
+    faults.append(f'lacks {some(missing)}')
+  if extra := found.keys() - wanted.keys():
+    faults.append(f'has what I-JEPA has no place for: {some(extra)}')
+  wrong = [
+    f'{k} as {list(found[k])} instead of {list(wanted[k])}'
+    for k in wanted.keys() & found.keys()
+    if tuple(found[k]) != tuple(wanted[k])
+  ]
+  if wrong:
+    faults.append(f'has {some(wrong)}')
+  if faults:
+    raise ValueError(f'{what} does not fit: it {"; it ".join(faults)}.')
+
+
+def check_params(params: Mapping, config: Mapping) -> None:
+  """Whether trees to be written are those of the config's model.
+
+  Raises:
+    ValueError: a part is unknown, no encoder is there, or a tensor is not as
+      the model has it.
+  """
+  unknown = set(params) - set(PARTS)
+  if unknown or not {'encoder', 'target'} & set(params):
+    raise ValueError(
+      f'There are the parts {sorted(params)}: of {", ".join(PARTS)}, at least '
+      'one of the two encoders is needed, and nothing else has a place.'
+    )
+  for part, tree in params.items():
+    check(
+      *(
+        {k: x.shape for k, x in _named(t)} for t in (tree, shapes(config, part))
+      ),
+      f'The {part}',
+    )
+
+
+def _named(tree):
+  return [
+    (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  ]
+
+
+def sizes(
+  found: Mapping, what: str, *, patch: str, fc1: str, blocks: str
+) -> dict[str, int]:
+  """width, depth, mlp_dim, patch_size and channels from {name: shape}.
+
+  Args:
+    found: of an encoder.
+    what: it is, for the sentence.
+    patch, fc1: names of the patch embedding's weight [D, C, P, P] and of the
+      first block's first MLP weight [mlp_dim, D].
+    blocks: pattern that a block's tensors start with, its number in a group.
+
+  Raises:
+    ValueError: they are not there, or of another kind.
+  """
+  kernel, mlp = tuple(found.get(patch, ())), tuple(found.get(fc1, ()))
+  if len(kernel) != 4 or kernel[2] != kernel[3] or len(mlp) != 2:
+    some = ', '.join(sorted(found)[:_NAMES_SHOWN]) or 'nothing'
+    raise ValueError(
+      f'{what} is no I-JEPA encoder: its {patch} is {list(kernel)} and its '
+      f'{fc1} is {list(mlp)}, where [D, C, P, P] and [mlp, D] are expected '
+      f'(it has {some}, ...).'
+    )
+  return dict(
+    width=kernel[0],
+    depth=depth(found, blocks),
+    mlp_dim=mlp[0],
+    patch_size=kernel[2],
+    channels=kernel[1],
+  )
+
+
+def depth(found: Iterable[str], blocks: str) -> int:
+  """How many blocks there are; `check` tells if one of them is missing."""
+  return len({m[1] for m in map(re.compile(blocks).match, found) if m})
+
+
+def find_grid(
+  table_ND: np.ndarray, what: str, *, tolerance: float
+) -> tuple[int, int]:
+  """Rows and columns whose sin-cos table this is.
+
+  Raises:
+    ValueError: it is none, and of no square grid either.
+  """
+  n, width = table_ND.shape
+  side = round(n**0.5)
+  rows = [r for r in range(1, n + 1) if n % r == 0]
+  for r in sorted(rows, key=lambda r: abs(r - side)):
+    ours = vit.sincos_table((r, n // r), width)
+    if np.abs(ours - table_ND).max() <= tolerance:
+      return r, n // r
+  if side * side != n:
+    raise ValueError(
+      f'{what} has {n} positions, which are no square, and whose table is not '
+      'the sin-cos of another grid: give image_size=(height, width).'
+    )
+  return side, side
+
+
+def table_tolerance(dtype: str) -> float:
+  """How far a stored table may be from the computed one."""
+  return _TABLE_ERROR.get(dtype, _TABLE_ERROR_OTHER)
+
+
+def table_note(
+  table_ND: np.ndarray, grid: tuple[int, int], what: str, *, tolerance: float
+) -> list[str]:
+  """A sentence where the stored table is not the one that is computed."""
+  ours = vit.sincos_table(grid, table_ND.shape[1])
+  error = float(np.abs(ours - table_ND).max())
+  if error <= tolerance:
+    return []
+  return [
+    f"The {what}'s stored position table differs from the sin-cos table by up "
+    f'to {error:.2g}: this model computes the table, so its outputs will '
+    'differ from those of the code that the file is from.'
+  ]
+
+
+def finite(array: np.ndarray, name: str) -> np.ndarray:
+  """The array, float32.
+
+  Raises:
+    ValueError: it has an entry that is not a finite number.
+  """
+  array = np.asarray(array, np.float32)
+  if not np.isfinite(array).all():
+    raise ValueError(f'{name} holds numbers that are not finite.')
+  return array

@@ -1,0 +1,282 @@
+"""Folders of Hugging Face transformers, in and out.
+
+    config.json, model.safetensors   an IJepaModel: one encoder, no predictor
+    preprocessor_config.json         size, mean and std, where they are known
+
+transformers is not needed for either, and nothing in a folder is executed.
+"""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from ijepa_jax import vit
+from ijepa_jax.interop import architecture, release, safetensors
+from ijepa_jax.interop import huggingface_names as names
+
+_WEIGHTS, _CONFIG = 'model.safetensors', 'config.json'
+_PREPROCESSOR = 'preprocessor_config.json'
+_WHICH = 'ijepa_encoder'  # in config.json: which of the two, in files from here
+_JSON_LIMIT = 1_000_000  # bytes
+_EPSILON = 1e-6  # of our LayerNorms (release)
+
+# name there -> here; and what transformers takes where config.json is silent.
+_SIZES = {
+  'hidden_size': ('width', 768),
+  'num_hidden_layers': ('depth', 12),
+  'num_attention_heads': ('heads', 12),
+  'intermediate_size': ('mlp_dim', 3072),
+  'patch_size': ('patch_size', 16),
+  'num_channels': ('channels', 3),
+}
+
+
+def read(path) -> architecture.Loaded:
+  """Reads the encoder of a folder.
+
+  It is the context encoder, which Hugging Face's converted files hold, unless
+  the folder says that it is the target encoder (those written here do).
+
+  Returns:
+    Loaded, its params and tables with the key 'encoder' or 'target'; its config
+    with 'mean' and 'std' where preprocessor_config.json has them.
+
+  Raises:
+    ValueError: it is no such folder, it is damaged, or it does not fit.
+  """
+  path = pathlib.Path(path)
+  said = _read_json(path / _CONFIG)
+  if said.get('model_type') != 'ijepa':
+    raise ValueError(
+      f'{path / _CONFIG} is of a {said.get("model_type")!r} model, not of an '
+      "'ijepa' one."
+    )
+  if not (path / _WEIGHTS).is_file():
+    raise ValueError(
+      f'{path} has no {_WEIGHTS}: a model in several files, or in '
+      'pytorch_model.bin, has to be saved as one safetensors file first.'
+    )
+  tensors, _ = safetensors.read(path / _WEIGHTS)
+  tensors, stored = {names.older(k): x for k, x in tensors.items()}, tensors
+  if len(tensors) < len(stored):
+    raise ValueError(
+      f'{path / _WEIGHTS} holds tensors twice, named old and new.'
+    )
+  found = {name: x.shape for name, x in tensors.items()}
+  config = _config(path, said, found)
+  wanted = names.from_release(
+    {
+      k: np.broadcast_to(np.float32(0), shape)
+      for k, shape in architecture.release_shapes(config, 'encoder').items()
+    }
+  )
+  what = str(path / _WEIGHTS)
+  architecture.check(found, {k: v.shape for k, v in wanted.items()}, what)
+  which = said.get(_WHICH, 'encoder')
+  if which not in ('encoder', 'target'):
+    raise ValueError(f'{path / _CONFIG}: {_WHICH} is {which!r}.')
+  notes = []
+  if which == 'encoder':
+    notes.append(
+      "This is the CONTEXT encoder: Hugging Face's converted files hold it, "
+      'while the paper evaluates the target encoder.'
+    )
+  stored = ', '.join(sorted({x.dtype.name for x in tensors.values()}))
+  if stored != 'float32':
+    notes.append(f'The weights are stored as {stored} and taken as float32.')
+  notes += _epsilon_note(path, said)
+  tensors = names.to_release(
+    {k: architecture.finite(v, f'{what}: {k}') for k, v in tensors.items()}
+  )
+  table = tensors[architecture.TABLES[which]][0]
+  notes += architecture.table_note(
+    table,
+    tuple(n // config['patch_size'] for n in config['image_size']),
+    'folder',
+    tolerance=architecture.table_tolerance(stored),
+  )
+  params = {which: release.from_release(tensors, 'encoder')}
+  return architecture.Loaded.told(path, config, params, {which: table}, notes)
+
+
+def write(
+  path,
+  params: Mapping,
+  config: Mapping,
+  *,
+  which: str = 'target',
+  table: np.ndarray | None = None,
+) -> None:
+  """Writes one encoder as a folder that `IJepaModel.from_pretrained` takes.
+
+  Args:
+    path: of the folder, which must not be there yet, or be empty.
+    params: trees of 'encoder', 'predictor' and 'target', those that there are;
+      the others than `which` have no place in such a folder.
+    config: as in `Loaded`, or a run's config.model with image_size (H, W) and
+      channels beside it; with mean and std, preprocessor_config.json is
+      written too.
+    which: 'target', which the paper evaluates, or 'encoder', the context's.
+    table: position table [N, D] that `read` found; None: the computed one.
+
+  Raises:
+    ValueError: the tree is not of this config, or the folder holds something.
+  """
+  path = pathlib.Path(path)
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise ValueError(f'{path} is there already: take another name.')
+  if which not in ('encoder', 'target') or which not in params:
+    raise ValueError(
+      f'which is {which!r}: take encoder or target; there are '
+      f'{", ".join(params)}.'
+    )
+  full = architecture.complete(config, [which])
+  architecture.check_params({which: params[which]}, full)
+  p = full['patch_size']
+  if table is None:
+    grid = tuple(n // p for n in full['image_size'])
+    table = vit.sincos_table(grid, full['width'])
+  tensors = release.to_release(
+    jax.device_get(params[which]), 'encoder', patch_size=p
+  )
+  tensors['pos_embed'] = np.asarray(table)[None]
+  architecture.check(
+    {k: v.shape for k, v in tensors.items()},
+    architecture.release_shapes(full, which),
+    f'The {which}',
+  )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix='.partial') as tmp:
+    folder = pathlib.Path(tmp) / 'folder'
+    folder.mkdir()
+    _write_json(folder / _CONFIG, _their_config(full, which))
+    if 'mean' in full and 'std' in full:
+      _write_json(folder / _PREPROCESSOR, _preprocessor(full))
+    safetensors.write(
+      folder / _WEIGHTS, names.from_release(tensors), {'format': 'pt'}
+    )
+    os.replace(folder, path)  # Over an empty folder, if there is one.
+
+
+def _config(path, said: dict, found: Mapping) -> dict:
+  """Ours, from the tensors, where config.json does not contradict them."""
+  config = architecture.sizes(
+    found,
+    str(path / _WEIGHTS),
+    patch='embeddings.patch_embeddings.projection.weight',
+    fc1='encoder.layer.0.intermediate.dense.weight',
+    blocks=r'encoder\.layer\.(\d+)\.',
+  )
+  where = path / _CONFIG
+  for theirs, (ours, silent) in _SIZES.items():
+    value = said.get(theirs, silent)
+    if ours == 'patch_size' and isinstance(value, list):
+      value = value[0] if value and len(set(map(str, value))) == 1 else value
+    # All but the heads are in the tensors' shapes.
+    if type(value) is not int or value != config.setdefault(ours, value):
+      raise ValueError(
+        f'{where} says {theirs} = {value!r}, where '
+        f'{config.get(ours, "a whole number")} is expected.'
+      )
+  for name, value in (('hidden_act', 'gelu'), ('qkv_bias', True)):
+    if said.get(name, value) != value:
+      raise ValueError(
+        f'{where} says {name} = {said[name]!r}: the model here has {value!r}.'
+      )
+  size = said.get('image_size', 224)
+  size = size if isinstance(size, list) else [size, size]
+  try:
+    given = {'image_size': size, **_normalisation(path)}
+    config = architecture.complete(config | given, ['encoder'])
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'{path} does not fit: {error}') from error
+  (h, w), p = config['image_size'], config['patch_size']
+  table = found.get('embeddings.position_embeddings', ())
+  if (*table, 0, 0)[1] != (h // p) * (w // p):
+    raise ValueError(
+      f'{where} says image_size = {size!r}, which the position_embeddings of '
+      f'{_WEIGHTS}, {list(table)}, do not fit.'
+    )
+  return config
+
+
+def _their_config(config: Mapping, which: str) -> dict:
+  h, w = config['image_size']
+  return {
+    'architectures': ['IJepaModel'],
+    'model_type': 'ijepa',
+    **{theirs: config[ours] for theirs, (ours, _) in _SIZES.items()},
+    'image_size': h if h == w else [h, w],
+    'hidden_act': 'gelu',
+    'qkv_bias': True,
+    'layer_norm_eps': _EPSILON,
+    'hidden_dropout_prob': 0.0,
+    'attention_probs_dropout_prob': 0.0,
+    'initializer_range': 0.02,
+    'pooler_output_size': config['width'],
+    'torch_dtype': 'float32',
+    _WHICH: which,
+  }
+
+
+def _epsilon_note(path, said: dict) -> list[str]:
+  """Of a LayerNorm that adds another number to the variance than ours."""
+  epsilon = said.get('layer_norm_eps', 1e-12)
+  if not isinstance(epsilon, int | float) or not 0 <= epsilon <= 1e-5:
+    raise ValueError(
+      f'{path / _CONFIG} says layer_norm_eps = {epsilon!r}: the model here has '
+      f'{_EPSILON}.'
+    )
+  if epsilon == _EPSILON:
+    return []
+  return [
+    f'Its LayerNorms add {epsilon} to the variance, those here {_EPSILON}: '
+    'outputs differ in the last digits.'
+  ]
+
+
+def _preprocessor(config: Mapping) -> dict:
+  h, w = config['image_size']
+  return {
+    'image_processor_type': 'ViTImageProcessor',
+    'do_resize': True,
+    'size': {'height': h, 'width': w},
+    'resample': 3,  # bicubic, as the evaluations here
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': config['mean'],
+    'image_std': config['std'],
+  }
+
+
+def _normalisation(path) -> dict:
+  where = path / _PREPROCESSOR
+  if not where.is_file():
+    return {}
+  said = _read_json(where)
+  return {k: said.get(f'image_{k}') for k in ('mean', 'std')}
+
+
+def _read_json(path) -> dict:
+  if not path.is_file() or path.stat().st_size > _JSON_LIMIT:
+    raise ValueError(
+      f'{path} is not there, or far too long: a Hugging Face folder has '
+      f'{_CONFIG} and {_WEIGHTS}.'
+    )
+  try:
+    said = json.loads(path.read_text('utf-8'))
+  except (OSError, ValueError, RecursionError) as error:
+    raise ValueError(f'{path} is not JSON ({type(error).__name__}).') from error
+  if not isinstance(said, dict):
+    raise ValueError(f'{path} is not a JSON table.')
+  return said
+
+
+def _write_json(path, table: dict) -> None:
+  path.write_text(json.dumps(table, indent=2) + '\n')
