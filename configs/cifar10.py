@@ -4,7 +4,7 @@
     python benchmarks/evaluate.py --init_from=runs/cifar10 --task=cifar10 \
         --path=data/cifar10
 
-Hardware: 2 CPU cores. Cost: 15 minutes.
+Hardware: 2 CPU cores. Cost: 14 minutes.
 Images: data/cifar10/{train,test}/<class>/, see benchmarks/real_data.py; or
 --config.data.source=tfds --config.data.path=cifar10, prepared as ArrayRecord.
 Aims at: README's table; the paper has no CIFAR-10 pre-training.

@@ -4,7 +4,7 @@
     python benchmarks/evaluate.py --init_from=runs/fashion \
         --task=fashion_mnist --path=data/fashion_mnist
 
-Hardware: 2 CPU cores. Cost: 10 minutes.
+Hardware: 2 CPU cores. Cost: 16 minutes beside other work.
 Images: data/fashion_mnist/{train,test}/<class>/, see benchmarks/real_data.py;
 or --config.data.source=tfds --config.data.path=fashion_mnist, prepared as
 ArrayRecord.
