@@ -11,7 +11,7 @@ import pytest
 from configs import tiny
 from ijepa_jax import augment, checkpoint, metrics, recipe, sharding
 from ijepa_jax.evals import features
-from ijepa_jax.interop import load
+from ijepa_jax.interop import huggingface, load
 
 SOURCE_COUNT = 45
 
@@ -142,6 +142,23 @@ def test_an_interrupted_pass_goes_on(workdir, source, tmp_path, monkeypatch):
   assert len(calls) == 3 + 2  # the first of the three batches is not done again
   np.testing.assert_array_equal(found.last, straight.last)
   np.testing.assert_array_equal(found.labels, straight.labels)
+
+
+def test_a_hugging_face_folder(workdir, source, tmp_path):
+  """Gives the features of the encoder that was written to it."""
+  frozen = load.load(workdir)
+  names = 'image_size', 'channels', 'mean', 'std'
+  config = frozen.model | {k: getattr(frozen, k) for k in names}
+  params = {'target': jax.device_get(frozen.params)}
+  huggingface.write(tmp_path / 'hf', params, config)
+  found = load.load(tmp_path / 'hf')
+  assert found.name == 'hf, target encoder'
+  assert found.image_size == (48, 48)
+  expected = extract(frozen, source, tmp_path / '1')
+  again = extract(found, source, tmp_path / '2')
+  np.testing.assert_allclose(again.last4, expected.last4, atol=1e-5)
+  with pytest.raises(recipe.UserError, match='only a training run'):
+    load.load(tmp_path / 'hf', which='untrained')
 
 
 @pytest.mark.parametrize(

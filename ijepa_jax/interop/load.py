@@ -1,8 +1,8 @@
-"""An encoder to look through, from what a training run left.
+"""An encoder to look through: of a training run, or of a file from elsewhere.
 
-Which model it is stands in the run's config.json; nothing has to be said twice.
-Beside the trained ones there are two to compare with: the same encoder
-untrained, and none at all.
+Which model it is stands in the run's config.json or in the file; nothing has to
+be said twice. Beside the trained ones of a run there are two to compare with:
+the same encoder untrained, and none at all.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from ijepa_jax import checkpoint, ijepa, recipe, sharding, vit
+from ijepa_jax.interop import architecture, huggingface, torch_files
 
 LAST = 4  # layers that the paper's wider features concatenate
 WHICH = 'target', 'context', 'untrained', 'pixels'
@@ -88,18 +89,22 @@ class Pixels:
 def load(
   path: str, *, mesh=None, which: str = 'target', step: int | None = None
 ) -> Frozen | Pixels:
-  """Loads an encoder from a training workdir.
+  """Loads an encoder.
 
   Args:
-    path: of the workdir: config.json and checkpoints/.
+    path: of a training workdir (config.json and checkpoints/), a released
+      .pth.tar file (which needs torch), or a Hugging Face folder.
     mesh: devices that hold the parameters, split by the rule of sharding.py;
       None: all, each with a copy.
-    which: 'target', which the paper evaluates; 'context'; or to compare with
-      'untrained', as the run began, or 'pixels'.
-    step: of the checkpoint; None: the newest that can be read.
+    which: 'target', which the paper evaluates; 'context'; or of a run, to
+      compare with, 'untrained', as it began, or 'pixels'. A Hugging Face folder
+      holds one encoder only, which is taken, and said in words, whichever is
+      asked for.
+    step: of a run's checkpoint; None: the newest that can be read.
 
   Raises:
-    UserError: there is no such run, or its checkpoint is of another model.
+    UserError: there is nothing of the kind, or it is damaged or of another
+      model.
   """
   if which not in WHICH:
     raise recipe.UserError(
@@ -107,24 +112,66 @@ def load(
     )
   mesh = mesh or sharding.make_mesh()
   with recipe.told():
+    if read := _reader(path):
+      return _from_elsewhere(read(path), path, mesh, which)
     config = read_config(path)
     d = config.data
     model = recipe.build_model(config)
     if which == 'pixels':
       return Pixels(tuple(d.image_size), d.channels)
     params, words = _params(path, config, model, mesh, which, step)
-  sums = checkpoint.checksums(params)
-  identity = json.dumps([sums, repr(model), d.to_dict()])
-  return Frozen(
-    encoder=model.encoder,
-    params=params,
+  return _frozen(
+    model.encoder,
+    params,
     mean=model.mean,
     std=model.std,
     image_size=tuple(d.image_size),
     channels=d.channels,
-    fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
     name=f'{epath.Path(path).name}, {words}',
     model=config.model.to_dict(),
+  )
+
+
+def _frozen(encoder, params, **kwargs) -> Frozen:
+  identity = [checkpoint.checksums(params), repr(encoder)]
+  identity += [kwargs[k] for k in ('mean', 'std', 'image_size', 'channels')]
+  digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+  return Frozen(encoder, params, fingerprint=digest[:16], **kwargs)
+
+
+def _reader(path):
+  """What reads a file from elsewhere, or None where it is a workdir."""
+  path = epath.Path(path)
+  if path.is_file():
+    return torch_files.read
+  try:
+    config = json.loads((path / 'config.json').read_text())
+  except (OSError, ValueError):
+    return None
+  return huggingface.read if 'model_type' in config else None
+
+
+def _from_elsewhere(found: architecture.Loaded, path, mesh, which) -> Frozen:
+  name = {'target': 'target', 'context': 'encoder'}.get(which)
+  if name is None:
+    raise ValueError(f'which is {which!r}: only a training run can give that.')
+  if name not in found.params:
+    (name,) = found.params.keys() & {'encoder', 'target'}
+  c, params = found.config, found.params[name]
+  encoder, _ = architecture.models(c)
+  words = {'target': 'target', 'encoder': 'context'}[name]
+  size = [
+    k for k, v in vit.SIZES.items() if all(c[name] == v[name] for name in v)
+  ]
+  return _frozen(
+    encoder,
+    jax.device_put(params, sharding.state_sharding(params, mesh)),
+    mean=tuple(c.get('mean', ijepa.IMAGENET_MEAN)),
+    std=tuple(c.get('std', ijepa.IMAGENET_STD)),
+    image_size=tuple(c['image_size']),
+    channels=c['channels'],
+    name=f'{epath.Path(path).name}, {words} encoder',
+    model={'size': size[0] if size else '', 'patch_size': c['patch_size']},
   )
 
 
