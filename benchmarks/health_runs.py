@@ -1,6 +1,6 @@
 """How health looks in runs that learn and in runs that collapse.
 
-    python benchmarks/health_runs.py [--steps=400] [--workdir=runs/health]
+    python benchmarks/health_runs.py [--steps=300] [--workdir=runs/health]
 
 Trains configs/tiny.py as it is and with changes that make it collapse, prints
 the last signals of each and its alarms, and draws them all in one picture,
@@ -23,7 +23,7 @@ from ijepa_jax import metrics, train
 from ijepa_jax.evals import health
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer('steps', 400, 'Of each run.')
+flags.DEFINE_integer('steps', 300, 'Of each run.')
 flags.DEFINE_string('workdir', 'runs/health', 'Folder of the runs.')
 flags.DEFINE_string('picture', 'docs/health.png', 'To draw.')
 
@@ -42,8 +42,7 @@ RUNS = {
     'ema.first': 0.0,
     'ema.last': 0.0,
     'loss.normalize_targets': False,
-    'optim.peak_lr': 2e-2,
-    'optim.warmup_steps': 20,
+    'optim.peak_lr': 1e-2,
   },
 }
 PANELS = (
