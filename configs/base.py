@@ -16,6 +16,9 @@ def get_config() -> ConfigDict:
   c.batch_size = 2048  # images a step, over all devices
   c.total_steps = 187_500  # 300 epochs of 625 steps
   c.accumulate = 1  # micro-batches that a step is cut into, to save memory
+  # Weights to begin with: a workdir, an export, .pth.tar or Hugging Face folder
+  c.init_from = ''
+  c.init_optimizer = False  # also take AdamW's moments and the step from there
 
   c.model = ConfigDict()
   c.model.size = 'base'  # tiny small base large huge giant
@@ -69,9 +72,10 @@ def get_config() -> ConfigDict:
   c.ema.last = 1.0
 
   c.data = ConfigDict()
-  c.data.source = 'scenes'  # scenes folder tfds
-  c.data.path = ''  # folder: of images; tfds: a name or a prepared directory
+  c.data.source = 'scenes'  # scenes folder tfds arrayrecord huggingface
+  c.data.path = ''  # a folder or bucket; tfds: a name or a prepared directory
   c.data.split = 'train'
+  c.data.list_file = ''  # of the images to take, a name a line; '': all
   c.data.flavour = 'scenes'  # of `scenes`: scenes, crowd
   c.data.count = 20_000  # of `scenes`: pictures
   c.data.image_size = (224, 224)  # height, width in pixels
@@ -81,6 +85,10 @@ def get_config() -> ConfigDict:
   c.data.crop_scale = (0.3, 1.0)  # share of the image's area
   c.data.crop_ratio = (3 / 4, 4 / 3)  # width over height
   c.data.flip = False
+  c.data.jitter = 0.0  # strength of random colours (SimCLR: 1); 0: none
+  c.data.grey = 0.0  # share of the images that turn grey (SimCLR: .2)
+  c.data.blur = 0.0  # share that is blurred (SimCLR: .5)
+  c.data.fast = False  # decode and resize by the extra [fast], to a grey level
   c.data.workers = 8  # processes a host; 0: in this process
   c.data.prefetch = 2  # batches on the device ahead of the step
   c.data.max_bad_share = 0.01  # of images that can't be decoded, then stop

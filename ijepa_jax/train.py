@@ -20,6 +20,7 @@ from ijepa_jax import (
   recipe,
 )
 from ijepa_jax.evals import online, watch
+from ijepa_jax.interop.start import first_state
 from ijepa_jax.visualize import curves
 
 
@@ -42,6 +43,9 @@ class Compilations:
 
 def pretrain(config, workdir: str) -> ijepa.State:
   """Trains as `config` says, going on from what `workdir` holds.
+
+  Where it holds nothing yet, config.init_from may say what weights to begin
+  with, see interop/start.py.
 
   Args:
     config: see configs/base.py.
@@ -71,11 +75,14 @@ def pretrain(config, workdir: str) -> ijepa.State:
   with recipe.told(checkpoint.CheckpointError), checkpoints:
     with recipe.told():
       restored = checkpoints.restore(abstract)
-    if restored is None:
-      state, start = make_state(jax.random.key(config.seed)), 0
-    else:
+    if restored:
       state, start = restored
       logging.info('Going on from step %d of %s.', start, workdir)
+    elif config.init_from or config.init_optimizer:
+      state = first_state(config.init_from, config, run, abstract, make_state)
+      start = int(state.step)
+    else:
+      state, start = make_state(jax.random.key(config.seed)), 0
     dataset = recipe.make_dataset(config, run, source, start)
     probe = watch.make_probe(config, run, source)
     watchers = watch.make_watchers(config, run, probe)

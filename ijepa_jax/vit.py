@@ -69,6 +69,56 @@ def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
   ).astype(np.float32)
 
 
+def resize_table(
+  table_ND: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> np.ndarray:
+  """A position table of another grid, by bicubic interpolation.
+
+  As PyTorch's interpolate(mode='bicubic', align_corners=False): Keys' kernel
+  with a = -0.75, the border repeated, no antialiasing.
+
+  Args:
+    table_ND: float [N, D], row-major.
+    old_grid, new_grid: rows and columns; N is the product of the old ones.
+
+  Returns:
+    float32 [product of the new ones, D]; the very table where nothing changes.
+
+  Raises:
+    ValueError: the table is not of the old grid.
+  """
+  n, width = table_ND.shape
+  if n != old_grid[0] * old_grid[1]:
+    raise ValueError(
+      f'A table of {n} positions is not of {old_grid[0]} x {old_grid[1]}.'
+    )
+  x = np.asarray(table_ND, np.float32)
+  if tuple(old_grid) == tuple(new_grid):
+    return x
+  rows, columns = map(_bicubic, old_grid, new_grid)
+  x = x.reshape(*old_grid, width).astype(np.float64)
+  x = np.einsum('rh,cw,hwd->rcd', rows, columns, x, optimize=True)
+  return x.reshape(-1, width).astype(np.float32)
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+  """What each new place takes of each old one: [new, old]."""
+  a = -0.75
+  place = (np.arange(new) + 0.5) * old / new - 0.5
+  first = np.floor(place).astype(int) - 1
+  weights = np.zeros((new, old))
+  for i in first + np.arange(4)[:, None]:
+    x = np.abs(place - i)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    np.add.at(
+      weights,
+      (np.arange(new), np.clip(i, 0, old - 1)),
+      np.where(x <= 1, near, far),
+    )
+  return weights
+
+
 def patchify(image_BHWC: jax.Array, patch_size: int) -> jax.Array:
   """Cuts images into row-major patches: [B, N, patch_size**2 * C].
 
@@ -208,6 +258,7 @@ class Encoder(_Transformer):
     image_BHWC: jax.Array,
     context_BK: jax.Array | None = None,
     *,
+    position_ND: np.ndarray | None = None,
     layers: str = '',
     drop_path: float = 0.0,
   ):
@@ -216,6 +267,8 @@ class Encoder(_Transformer):
     Args:
       image_BHWC: float [B, H, W, C], normalised.
       context_BK: integer [B, K] token indices; None for the full image.
+      position_ND: float [N, D], the positions of all N patches; None: the
+        sin-cos table of the image's grid.
       layers: 'tokens': also return the output of every block, before the last
         norm. 'pooled': also return each block's output after the last norm,
         averaged over tokens; only averages are kept, not tokens.
@@ -228,9 +281,10 @@ class Encoder(_Transformer):
     """
     h, w = image_BHWC.shape[1:3]
     patches = patchify(image_BHWC, self.patch_size)
-    position = jnp.asarray(
-      sincos_table((h // self.patch_size, w // self.patch_size), self.width)
-    )
+    if position_ND is None:
+      grid = h // self.patch_size, w // self.patch_size
+      position_ND = sincos_table(grid, self.width)
+    position = jnp.asarray(position_ND)
     if context_BK is not None:
       # Each token depends on its own patch alone until the first attention, so
       # gathering before the embedding is the same and embeds fewer patches.

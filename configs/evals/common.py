@@ -17,12 +17,17 @@ def get_config(job: str) -> ConfigDict:
   c.init_from = ''  # --workdir of a training run
   c.which = 'target'  # target context; to compare with: untrained pixels
   c.step = config_dict.placeholder(int)  # of the checkpoint; None: the newest
+  # Height, width in pixels; None: what the encoder was trained with. On another
+  # grid of patches the position table is: recompute interpolate
+  c.image_size = config_dict.placeholder(tuple)
+  c.pos_embed = 'recompute'
   c.task = 'imagenet'  # see ijepa_jax/evals/tasks.py
   c.batch_size = 256  # images at a time through the encoder
   c.cache_dir = ''  # of features; '': features/ in the workdir
 
   c.data = ConfigDict()
-  c.data.source = 'folder'  # where data.path is one: folder tfds
+  # Of what data.path is: folder tfds arrayrecord huggingface
+  c.data.source = 'folder'
   c.data.path = ''  # '': the task's own TFDS data set
   c.data.train = 'train'  # splits
   c.data.test = 'test'

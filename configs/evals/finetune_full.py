@@ -24,7 +24,7 @@ def get_config():
     cutmix=1.0,
     drop_path=0.25,  # of the last block
     randaugment=9.0,  # magnitude of 10; 0: off
-    crop_scale=(0.08, 1.0),  # share of the image's area
+    crop_scale=(0.08, 1.0),  # share of the area; to count: (1.0, 1.0)
     flip=True,
     checkpoint_steps=1000,
   )

@@ -17,7 +17,7 @@ def get_config():
     layers='last',  # last, last4
     per_class=0,  # labelled examples of each class; 0: all
     share=0.0,  # of the labelled examples; 0: all
-    list_file='',  # names of the labelled ones, a line each (folders)
+    list_file='',  # names of the labelled ones, a line each
     l2=tuple(10.0**k for k in range(-7, 1)),  # penalties to choose from
   )
   return c

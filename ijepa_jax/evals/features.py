@@ -59,7 +59,7 @@ def extract(
 
   Args:
     frozen: the encoder.
-    source: see sources.py.
+    source: see sources/.
     transform: without randomness, such as augment.CentreCrop.
     mesh: devices that share the work.
     cache_dir: of all features; with several processes on a disk that all see.

@@ -52,9 +52,7 @@ class Classifier:
 
   def logits(self, params, image_BHWC, **kwargs) -> jax.Array:
     """float32 [B, classes] of normalised images."""
-    tokens = self.frozen.encoder.apply(
-      {'params': params['encoder']}, image_BHWC, **kwargs
-    )
+    tokens = self.frozen.encode(params['encoder'], image_BHWC, **kwargs)
     head = params['head']
     return tokens.mean(1) @ head['kernel'] + head['bias']
 
@@ -222,6 +220,20 @@ def _loop(
   start = int(state.step)
   meter = metrics.Meter(config.finetune.batch_size)
   progress = metrics.Progress(steps, start, enabled=jax.process_index() == 0)
+
+  def record(step, values, rates):
+    values = {k: float(v) for k, v in jax.device_get(values).items()}
+    writer.write(step, values | {'lr': float(lr(step)), **rates})
+    progress.update(step, values | rates)
+    # Of the gradient too: it may spoil the state that is saved next.
+    if not np.isfinite((values['loss'], values['grad_norm'])).all():
+      raise recipe.UserError(
+        f'At step {step} the loss is {values["loss"]} and the gradient norm '
+        f'{values["grad_norm"]}: try a lower finetune.lr.'
+      )
+
+  # The step before is recorded while this one runs.
+  pending = None
   meter.restart()
   with (
     progress,
@@ -233,19 +245,14 @@ def _loop(
       with meter.waiting():
         batch = next(batches)
       state, values = train_step(state, batch)
-      values = {k: float(v) for k, v in jax.device_get(values).items()}
       meter.step()
-      values |= {'lr': float(lr(step)), **meter.rates()}
-      writer.write(step, values)
-      progress.update(step, values)
-      # Of the gradient too: it may spoil the state that is saved next.
-      if not np.isfinite((values['loss'], values['grad_norm'])).all():
-        raise recipe.UserError(
-          f'At step {step} the loss is {values["loss"]} and the gradient norm '
-          f'{values["grad_norm"]}: try a lower finetune.lr.'
-        )
+      if pending:
+        record(*pending)
+      pending = step, values, meter.rates()
       stop = interrupted.asked(step) or step == steps
       if stop or checkpoints.should_save(step):
+        record(*pending)
+        pending = None
         checkpoints.save(step, state)
       if stop:
         break

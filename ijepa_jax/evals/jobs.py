@@ -60,7 +60,12 @@ def set_up(config, workdir: str) -> Bench:
       task = task.read_from(d.source, path, train=d.train, test=d.test)
     train, test, column, classes = task.open()
   frozen = load.load(
-    config.init_from, mesh=mesh, which=config.which, step=config.step
+    config.init_from,
+    mesh=mesh,
+    which=config.which,
+    step=config.step,
+    image_size=config.image_size,
+    pos_embed=config.pos_embed,
   )
   workdir = epath.Path(workdir or epath.Path(config.init_from) / 'evals')
   logging.info(
@@ -87,6 +92,10 @@ def report(config, bench: Bench, ours: dict[str, float], details: dict) -> dict:
   }
   if jax.process_index() == 0:
     which = '' if config.which == 'target' else f'-{config.which}'
+    if config.image_size:
+      which += '-{}x{}'.format(*bench.frozen.image_size)
+    if config.pos_embed != 'recompute':
+      which += f'-{config.pos_embed}'
     path = bench.workdir / f'{config.task}-{config.job}{which}.json'
     metrics.replace(path, json.dumps(found, indent=2))
     words = tasks.table(config.task, ours, theirs, bench.task.note)
@@ -122,12 +131,8 @@ def run_logistic(config, workdir: str) -> dict:
     if c.layers not in ('last', 'last4'):
       raise ValueError(f'layers is {c.layers!r}: take last or last4.')
     if c.list_file:
-      if not hasattr(bench.train, 'keys'):
-        raise ValueError('list_file needs names: take a data.source of folder.')
-      chosen = subsets.from_list(bench.train.keys(), c.list_file)
-      bench = dataclasses.replace(
-        bench, train=sources.Subset(bench.train, chosen)
-      )
+      few = sources.restrict(bench.train, c.list_file)
+      bench = dataclasses.replace(bench, train=few)
   train, test = (bench.features(config, s) for s in (bench.train, bench.test))
   labels = train.labels[:, bench.column]
   with recipe.told():

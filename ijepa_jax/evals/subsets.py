@@ -1,7 +1,5 @@
 """Which examples of a few-shot task are labelled."""
 
-import os
-
 import numpy as np
 
 
@@ -55,47 +53,3 @@ def by_class(y_N, seed: int) -> dict[int, np.ndarray]:
     )
     for label in np.unique(y_N)
   }
-
-
-def from_list(keys, path: str) -> np.ndarray:
-  """The examples that a text file names, one a line, such as ImageNet's 1%.
-
-  Args:
-    keys: names of all examples in their order, such as
-      'train/n01440764/n01440764_10026.JPEG'.
-    path: of the file; a line is the end of a key: 'n01440764_10026.JPEG' or
-      'n01440764/n01440764_10026.JPEG'.
-
-  Returns:
-    int64 indices, rising.
-
-  Raises:
-    ValueError: there is no such list or it is empty, or a line names no example
-      or several.
-  """
-  try:
-    with open(path, encoding='utf-8') as file:
-      lines = [line.strip().strip('/') for line in file]
-  except OSError as error:
-    raise ValueError(
-      f'The list {path} can not be read ({error.strerror}): check its path.'
-    ) from error
-  lines = list(dict.fromkeys(line for line in lines if line))
-  if not lines:
-    raise ValueError(f'The list {path} is empty: it needs one name a line.')
-  found = {}  # the ends of keys, of as many parts as some line has -> indices
-  depths = {line.count('/') for line in lines}
-  for i, key in enumerate(keys):
-    parts = key.replace(os.sep, '/').split('/')
-    for depth in depths:
-      found.setdefault('/'.join(parts[-depth - 1 :]), []).append(i)
-  for wrong, words in (
-    ([n for n in lines if n not in found], 'are not there'),
-    ([n for n in lines if len(found.get(n, ())) > 1], 'stand for several'),
-  ):
-    if wrong:
-      raise ValueError(
-        f'{len(wrong)} of the {len(lines)} names in {path} {words}, the first '
-        f'of them {wrong[0]}: names look like {keys[0]} here.'
-      )
-  return np.sort(np.array([found[line][0] for line in lines]))

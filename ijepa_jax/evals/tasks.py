@@ -108,7 +108,7 @@ class Task:
     """The same task on the same images that lie elsewhere.
 
     Args:
-      kind: 'folder' or 'tfds'.
+      kind: 'folder', 'tfds', 'arrayrecord' or 'huggingface'.
       path: see sources.make_source.
       train, test: names of the splits.
     """
@@ -156,7 +156,7 @@ class Task:
     # A folder numbers its own classes: one missing would shift the rest.
     names = [getattr(source, 'class_names', ()) for source in (train, test)]
     if names[0] != names[1]:
-      one = min(set(names[0]) ^ set(names[1]))
+      one = min(set(names[0]) ^ set(names[1]), default='in another order')
       raise ValueError(
         f'Only one of the training and the test images has a class {one!r}: '
         'give both the same folders.'

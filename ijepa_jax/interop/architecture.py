@@ -27,9 +27,20 @@ _MODEL = (
   *('predictor_width', 'predictor_depth', 'predictor_heads'),
 )
 _NAMES_SHOWN = 3
-# Of float32; half precision keeps as few as 8 bits of a number.
-_TABLE_ERROR = {'float32': 1e-5, 'float64': 1e-5, 'float16': 1e-3}
-_TABLE_ERROR_OTHER = 5e-3
+
+
+class Optimizer(NamedTuple):
+  """Where AdamW was.
+
+  Attributes:
+    step: updates that it has finished.
+    mu, nu: first and second moments over the parameters, {'encoder',
+      'predictor'}, trees of float32 NumPy arrays as in `Loaded.params`.
+  """
+
+  step: int
+  mu: dict
+  nu: dict
 
 
 class Loaded(NamedTuple):
@@ -44,22 +55,30 @@ class Loaded(NamedTuple):
     tables: the position tables as stored, float32 [N, D], by the same names;
       the model computes its own.
     notes: sentences that whoever uses it should know; `read` logged them.
+    optimizer: its state, where it was asked for and is there.
   """
 
   config: dict
   params: dict[str, dict]
   tables: dict[str, np.ndarray]
   notes: list[str]
+  optimizer: Optimizer | None = None
 
   @classmethod
-  def told(cls, path, config, params, tables, notes) -> 'Loaded':
+  def told(
+    cls, path, config, params, tables, notes, optimizer=None
+  ) -> 'Loaded':
     for note in notes:
       logging.warning('%s: %s', path, note)
-    # What still lies in the file is copied: the file may go.
-    params, tables = jax.tree.map(
-      lambda x: np.require(x, requirements='O'), (params, tables)
-    )
-    return cls(config, params, tables, notes)
+
+    def own(tree):
+      # What still lies in the file is copied: the file may go.
+      return jax.tree.map(lambda x: np.require(x, requirements='O'), tree)
+
+    if optimizer:
+      mu, nu = own(optimizer.mu), own(optimizer.nu)
+      optimizer = optimizer._replace(mu=mu, nu=nu)
+    return cls(config, own(params), own(tables), notes, optimizer)
 
 
 def models(config: Mapping) -> tuple[vit.Encoder, vit.Predictor]:
@@ -240,49 +259,6 @@ def sizes(
 def depth(found: Iterable[str], blocks: str) -> int:
   """How many blocks there are; `check` tells if one of them is missing."""
   return len({m[1] for m in map(re.compile(blocks).match, found) if m})
-
-
-def find_grid(
-  table_ND: np.ndarray, what: str, *, tolerance: float
-) -> tuple[int, int]:
-  """Rows and columns whose sin-cos table this is.
-
-  Raises:
-    ValueError: it is none, and of no square grid either.
-  """
-  n, width = table_ND.shape
-  side = round(n**0.5)
-  rows = [r for r in range(1, n + 1) if n % r == 0]
-  for r in sorted(rows, key=lambda r: abs(r - side)):
-    ours = vit.sincos_table((r, n // r), width)
-    if np.abs(ours - table_ND).max() <= tolerance:
-      return r, n // r
-  if side * side != n:
-    raise ValueError(
-      f'{what} has {n} positions, which are no square, and whose table is not '
-      'the sin-cos of another grid: give image_size=(height, width).'
-    )
-  return side, side
-
-
-def table_tolerance(dtype: str) -> float:
-  """How far a stored table may be from the computed one."""
-  return _TABLE_ERROR.get(dtype, _TABLE_ERROR_OTHER)
-
-
-def table_note(
-  table_ND: np.ndarray, grid: tuple[int, int], what: str, *, tolerance: float
-) -> list[str]:
-  """A sentence where the stored table is not the one that is computed."""
-  ours = vit.sincos_table(grid, table_ND.shape[1])
-  error = float(np.abs(ours - table_ND).max())
-  if error <= tolerance:
-    return []
-  return [
-    f"The {what}'s stored position table differs from the sin-cos table by up "
-    f'to {error:.2g}: this model computes the table, so its outputs will '
-    'differ from those of the code that the file is from.'
-  ]
 
 
 def finite(array: np.ndarray, name: str) -> np.ndarray:

@@ -1,11 +1,19 @@
-"""Whether a zip archive of PyTorch is whole, and honest about its names.
+"""Files of PyTorch: tensors and plain values, in and out.
 
-Nothing of it is unpacked to the disk here or by PyTorch; but PyTorch itself
-looks neither at checksums nor at where a name would lead.
+Such a file is a zip archive around a pickle. Only tensors and plain values are
+taken from it (`weights_only`), so nothing in it is ever executed, and nothing
+is unpacked to the disk; but PyTorch itself looks neither at checksums nor at
+where a name would lead. It is imported only when a file is read or written.
 """
 
 import os
+import pathlib
+import pickle
 import zipfile
+
+import numpy as np
+
+from ijepa_jax.interop import architecture
 
 
 def check(path) -> None:
@@ -37,3 +45,84 @@ def check(path) -> None:
       f'{path} is no file of torch.save, or it is damaged or cut off '
       f'({error}): bring it here again.'
     ) from error
+
+
+def import_torch():
+  """PyTorch.
+
+  Raises:
+    ValueError: it is not installed.
+  """
+  try:
+    import torch
+  except ImportError as error:
+    raise ValueError(
+      "Files of PyTorch need PyTorch: pip install 'ijepa_jax[torch]'."
+    ) from error
+  return torch
+
+
+def read(torch, path):
+  """What the file holds; its tensors stay on the disk until they are used.
+
+  Raises:
+    ValueError: see `check`; or it holds more than tensors and plain values.
+  """
+  check(path)
+  try:
+    return torch.load(
+      os.fspath(path), map_location='cpu', weights_only=True, mmap=True
+    )
+  except MemoryError:
+    raise
+  except pickle.UnpicklingError as error:
+    raise ValueError(
+      f'{path} holds more than tensors and plain values: what it holds would '
+      'have to be executed, and never is here.'
+    ) from error
+  except Exception as error:
+    # A hostile pickle can make its reader fail in any way.
+    raise ValueError(
+      f'{path} can not be read as a file of PyTorch ({type(error).__name__}).'
+    ) from error
+
+
+def check_tensor(torch, tensor, what: str) -> None:
+  """Whether it is one, and of the plain kind.
+
+  Raises:
+    ValueError: it is not.
+  """
+  if (
+    not isinstance(tensor, torch.Tensor)
+    or tensor.layout != torch.strided
+    or tensor.is_nested
+    or tensor.device.type != 'cpu'
+  ):
+    raise ValueError(f'{what} is no plain tensor.')
+
+
+def to_numpy(tensor, what: str, path) -> np.ndarray:
+  """A tensor of the file as float32.
+
+  Raises:
+    ValueError: it is larger than the file, or not all of it is finite.
+  """
+  # A pickle may describe a tensor far larger than what lies behind it.
+  stored = min(tensor.untyped_storage().nbytes(), os.path.getsize(path))
+  if tensor.numel() * tensor.element_size() > stored:
+    raise ValueError(f'{what} is larger than what is stored of it.')
+  return architecture.finite(tensor.detach().float().numpy(), what)
+
+
+def write(torch, path: pathlib.Path, content) -> None:
+  """Writes a file, or nothing."""
+  partial = path.with_name(path.name + '.partial')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, partial)
+    os.replace(partial, path)
+  except RuntimeError as error:  # PyTorch's, of a full disk among others.
+    raise OSError(f'{path} could not be written: {error}') from error
+  finally:
+    partial.unlink(missing_ok=True)

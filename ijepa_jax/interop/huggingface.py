@@ -16,7 +16,12 @@ import jax
 import numpy as np
 
 from ijepa_jax import vit
-from ijepa_jax.interop import architecture, release, safetensors
+from ijepa_jax.interop import (
+  architecture,
+  position_tables,
+  release,
+  safetensors,
+)
 from ijepa_jax.interop import huggingface_names as names
 
 _WEIGHTS, _CONFIG = 'model.safetensors', 'config.json'
@@ -94,11 +99,11 @@ def read(path) -> architecture.Loaded:
     {k: architecture.finite(v, f'{what}: {k}') for k, v in tensors.items()}
   )
   table = tensors[architecture.TABLES[which]][0]
-  notes += architecture.table_note(
+  notes += position_tables.note(
     table,
     tuple(n // config['patch_size'] for n in config['image_size']),
     'folder',
-    tolerance=architecture.table_tolerance(stored),
+    tolerance=position_tables.tolerance_of(stored),
   )
   params = {which: release.from_release(tensors, 'encoder')}
   return architecture.Loaded.told(path, config, params, {which: table}, notes)

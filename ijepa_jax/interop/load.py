@@ -5,138 +5,143 @@ be said twice. Beside the trained ones of a run there are two to compare with:
 the same encoder untrained, and none at all.
 """
 
-import dataclasses
-import hashlib
 import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from ijepa_jax import checkpoint, ijepa, recipe, sharding, vit
-from ijepa_jax.interop import architecture, huggingface, torch_files
+from ijepa_jax.interop import (
+  architecture,
+  huggingface,
+  position_tables,
+  safetensors,
+  torch_files,
+)
+from ijepa_jax.interop.frozen import Frozen, Pixels
 
-LAST = 4  # layers that the paper's wider features concatenate
 WHICH = 'target', 'context', 'untrained', 'pixels'
-
-
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-  """An encoder, its parameters, and what it expects.
-
-  Attributes:
-    encoder: the Linen module.
-    params: its parameters, float32, on the devices.
-    mean, std: per channel, of pixels in [0, 1].
-    image_size: (H, W) in pixels that it was trained with.
-    channels: of its images.
-    fingerprint: changes with any parameter and anything above.
-    name: for tables and logs.
-    model: the size's name, patch_size and so on.
-  """
-
-  encoder: vit.Encoder
-  params: dict
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  image_size: tuple[int, int]
-  channels: int
-  fingerprint: str
-  name: str
-  model: dict
-
-  def normalize(self, image_BHWC: jax.Array) -> jax.Array:
-    return ijepa.normalize(image_BHWC, self.mean, self.std)
-
-  def pooled(self, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
-    """The features that the paper probes, in one pass; for `jax.jit`.
-
-    Average pool over the tokens of the last layer, and the concatenation of
-    those of the last 4 layers, each after the encoder's last norm.
-
-    Args:
-      params: of the encoder.
-      image_BHWC: uint8, or float32 already normalised.
-
-    Returns:
-      float32 [B, D] and [B, 4 D] (fewer where there are fewer layers).
-    """
-    tokens, layers_LBD = self.encoder.apply(
-      {'params': params}, self.normalize(image_BHWC), layers='pooled'
-    )
-    last = jnp.moveaxis(layers_LBD[-LAST:], 0, 1)
-    return tokens.mean(1), last.reshape(len(tokens), -1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pixels:
-  """Raw pixels in the place of features; see `Frozen`."""
-
-  image_size: tuple[int, int]
-  channels: int
-  params: dict = dataclasses.field(default_factory=dict)
-  fingerprint: str = 'pixels'
-  name: str = 'raw pixels'
-  model: dict = dataclasses.field(default_factory=dict)
-
-  def pooled(self, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
-    """float32 [B, H W C] in [0, 1], twice."""
-    x = image_BHWC.reshape(len(image_BHWC), -1).astype(jnp.float32) / 255
-    return x, x
+POS_EMBED = 'recompute', 'interpolate'
+_PARTS = {'target': 'target', 'context': 'encoder'}  # as in architecture.PARTS
 
 
 def load(
-  path: str, *, mesh=None, which: str = 'target', step: int | None = None
+  path: str,
+  *,
+  mesh=None,
+  which: str = 'target',
+  step: int | None = None,
+  image_size: int | tuple[int, int] | None = None,
+  pos_embed: str = 'recompute',
+  heads: int | None = None,
+  dtype: str | None = None,
 ) -> Frozen | Pixels:
   """Loads an encoder.
 
   Args:
-    path: of a training workdir (config.json and checkpoints/), a released
-      .pth.tar file (which needs torch), or a Hugging Face folder.
+    path: of a training workdir or an export to orbax (config.json and
+      checkpoints/), a released .pth.tar file (which needs torch), or a Hugging
+      Face folder.
     mesh: devices that hold the parameters, split by the rule of sharding.py;
       None: all, each with a copy.
     which: 'target', which the paper evaluates; 'context'; or of a run, to
-      compare with, 'untrained', as it began, or 'pixels'. A Hugging Face folder
-      holds one encoder only, which is taken, and said in words, whichever is
-      asked for.
+      compare with, 'untrained', as it began, or 'pixels'. Where there is one of
+      the two only, as in Hugging Face folders, it is taken, and said in words.
     step: of a run's checkpoint; None: the newest that can be read.
+    image_size, pos_embed, heads, dtype: see encoder.load_encoder.
 
   Raises:
-    UserError: there is nothing of the kind, or it is damaged or of another
-      model.
+    UserError: there is nothing of the kind, it is damaged or of another model,
+      or what is asked for does not fit it.
   """
-  if which not in WHICH:
-    raise recipe.UserError(
-      f'which is {which!r}: take one of {", ".join(WHICH)}.'
-    )
+  for name, value, known in (
+    ('which', which, WHICH),
+    ('pos_embed', pos_embed, POS_EMBED),
+    ('dtype', dtype, (None, 'float32', 'bfloat16')),
+  ):
+    if value not in known:
+      raise recipe.UserError(
+        f'{name} is {value!r}: take one of {", ".join(map(str, known))}.'
+      )
   mesh = mesh or sharding.make_mesh()
   with recipe.told():
+    size = _size(image_size)
     if read := _reader(path):
-      return _from_elsewhere(read(path), path, mesh, which)
-    config = read_config(path)
-    d = config.data
-    model = recipe.build_model(config)
+      found = _from_elsewhere(path, read, mesh, which, step, heads, size)
+    else:
+      found = _from_run(path, mesh, which, step)
     if which == 'pixels':
-      return Pixels(tuple(d.image_size), d.channels)
-    params, words = _params(path, config, model, mesh, which, step)
-  return _frozen(
-    model.encoder,
+      return Pixels(size or found['image_size'], found['channels'])
+    return _frozen(mesh, size, pos_embed, dtype, **found)
+
+
+def _size(image_size) -> tuple[int, int] | None:
+  if image_size is None:
+    return None
+  pair = (image_size, image_size) if np.ndim(image_size) == 0 else image_size
+  if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+    raise ValueError(
+      f'image_size is {image_size!r}: take a height and a width in pixels.'
+    )
+  return tuple(pair)
+
+
+def _frozen(
+  mesh, size, pos_embed, dtype, *, encoder, params, table, image_size, **kwargs
+) -> Frozen:
+  """Args: `table` as it is stored, for `image_size`, or None where it is none
+  of its own; the others see `load` and `Frozen`."""
+  p, name = encoder.patch_size, kwargs.pop('name')
+  if size and (size[0] % p or size[1] % p):
+    raise ValueError(
+      f'image_size is {size}: take a whole number of patches of {p} pixels.'
+    )
+  encoder = encoder.clone(dtype=jnp.dtype(dtype or encoder.dtype))
+  if encoder.dtype == jnp.float32:  # cuDNN's attention is of 16 bits alone
+    encoder = encoder.clone(attention='xla')
+  grid = image_size[0] // p, image_size[1] // p
+  if size not in (None, image_size):
+    name += f', at {size[0]} x {size[1]}'
+  if pos_embed == 'interpolate':
+    name += ', positions interpolated'
+    if table is None:
+      table = vit.sincos_table(grid, encoder.width)
+    table = table.reshape(*grid, -1)
+  else:
+    table = None
+  return Frozen(
+    encoder,
     params,
-    mean=model.mean,
-    std=model.std,
-    image_size=tuple(d.image_size),
-    channels=d.channels,
-    name=f'{epath.Path(path).name}, {words}',
-    model=config.model.to_dict(),
+    image_size=size or image_size,
+    name=name,
+    table=table,
+    **kwargs,
   )
 
 
-def _frozen(encoder, params, **kwargs) -> Frozen:
-  identity = [checkpoint.checksums(params), repr(encoder)]
-  identity += [kwargs[k] for k in ('mean', 'std', 'image_size', 'channels')]
-  digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-  return Frozen(encoder, params, fingerprint=digest[:16], **kwargs)
+def _from_run(path, mesh, which, step) -> dict:
+  """What `_frozen` takes; of pixels, what they need."""
+  config = read_config(path)
+  if mesh.devices.flat[0].platform != 'gpu':  # the same, without cuDNN
+    config.model.attention = 'xla'
+  d, model = config.data, recipe.build_model(config)
+  found = {'image_size': tuple(d.image_size), 'channels': d.channels}
+  if which == 'pixels':
+    return found
+  params, which, words = _params(path, config, model, mesh, which, step)
+  return found | dict(
+    encoder=model.encoder,
+    params=params,
+    table=_stored_table(path, which, model.encoder, found['image_size']),
+    mean=model.mean,
+    std=model.std,
+    name=f'{epath.Path(path).name}, {words}',
+    model=config.model.to_dict(),
+  )
 
 
 def _reader(path):
@@ -151,32 +156,49 @@ def _reader(path):
   return huggingface.read if 'model_type' in config else None
 
 
-def _from_elsewhere(found: architecture.Loaded, path, mesh, which) -> Frozen:
-  name = {'target': 'target', 'context': 'encoder'}.get(which)
+def _from_elsewhere(path, read, mesh, which, step, heads, size) -> dict:
+  """What `_frozen` takes."""
+  name = _PARTS.get(which)
   if name is None:
     raise ValueError(f'which is {which!r}: only a training run can give that.')
+  if step is not None:
+    raise ValueError(f'step is {step}: only a training run has steps.')
+  if read is torch_files.read:
+    found = _read_torch(path, heads, size)
+  else:
+    found = read(path)
   if name not in found.params:
     (name,) = found.params.keys() & {'encoder', 'target'}
   c, params = found.config, found.params[name]
-  encoder, _ = architecture.models(c)
   words = {'target': 'target', 'encoder': 'context'}[name]
-  size = [
+  known = [
     k for k, v in vit.SIZES.items() if all(c[name] == v[name] for name in v)
   ]
-  return _frozen(
-    encoder,
-    jax.device_put(params, sharding.state_sharding(params, mesh)),
+  return dict(
+    encoder=architecture.models(c)[0],
+    params=jax.device_put(params, sharding.state_sharding(params, mesh)),
+    table=found.tables[name],
     mean=tuple(c.get('mean', ijepa.IMAGENET_MEAN)),
     std=tuple(c.get('std', ijepa.IMAGENET_STD)),
     image_size=tuple(c['image_size']),
     channels=c['channels'],
     name=f'{epath.Path(path).name}, {words} encoder',
-    model={'size': size[0] if size else '', 'patch_size': c['patch_size']},
+    model={'size': known[0] if known else '', 'patch_size': c['patch_size']},
   )
 
 
+def _read_torch(path, heads, size) -> architecture.Loaded:
+  try:
+    return torch_files.read(path, heads=heads)
+  except ValueError:
+    # Perhaps it only does not say which grid its table is of.
+    if size is None:
+      raise
+    return torch_files.read(path, heads=heads, image_size=size)
+
+
 def _params(path, config, model, mesh, which, step):
-  """The encoder's parameters, and which they are in words."""
+  """The encoder's parameters, which they are, and that in words."""
 
   def init(key):
     d = config.data
@@ -187,16 +209,43 @@ def _params(path, config, model, mesh, which, step):
   wanted = sharding.abstract(jax.eval_shape(init, key), mesh)
   if which == 'untrained':
     shardings = jax.tree.map(lambda x: x.sharding, wanted)
-    return jax.jit(init, out_shardings=shardings)(key), 'untrained encoder'
-  # As the names are in ijepa.State; nothing else is read from the disk.
-  tree = {'target': wanted}
-  if which == 'context':
-    tree = {'params': {'encoder': wanted}}
-  folder = epath.Path(path) / 'checkpoints'
-  with checkpoint.Checkpointer(folder) as checkpoints:
+    params = jax.jit(init, out_shardings=shardings)(key)
+    return params, which, 'untrained encoder'
+  with checkpoint.Checkpointer(epath.Path(path) / 'checkpoints') as checkpoints:
+    # What was exported may hold one of the two alone, as other files do.
+    names, places = checkpoints.names(step), ('target/', 'params/encoder/')
+    there = [any(n.startswith(place) for n in names) for place in places]
+    if sum(there) == 1:
+      other = 'target' if there[0] else 'context'
+      if which != other:
+        logging.warning('%s holds the %s encoder alone: taken.', path, other)
+      which = other
+    # As the names are in ijepa.State; nothing else is read from the disk.
+    tree = {'target': wanted}
+    if which == 'context':
+      tree = {'params': {'encoder': wanted}}
     tree, step = checkpoints.read(tree, step)
   params = tree['target'] if which == 'target' else tree['params']['encoder']
-  return params, f'step {step}, {which} encoder'
+  return params, which, f'step {step}, {which} encoder'
+
+
+def _stored_table(path, which, encoder, image_size) -> np.ndarray | None:
+  """Of an export, where it is not the table that is computed."""
+  file = epath.Path(path) / position_tables.FILE
+  part = _PARTS.get(which)
+  if not file.exists() or not part:
+    return None
+  table = safetensors.read(file)[0].get(part)
+  if table is None:
+    return None
+  p = encoder.patch_size
+  n = (image_size[0] // p) * (image_size[1] // p)
+  if table.shape != (n, encoder.width):
+    raise ValueError(
+      f'{file}: {part} is {list(table.shape)}, which is no position table of '
+      'this model.'
+    )
+  return architecture.finite(np.array(table), f'{file}: {part}')
 
 
 def read_config(workdir) -> ConfigDict:
@@ -211,5 +260,6 @@ def read_config(workdir) -> ConfigDict:
   except (OSError, json.JSONDecodeError) as error:
     raise ValueError(
       f'{workdir} is no training workdir, its config.json can not be read '
-      f'({type(error).__name__}): set init_from to the --workdir of a run.'
+      f'({type(error).__name__}): give the --workdir of a run, or a file that '
+      'holds an I-JEPA.'
     ) from error

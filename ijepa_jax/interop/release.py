@@ -79,7 +79,11 @@ def _stack(layers):
 
 
 def to_release(params, part: str, *, patch_size: int) -> dict[str, np.ndarray]:
-  """The inverse of `from_release`, without the sin-cos tables."""
+  """The inverse of `from_release`, without the sin-cos tables.
+
+  The names come in the order of the released files, by which an optimiser's
+  state counts.
+  """
   tensors = {}
 
   def put(name, layer):
@@ -91,8 +95,10 @@ def to_release(params, part: str, *, patch_size: int) -> dict[str, np.ndarray]:
     tensors[f'{name}.weight'] = weight
     tensors[f'{name}.bias'] = layer['bias']
 
-  for name, ours in _TOP[part].items():
-    put(name, params[ours])
+  if part == 'predictor':
+    tensors['mask_token'] = np.asarray(params['mask_token'])[None, None]
+  (first, ours), *last = _TOP[part].items()
+  put(first, params[ours])
   blocks = params['blocks']
   for i in range(len(blocks['norm1']['bias'])):
     for name, ours in _LAYERS.items():
@@ -100,6 +106,6 @@ def to_release(params, part: str, *, patch_size: int) -> dict[str, np.ndarray]:
         f'{_BLOCKS[part]}.{i}.{name}',
         {k: v[i] for k, v in blocks[ours].items()},
       )
-  if part == 'predictor':
-    tensors['mask_token'] = np.asarray(params['mask_token'])[None, None]
+  for name, ours in last:
+    put(name, params[ours])
   return tensors

@@ -2,33 +2,35 @@
 
     encoder, predictor, target_encoder   {name: tensor}, names as in release.py,
                                          all with `module.` before them or none
-    opt, scaler, epoch, ...              passed over
+    opt                                  AdamW's state, see torch_optimizer.py
+    scaler, epoch, ...                   passed over
     ijepa_jax                            in files from here: what the tensors do
                                          not say (heads, image_size, ...)
 
 PyTorch (the extra `torch`) is imported only when a file is read or written.
-Such a file is a zip archive around a pickle; only tensors and plain values are
-taken from it (`weights_only`), so nothing in it is ever executed, and nothing
-is unpacked to the disk.
 """
 
-import os
 import pathlib
-import pickle
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from ijepa_jax import vit
-from ijepa_jax.interop import architecture, archive, release
+from ijepa_jax.interop import (
+  architecture,
+  archive,
+  position_tables,
+  release,
+  torch_optimizer,
+)
 
 _NAMES = {
   'encoder': 'encoder',
   'predictor': 'predictor',
   'target': 'target_encoder',
 }
-_OURS = 'ijepa_jax'
+_OURS, _OPTIMIZER = 'ijepa_jax', 'opt'
 _DDP = 'module.'
 
 
@@ -37,6 +39,7 @@ def read(
   *,
   heads: int | None = None,
   image_size: tuple[int, int] | None = None,
+  optimizer: bool = False,
 ) -> architecture.Loaded:
   """Reads the networks of a released file, or of one written here.
 
@@ -45,12 +48,16 @@ def read(
     heads: of the encoder, which a released file does not say; None: the
       method's for this width.
     image_size: (H, W) in pixels; None: what the position table tells.
+    optimizer: take AdamW's state too, where it is there and whole; a note says
+      why where it is not.
 
   Raises:
     ValueError: it is no such file, it is damaged, or it does not fit.
   """
-  torch = _torch()
-  file = _load(torch, path)
+  torch = archive.import_torch()
+  file = archive.read(torch, path)
+  if not isinstance(file, dict) or not isinstance(file.get(_OURS, {}), dict):
+    raise ValueError(f'{path} is not a table of networks, as I-JEPA files are.')
   parts = {
     part: _without_ddp(torch, file[name], f"{path}'s {name}")
     for part, name in _NAMES.items()
@@ -68,12 +75,12 @@ def read(
   }
   config = _config(path, found, said, heads, notes := [])
   dtype = _dtypes(torch, path, parts, notes)
-  tolerance = architecture.table_tolerance(dtype)
+  tolerance = position_tables.tolerance_of(dtype)
   config['image_size'] = image_size or said.get('image_size')
   config |= {k: said[k] for k in ('mean', 'std') if k in said}
   if config['image_size'] is None:
     table = _table(path, parts, found)
-    grid = architecture.find_grid(table, str(path), tolerance=tolerance)
+    grid = position_tables.find_grid(table, str(path), tolerance=tolerance)
     config['image_size'] = tuple(n * config['patch_size'] for n in grid)
   try:
     config = architecture.complete(config, parts)
@@ -86,10 +93,11 @@ def read(
       found[part], architecture.release_shapes(config, part), name
     )
     tensors = {
-      k: _numpy(t, f'{name}: {k}', path) for k, t in parts[part].items()
+      k: archive.to_numpy(t, f'{name}: {k}', path)
+      for k, t in parts[part].items()
     }
     tables[part] = tensors[architecture.TABLES[part]][0]
-    notes += architecture.table_note(
+    notes += position_tables.note(
       tables[part],
       tuple(n // config['patch_size'] for n in config['image_size']),
       _NAMES[part],
@@ -107,9 +115,16 @@ def read(
   ):
     if part not in parts:
       notes.append(f'There is no {_NAMES[part]}: {why}.')
-  if rest := sorted(map(str, file.keys() - {*_NAMES.values(), _OURS})):
+  used, moments = {*_NAMES.values(), _OURS}, None
+  if optimizer:
+    used.add(_OPTIMIZER)
+    try:
+      moments = torch_optimizer.read(torch, file.get(_OPTIMIZER), parts, path)
+    except ValueError as error:
+      notes.append(f"The optimiser's state is not taken: {error}")
+  if rest := sorted(map(str, file.keys() - used)):
     notes.append(f'Passed over: {", ".join(rest)}.')
-  return architecture.Loaded.told(path, config, params, tables, notes)
+  return architecture.Loaded.told(path, config, params, tables, notes, moments)
 
 
 def write(
@@ -119,6 +134,7 @@ def write(
   *,
   tables: Mapping[str, np.ndarray] | None = None,
   ddp: bool = True,
+  optimizer: architecture.Optimizer | None = None,
 ) -> None:
   """Writes a file as the released ones are.
 
@@ -130,11 +146,12 @@ def write(
     tables: position tables [N, D] that `read` found; None: computed ones.
     ddp: `module.` before every name, as DistributedDataParallel has it and the
       released files have.
+    optimizer: AdamW's state over encoder and predictor, to be kept too.
 
   Raises:
     ValueError: the trees are not of this config, or the file is there already.
   """
-  torch = _torch()
+  torch = archive.import_torch()
   path = pathlib.Path(path)
   if path.exists():
     raise ValueError(f'{path} is there already: take another name.')
@@ -157,54 +174,17 @@ def write(
       architecture.release_shapes(config, part),
       f'The {part}',
     )
-    prefix = _DDP if ddp else ''
-    # Copied, for PyTorch wants to be able to write to them.
+    # A module's own parameters come before its layers'. They are copied, for
+    # PyTorch wants to be able to write to them.
     file[_NAMES[part]] = {
-      prefix + k: torch.from_numpy(np.array(v, np.float32, order='C'))
-      for k, v in tensors.items()
+      k: torch.from_numpy(np.array(v, np.float32, order='C'))
+      for k, v in sorted(tensors.items(), key=lambda item: '.' in item[0])
     }
-  partial = path.with_name(path.name + '.partial')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(file, partial)
-    os.replace(partial, path)
-  except RuntimeError as error:  # PyTorch's, of a full disk among others.
-    raise OSError(f'{path} could not be written: {error}') from error
-  finally:
-    partial.unlink(missing_ok=True)
-
-
-def _torch():
-  try:
-    import torch
-  except ImportError as error:
-    raise ValueError(
-      "Files of PyTorch need PyTorch: pip install 'ijepa_jax[torch]'."
-    ) from error
-  return torch
-
-
-def _load(torch, path) -> dict:
-  archive.check(path)
-  try:
-    file = torch.load(
-      os.fspath(path), map_location='cpu', weights_only=True, mmap=True
-    )
-  except MemoryError:
-    raise
-  except pickle.UnpicklingError as error:
-    raise ValueError(
-      f'{path} holds more than tensors and plain values: what it holds would '
-      'have to be executed, and never is here.'
-    ) from error
-  except Exception as error:
-    # A hostile pickle can make its reader fail in any way.
-    raise ValueError(
-      f'{path} can not be read as a file of PyTorch ({type(error).__name__}).'
-    ) from error
-  if not isinstance(file, dict) or not isinstance(file.get(_OURS, {}), dict):
-    raise ValueError(f'{path} is not a table of networks, as I-JEPA files are.')
-  return file
+  if optimizer:
+    file[_OPTIMIZER] = torch_optimizer.write(torch, optimizer, file, config)
+  for name in file.keys() & set(_NAMES.values()) if ddp else ():
+    file[name] = {_DDP + k: v for k, v in file[name].items()}
+  archive.write(torch, path, file)
 
 
 def _without_ddp(torch, tensors, what: str) -> dict:
@@ -215,13 +195,7 @@ def _without_ddp(torch, tensors, what: str) -> dict:
   while tensors and all(k.startswith(_DDP) for k in tensors):
     tensors = {k.removeprefix(_DDP): v for k, v in tensors.items()}
   for name, tensor in tensors.items():
-    if (
-      not isinstance(tensor, torch.Tensor)
-      or tensor.layout != torch.strided
-      or tensor.is_nested
-      or tensor.device.type != 'cpu'
-    ):
-      raise ValueError(f'{what}: {name} is no plain tensor.')
+    archive.check_tensor(torch, tensor, f'{what}: {name}')
   return tensors
 
 
@@ -235,6 +209,10 @@ def _config(path, found, said, heads, notes: list[str]) -> dict:
     blocks=r'blocks\.(\d+)\.',
   )
   config['heads'] = heads or said.get('heads')
+  if config['heads'] != said.get('heads', config['heads']):
+    raise ValueError(
+      f'{path} says that its encoder has {said["heads"]!r} heads, not {heads}.'
+    )
   if not config['heads']:
     known = {s['width']: s['heads'] for s in vit.SIZES.values()}
     if config['width'] not in known:
@@ -288,12 +266,4 @@ def _table(path, parts, found) -> np.ndarray:
     raise ValueError(
       f"{path}'s {_NAMES[part]} has no {name} of the shape [1, N, D]."
     )
-  return _numpy(parts[part][name], name, path)[0]
-
-
-def _numpy(tensor, name: str, path) -> np.ndarray:
-  # A pickle may describe a tensor far larger than what lies behind it.
-  stored = min(tensor.untyped_storage().nbytes(), os.path.getsize(path))
-  if tensor.numel() * tensor.element_size() > stored:
-    raise ValueError(f'{name} is larger than what is stored of it.')
-  return architecture.finite(tensor.detach().float().numpy(), name)
+  return archive.to_numpy(parts[part][name], name, path)[0]

@@ -1,0 +1,57 @@
+"""Whatever holds an I-JEPA, read whole: a run, an export, somebody's file.
+
+load.py gives one encoder on the devices, to look through; this gives every part
+that is there, on the host, to begin from or to hand on.
+"""
+
+from etils import epath
+
+from ijepa_jax.interop import architecture, load, runs, torch_files
+
+
+def read(
+  path,
+  *,
+  step: int | None = None,
+  optimizer: bool = False,
+  heads: int | None = None,
+) -> architecture.Loaded:
+  """Reads all parts that are there.
+
+  Args:
+    path: of a training workdir or an export to orbax (config.json and
+      checkpoints/), a released .pth.tar file (which needs torch), or a Hugging
+      Face folder.
+    step: of a run's checkpoint; None: the newest that can be read.
+    optimizer: read AdamW's state too, where it is there; moments are as large
+      as two more models.
+    heads: of a .pth.tar file that does not say; None: the method's for its
+      width.
+
+  Returns:
+    Loaded, float32 on the host; its `optimizer` None where there is none. Of a
+    run only those tables that are not as it computes them.
+
+  Raises:
+    ValueError: there is nothing of the kind, or it does not fit.
+    checkpoint.CheckpointError: a run's checkpoints are damaged.
+  """
+  reader = kind(path)
+  if reader is runs.read:
+    return runs.read(path, step=step, optimizer=optimizer)[0]
+  if step is not None:
+    raise ValueError(f'step is {step}: only a training run has steps.')
+  if reader is torch_files.read:
+    return reader(path, heads=heads, optimizer=optimizer)
+  return reader(path)
+
+
+def kind(path):
+  """What reads it: `read` of runs.py, of torch_files.py or of huggingface.py.
+
+  Raises:
+    ValueError: there is nothing.
+  """
+  if not epath.Path(path).exists():
+    raise ValueError(f'There is nothing at {path}.')
+  return load._reader(path) or runs.read

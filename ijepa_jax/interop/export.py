@@ -1,0 +1,300 @@
+"""Hands a model on: to orbax, to the released code, to Hugging Face.
+
+Every file is written under another name, read back by the reader that anybody
+would use, and compared with what it was made of, tensor by tensor and bit by
+bit; only then it gets its name.
+"""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+import tqdm
+from absl import logging
+
+from ijepa_jax import vit
+from ijepa_jax.interop import (
+  anything,
+  architecture,
+  card,
+  huggingface,
+  huggingface_names,
+  licence,
+  load,
+  position_tables,
+  release,
+  runs,
+  torch_files,
+)
+
+FORMATS = 'orbax', 'release', 'huggingface'
+WHICH = {'target': 'target', 'context': 'encoder'}
+_WRONG_SHOWN = 3
+
+
+def export(
+  source,
+  out,
+  to: str,
+  *,
+  which: str | None = None,
+  step: int | None = None,
+  optimizer: bool = False,
+  heads: int | None = None,
+) -> str:
+  """Writes what `source` holds as `to`, checked, with a model card.
+
+  Args:
+    source: see anything.read.
+    out: folder, or for 'release' a file, which must not be there; an empty
+      folder may be.
+    to: 'orbax', a folder that every job takes as init_from; 'release', a file
+      of PyTorch named as the released ones; 'huggingface', a folder of
+      transformers.
+    which: of 'huggingface', which holds one encoder: 'target' or 'context';
+      None: the target encoder, or what there is.
+    step, heads: see anything.read.
+    optimizer: take AdamW's state along; 'orbax' is then a whole state, from
+      which a run of the same recipe goes on.
+
+  Returns:
+    What was written, in words.
+
+  Raises:
+    ValueError: something does not fit; with its name. Nothing is left at `out`.
+    OSError, checkpoint.CheckpointError: reading or writing failed; the same.
+  """
+  out = pathlib.Path(out)
+  _check_asked(out, to, which, optimizer)
+  loaded, config, step = _read(source, step, optimizer, heads)
+  loaded = _fitting(source, loaded, to, which, optimizer)
+  if to == 'orbax' and config is None:
+    name, size = licence.shown(source), card.size(loaded.config)
+    config = runs.plain_config(loaded.config, name, size)
+  wanted = _tensors(loaded, to)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  with (
+    tempfile.TemporaryDirectory(dir=out.parent, prefix='.partial-') as partial,
+    tqdm.tqdm(
+      total=2 * len(wanted), desc='writing', unit='tensor', disable=None
+    ) as bar,
+  ):
+    made = pathlib.Path(partial) / 'made'
+    _write(made, loaded, to, config, step)
+    size = sum(p.stat().st_size for p in made.rglob('*') if p.is_file())
+    size = size or made.stat().st_size
+    bar.update(len(wanted))
+    bar.set_description('checking')
+    with _quiet():
+      back = anything.read(made, optimizer=optimizer)
+    _compare(loaded, back)
+    _compare_tensors(wanted, _tensors(back, to), bar)
+    name = pathlib.Path(os.path.abspath(out)).name
+    words = card.text(
+      loaded, source=source, name=name, to=to, config=config, step=step
+    )
+    beside = licence.place(made)
+    beside.write_text(words)
+    if made.is_file():
+      os.replace(beside, licence.place(out))
+    os.replace(made, out)  # Over an empty folder, if there is one.
+  return _summary(out, loaded, wanted, size)
+
+
+def _check_asked(out, to, which, optimizer) -> None:
+  """Before anything is read."""
+  if to not in FORMATS:
+    raise ValueError(f'to is {to!r}: take one of {", ".join(FORMATS)}.')
+  if '://' in str(out) or ':/' in str(out):
+    raise ValueError(f'{out} is no place on this machine: copy it afterwards.')
+  empty = out.is_dir() and not any(out.iterdir()) and to != 'release'
+  taken = [] if empty else [out]
+  if to == 'release':
+    taken.append(licence.place(out))
+  if taken := [path for path in taken if os.path.lexists(path)]:
+    raise ValueError(f'{taken[0]} is there already: take another name.')
+  if which and (to != 'huggingface' or which not in WHICH):
+    raise ValueError(
+      f'which is {which!r}: for huggingface, which holds one encoder, it is '
+      'target or context; the others hold all that there is.'
+    )
+  if optimizer and to == 'huggingface':
+    raise ValueError(
+      'A Hugging Face folder has no place for an optimiser: leave --optimizer '
+      'away, or take --to=orbax or release.'
+    )
+
+
+def _read(source, step, optimizer, heads):
+  """What there is, the run's config or None, and its step or 0."""
+  if anything.kind(source) is runs.read:
+    loaded, step = runs.read(source, step=step, optimizer=optimizer)
+    return loaded, load.read_config(source), step
+  loaded = anything.read(source, step=step, optimizer=optimizer, heads=heads)
+  return loaded, None, loaded.optimizer.step if loaded.optimizer else 0
+
+
+def _fitting(source, loaded, to, which, optimizer) -> architecture.Loaded:
+  """What of it has a place there; or a refusal, before anything is written."""
+  params, tables = loaded.params, loaded.tables
+  if optimizer and loaded.optimizer is None:
+    raise ValueError(
+      f'{source} holds no state of AdamW that can be taken: leave --optimizer '
+      'away.'
+    )
+  if to == 'huggingface':
+    part = WHICH[which or 'target']
+    if part not in params:
+      if which:
+        raise ValueError(f'{source} has no {which} encoder: take the other.')
+      part = 'encoder'
+    params, tables = (
+      {k: v for k, v in x.items() if k == part} for x in (params, tables)
+    )
+  if to == 'orbax':
+    tables = _own_tables(source, loaded)
+    missing = [k for k in architecture.PARTS if k not in params]
+    if loaded.optimizer and missing:
+      raise ValueError(
+        f'{source} has no {runs.WORDS[missing[0]]}, without which no run goes '
+        'on: leave --optimizer away.'
+      )
+  config = architecture.complete(loaded.config, params)
+  return loaded._replace(config=config, params=params, tables=tables)
+
+
+def _own_tables(source, loaded) -> dict[str, np.ndarray]:
+  """Those that differ, if only in a bit, from what is computed.
+
+  Those of released target encoders may: they were averaged with the rest.
+  """
+  found = {}
+  for part, table in loaded.tables.items():
+    error = np.abs(table - _computed(loaded, part)).max()
+    # More than half precision would have rounded away: it was trained.
+    if error > position_tables.tolerance_of('bfloat16'):
+      raise ValueError(
+        f"{source}: the {runs.WORDS[part]}'s position table is not the sin-cos "
+        'table, which whatever reads orbax computes: its outputs would be '
+        'others; take --to=release or huggingface, which keep the table.'
+      )
+    if error:
+      found[part] = table
+  return found
+
+
+def _computed(loaded, part) -> np.ndarray:
+  """The position table [N, D] of a part."""
+  c = loaded.config
+  grid = tuple(n // c['patch_size'] for n in c['image_size'])
+  width = 'predictor_width' if part == 'predictor' else 'width'
+  return vit.sincos_table(grid, c[width])
+
+
+def _write(path, loaded, to, config, step) -> None:
+  params, c = loaded.params, loaded.config
+  if to == 'release':
+    torch_files.write(
+      path, params, c, tables=loaded.tables, optimizer=loaded.optimizer
+    )
+  elif to == 'huggingface':
+    (part,) = params
+    table = loaded.tables.get(part)
+    huggingface.write(path, params, c, which=part, table=table)
+  else:
+    runs.write(path, loaded, config, step)
+
+
+def _tensors(loaded, to) -> dict[str, np.ndarray]:
+  """All that is written, under the names that it has there."""
+  moments = {}
+  if loaded.optimizer:
+    moments = {'mu': loaded.optimizer.mu, 'nu': loaded.optimizer.nu}
+  if to == 'orbax':
+    tree = runs.nested(loaded.params) | moments | {'table': loaded.tables}
+    return {
+      jax.tree_util.keystr(path, simple=True, separator='/'): x
+      for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+  def unstacked(part, tree, what):
+    network = 'predictor' if part == 'predictor' else 'encoder'
+    p = loaded.config['patch_size']
+    tensors = release.to_release(tree, network, patch_size=p)
+    return {f'{what}{k}': x for k, x in tensors.items()}
+
+  named = {}
+  for part, tree in loaded.params.items():
+    what = '' if to == 'huggingface' else f'{part} '
+    table = loaded.tables.get(part, _computed(loaded, part))
+    named |= unstacked(part, tree, what)
+    named[f'{what}{architecture.TABLES[part]}'] = table[None]
+  if to == 'huggingface':
+    return huggingface_names.from_release(named)
+  for moment, trees in moments.items():
+    for part, tree in trees.items():
+      named |= unstacked(part, tree, f'{moment} of {part} ')
+  return named
+
+
+def _compare(loaded, back) -> None:
+  """What is no tensor: sizes and AdamW's step."""
+  ours, theirs = loaded.config, dict(back.config)
+  if loaded.optimizer:
+    ours = ours | {"AdamW's step": loaded.optimizer.step}
+    theirs["AdamW's step"] = back.optimizer and back.optimizer.step
+  if differ := [k for k in ours if ours[k] != theirs.get(k)]:
+    k = differ[0]
+    raise ValueError(
+      f'What was written says {k} = {theirs.get(k)}, and what was read '
+      f'{ours[k]}: nothing is left of it.'
+    )
+
+
+def _compare_tensors(wanted, found, bar) -> None:
+  """Names, count, shapes and bits of what was written and read back."""
+  architecture.check(
+    *({k: x.shape for k, x in t.items()} for t in (found, wanted)),
+    'What was written',
+  )
+  wrong = []
+  for name, x in wanted.items():
+    if not np.array_equal(*(y.view(np.uint32) for y in (x, found[name]))):
+      wrong.append(name)
+    bar.update()
+  if wrong:
+    more = len(wrong) - _WRONG_SHOWN
+    names = ', '.join(wrong[:_WRONG_SHOWN])
+    names += f' and {more} more' if more > 0 else ''
+    raise ValueError(
+      f'What was written is not what was read, {names} differ: nothing is left '
+      'of it; look after the disk.'
+    )
+
+
+@contextlib.contextmanager
+def _quiet():
+  """What is to know of the weights was said when they were read."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
+
+
+def _summary(out, loaded, wanted, size) -> str:
+  parts = [f'the {runs.WORDS[part]}' for part in loaded.params]
+  if loaded.optimizer:
+    parts.append(f"AdamW's state after step {loaded.optimizer.step}")
+  *some, last = parts
+  parts = f'{", ".join(some)} and {last}' if some else last
+  count = sum(x.size for x in jax.tree.leaves(loaded.params))
+  return (
+    f'{out} holds {parts}: {len(wanted)} tensors, {count / 1e6:.1f} million '
+    f'parameters, {size:,} bytes; all {len(wanted)} tensors read back '
+    f'bit-equal. Its model card is {licence.place(out)}.'
+  )

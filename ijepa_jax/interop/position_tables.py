@@ -1,0 +1,56 @@
+"""The position tables that files hold, beside the sin-cos that is computed."""
+
+import numpy as np
+
+from ijepa_jax import vit
+
+# Beside the config.json of an export: those that are not as computed, by part.
+FILE = 'position_tables.safetensors'
+
+# Of float32; half precision keeps as few as 8 bits of a number.
+_ERROR = {'float32': 1e-5, 'float64': 1e-5, 'float16': 1e-3}
+_ERROR_OTHER = 5e-3
+
+
+def find_grid(
+  table_ND: np.ndarray, what: str, *, tolerance: float
+) -> tuple[int, int]:
+  """Rows and columns whose sin-cos table this is.
+
+  Raises:
+    ValueError: it is none, and of no square grid either.
+  """
+  n, width = table_ND.shape
+  side = round(n**0.5)
+  rows = [r for r in range(1, n + 1) if n % r == 0]
+  for r in sorted(rows, key=lambda r: abs(r - side)):
+    ours = vit.sincos_table((r, n // r), width)
+    if np.abs(ours - table_ND).max() <= tolerance:
+      return r, n // r
+  if side * side != n:
+    raise ValueError(
+      f'{what} has {n} positions, which are no square, and whose table is not '
+      'the sin-cos of another grid: give image_size=(height, width).'
+    )
+  return side, side
+
+
+def tolerance_of(dtype: str) -> float:
+  """How far a stored table may be from the computed one."""
+  return _ERROR.get(dtype, _ERROR_OTHER)
+
+
+def note(
+  table_ND: np.ndarray, grid: tuple[int, int], what: str, *, tolerance: float
+) -> list[str]:
+  """A sentence where the stored table is not the one that is computed."""
+  ours = vit.sincos_table(grid, table_ND.shape[1])
+  error = float(np.abs(ours - table_ND).max())
+  if error <= tolerance:
+    return []
+  return [
+    f"The {what}'s stored position table differs from the sin-cos table by up "
+    f'to {error:.2g}: this model computes the table, so its outputs will '
+    'differ from those of the code that the file is from; for features, '
+    "pos_embed='interpolate' takes the stored one."
+  ]
