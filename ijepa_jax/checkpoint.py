@@ -161,14 +161,36 @@ class Checkpointer:
       ValueError: there is no such checkpoint, or it holds other arrays.
       CheckpointError: it can't be read.
     """
+    return self._first_readable(self._these(step), part, partial=True)[:2]
+
+  def names(self, step: int | None = None) -> set[str]:
+    """Of the arrays in a checkpoint: {'target/norm/scale', ...}.
+
+    Args:
+      step: of the checkpoint; None: the newest whose list can be read.
+
+    Raises:
+      ValueError: there is no such checkpoint.
+      CheckpointError: it can't be read.
+    """
+    for step in reversed(steps := self._these(step)):
+      with _Reading() as reading:
+        names = set(_named(ocp.metadata(self.directory / str(step)).metadata))
+      if names and not reading.reason:
+        return names
+    raise CheckpointError(
+      f'None of the lists of arrays of the checkpoints {steps} in '
+      f'{self.directory} can be read: bring one back.'
+    )
+
+  def _these(self, step: int | None) -> list[int]:
     steps = self._agreed_steps()
     if not steps or step not in (None, *steps):
       raise ValueError(
-        f'There is no checkpoint {"" if step is None else step} in '
+        f'There is no checkpoint {"" if step is None else f"{step} "}in '
         f'{self.directory}; there are: {", ".join(map(str, steps)) or "none"}.'
       )
-    steps = steps if step is None else [step]
-    return self._first_readable(steps, part, partial=True)[:2]
+    return steps if step is None else [step]
 
   def _first_readable(self, steps, abstract_state, partial=False):
     """(state, its step, steps of newer ones that are damaged)."""
@@ -421,6 +443,14 @@ def _sums(tree):
 
 def checksums(state) -> dict[str, int]:
   """One number for each array, the same for any layout over devices."""
-  return {
-    name: int(x) for name, x in _named(jax.device_get(_sums(state))).items()
-  }
+  named = _named(state)
+  # What is on the host need not fit on a device.
+  host = {k for k, x in named.items() if isinstance(x, np.ndarray)}
+  sums = _sums({k: x for k, x in named.items() if k not in host})
+  sums = jax.device_get(sums) | {k: _host_sum(named[k]) for k in host}
+  return {name: int(sums[name]) for name in named}
+
+
+def _host_sum(x: np.ndarray):
+  bits = np.ascontiguousarray(x).view(f'uint{8 * x.dtype.itemsize}')
+  return bits.sum(dtype=np.uint32)

@@ -7,9 +7,9 @@ batches are the same for any number of processes and workers, and to resume is
 to start at k. There is no state.
 """
 
-import dataclasses
 import itertools
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -19,80 +19,10 @@ import grain
 import numpy as np
 from absl import logging
 
-from ijepa_jax import augment
+from ijepa_jax import decode, rows
 
-# Of the seeds derived from the run's: no two draws may share a stream.
-_ORDER, _CROP = 0, 1
-_SUCCESSORS = 10
 # What next() raises when the images, the disk or a worker are at fault.
 ERRORS = RuntimeError, ValueError, OSError
-
-
-@dataclasses.dataclass(frozen=True)
-class _Example:
-  """Makes one row of a batch; runs in the workers."""
-
-  source: object
-  sampler: object
-  transform: Callable
-  channels: int
-  batch_size: int
-  seed: int
-
-  def __call__(self, g: int, index: int) -> dict:
-    """Row g % batch_size of step g // batch_size, from image `index`."""
-    # Beyond the end of one pass, to fill the last batch: any image will do.
-    image, label, failures = self._read(min(index, len(self.source) - 1))
-    rng = np.random.default_rng((self.seed, _CROP, g))
-    row = {
-      'image': self.transform(image, rng),
-      'label': label,
-      'failures': failures,
-    }
-    if self.sampler is not None:
-      at = divmod(g, self.batch_size)
-      row['context'], row['targets'] = self.sampler(self.seed, *at)
-    return row
-
-  def _read(self, index):
-    """The image and label at index, or of the next that can be read."""
-    n, failures = len(self.source), []
-    for i in range(min(n, 1 + _SUCCESSORS)):
-      at = (index + i) % n
-      try:
-        element = self.source[at]
-      except OSError as error:
-        failures.append((str(error.filename or f'image {at}'), str(error)))
-        continue
-      image = element['image']
-      if isinstance(image, np.ndarray):
-        if image.shape[-1] != self.channels:
-          raise ValueError(_wrong_channels(element, self.channels))
-        return image, element['label'], failures
-      try:
-        image = augment.decode(image, self.channels)
-        return image, element['label'], failures
-      except augment.BadImage as error:
-        failures.append((element['key'], str(error)))
-    raise RuntimeError(
-      f'{len(failures)} images in a row can not be read, the first of them '
-      f'{failures[0][0]} ({failures[0][1]}).'
-    )
-
-
-def _wrong_channels(element, channels):
-  return (
-    f'{element["key"]} has {element["image"].shape[-1]} channels and '
-    f'data.channels is {channels}: set it to what the images have.'
-  )
-
-
-def _stack(rows: list[dict]) -> dict:
-  """Arrays of all rows, and the failures of each row that had some."""
-  failures = [row.pop('failures') for row in rows]
-  failures = [found for found in failures if found]
-  batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-  return batch | {'failures': failures}
 
 
 class _Failures:
@@ -125,7 +55,7 @@ class _Failures:
     return batch
 
 
-def _check(source, batch_size, seed, image_size, channels, workers):
+def _check(source, batch_size, seed, image_size, channels, fast, workers):
   """Refuses what would fail later and less clearly -> whether to decode."""
   if not len(source):
     raise ValueError('The data source is empty: check data.path.')
@@ -137,10 +67,16 @@ def _check(source, batch_size, seed, image_size, channels, workers):
     first = {'image': b''}
   encoded = not isinstance(first['image'], np.ndarray)
   if not encoded and first['image'].shape[-1] != channels:
-    raise ValueError(_wrong_channels(first, channels))
-  if encoded and channels not in (1, 3):
+    raise ValueError(rows.wrong_channels(first, channels))
+  if encoded and channels not in decode.MODES:
     raise ValueError(
-      f'data.channels is {channels}: encoded images have 1 (grey) or 3 (RGB).'
+      f'data.channels is {channels}: encoded images have 1 (grey), 2 (grey and '
+      'alpha), 3 (RGB) or 4 (RGB and alpha); more come as arrays.'
+    )
+  if fast and decode.missing():
+    raise ValueError(
+      f'data.fast needs {" and ".join(decode.missing())}: pip install '
+      "'ijepa_jax[fast]', or set it to False."
     )
   if workers < 0:
     raise ValueError(f'data.workers is {workers}: take 0 or more.')
@@ -160,6 +96,15 @@ def _check(source, batch_size, seed, image_size, channels, workers):
   return encoded
 
 
+def _cores() -> int:
+  """Those that this process may run on; 0 for one: then there's no gain."""
+  try:
+    count = len(os.sched_getaffinity(0))
+  except AttributeError:  # no such thing on macOS
+    count = os.cpu_count() or 1
+  return count if count > 1 else 0
+
+
 def _start_worker(index, count):
   """Ties a worker to its parent's life, and to nothing else."""
   # Ctrl-C or SLURM's SIGTERM reach the whole group: it is the parent that
@@ -177,7 +122,7 @@ def _epochs(count: int, seed: int) -> grain.MapDataset:
   """Endless indices, each epoch in an order of its own."""
   # Grain adds the epoch to it: without the hash, the second epoch of a seed
   # were the first of the next.
-  order = np.random.SeedSequence((seed, _ORDER)).generate_state(1)[0]
+  order = np.random.SeedSequence((seed, rows.ORDER)).generate_state(1)[0]
   return grain.MapDataset.range(count).shuffle(int(order)).repeat()
 
 
@@ -189,6 +134,7 @@ def make_dataset(
   batch_size: int,
   seed: int = 0,
   channels: int = 3,
+  fast: bool = False,
   one_pass: bool = False,
   process_index: int = 0,
   process_count: int = 1,
@@ -202,13 +148,15 @@ def make_dataset(
   source that can, and named once in the log.
 
   Args:
-    source: see sources.py.
+    source: see sources/.
     sampler: of masks, see masks.py; None: batches without.
     transform: (image, numpy Generator) -> uint8 [H, W, C], with `size` (H, W);
       see augment.py.
     batch_size: images a step, over all processes.
-    channels: 1 or 3 for encoded images, which are converted; the arrays' own
-      for arrays.
+    channels: 1 to 4 for encoded images, which are converted (decode.MODES);
+      the arrays' own for arrays.
+    fast: decode and resize with what the extra [fast] brings; crops are within
+      a grey level of those without.
     one_pass: every image once and in the order of the source, the last batch
       filled up with its last image; else endless shuffled epochs.
     workers: processes that make batches, each some of its own, with four of
@@ -225,27 +173,29 @@ def make_dataset(
 
   Raises:
     ValueError: an argument that can't be; here.
-    RuntimeError: too many images can't be read, or a worker died; by next().
+    RuntimeError: by next(): too many images can't be read; or a worker died,
+      which it takes a second to see.
   """
   if process_count < 1 or batch_size < 1 or batch_size % process_count:
     raise ValueError(
       f'A batch_size of {batch_size} does not divide over {process_count} '
       f'processes: take a multiple of {process_count}.'
     )
-  rows = batch_size // process_count
-  encoded = _check(source, rows, seed, transform.size, channels, workers)
+  count = batch_size // process_count
+  encoded = _check(source, count, seed, transform.size, channels, fast, workers)
   if one_pass:
     order = grain.MapDataset.range(-(-len(source) // batch_size) * batch_size)
   else:
     order = _epochs(len(source), seed)
-  dataset = order.map_with_index(
-    _Example(source, sampler, transform, channels, batch_size, seed)
-  ).batch(rows, batch_fn=_stack)
-  # Of the batches of `rows` images, every process_count-th is this process's.
+  make_rows = rows.Rows(
+    source, sampler, transform, channels, fast, count, process_count, seed
+  )
+  dataset = order.batch(count, batch_fn=list).map_with_index(make_rows)
+  # Of the batches of `count` images, every process_count-th is this process's.
   dataset = dataset[process_index + start * process_count :: process_count]
-  # Pillow decodes without the interpreter's lock; all else would only fight
-  # for it. Grain's default would keep 500 batches in memory.
-  threads = min(4, os.cpu_count()) if encoded and not workers else 0
+  # Decoders work without the interpreter's lock; all else would only fight for
+  # it. Grain's default would keep 500 batches in memory.
+  threads = min(4, _cores()) if encoded and not workers else 0
   return (
     dataset.to_iter_dataset(grain.ReadOptions(threads, threads))
     .mp_prefetch(
@@ -257,6 +207,20 @@ def make_dataset(
 
 class Prefetched(grain.experimental.ThreadPrefetchDatasetIterator):
   """An iterator that is kept ahead by a thread; closed by `with`."""
+
+  def __next__(self):
+    try:
+      return super().__next__()
+    except RuntimeError as error:
+      # Grain looks after its workers once a second while it waits for them.
+      killed = re.search(r'terminated .* exit code (-?\d+)', str(error))
+      if not killed:
+        raise
+      raise RuntimeError(
+        f'A worker of the input pipeline died with exit code {killed[1]}: -9 '
+        'is most often a lack of memory and -7 of shared memory: take fewer '
+        'data.workers; the log above may say more.'
+      ) from error
 
   def __enter__(self):
     return self

@@ -1,6 +1,5 @@
 """Whole sets of the embedded pictures: made in parallel, kept on disk."""
 
-import contextlib
 import itertools
 import os
 import pathlib
@@ -8,13 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import uuid
 import warnings
 
 import numpy as np
 import tqdm
 
-from ijepa_jax import scenes
+from ijepa_jax import cache, parallel, scenes
 
 _RECORD = np.dtype(
   [('image', 'u1', (scenes.SIZE, scenes.SIZE, 3)), ('label', '<i4', (2,))]
@@ -138,14 +136,9 @@ def _read(path, flavour, seed, count):
 
 
 def _write(path, records):
-  temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, 'wb') as file:
+    with cache.replacing(path) as temporary, open(temporary, 'wb') as file:
       np.save(file, records)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
   except OSError as error:
     warnings.warn(
       f'the images stay in memory only: {path.parent} cannot be written '
@@ -153,9 +146,6 @@ def _write(path, records):
       RuntimeWarning,
       stacklevel=3,
     )
-  finally:
-    with contextlib.suppress(OSError):
-      temporary.unlink()
 
 
 def load(flavour, seed, count, cache_dir=None, workers=None):
@@ -165,8 +155,8 @@ def load(flavour, seed, count, cache_dir=None, workers=None):
   file appears whole or not at all.
 
   Args:
-    cache_dir: default $IJEPA_JAX_CACHE, else ~/.cache/ijepa_jax. When it can
-      not be written, a warning is given and the images stay in memory.
+    cache_dir: default cache.folder(). When it can not be written, a warning is
+      given and the images stay in memory.
     workers: processes that draw, default one a usable core. They import
       neither jax nor the caller's main module.
 
@@ -179,11 +169,9 @@ def load(flavour, seed, count, cache_dir=None, workers=None):
       below 1.
   """
   if workers is None:
-    usable = getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count()))
-    workers = len(usable(0))
+    workers = parallel.cores()
   scenes.check(flavour, seed=seed, count=count, workers=workers)
-  folder = cache_dir or os.environ.get('IJEPA_JAX_CACHE')
-  folder = pathlib.Path(folder or pathlib.Path.home() / '.cache/ijepa_jax')
+  folder = pathlib.Path(cache_dir or cache.folder())
   path = folder / f'{flavour}-v{scenes.VERSION}-seed{seed}-{count}.npy'
   records = _read(path, flavour, seed, count)
   if records is None:

@@ -18,6 +18,7 @@ from absl import logging
 from ijepa_jax import (
   augment,
   checkpoint,
+  colour,
   data,
   ijepa,
   masks,
@@ -209,16 +210,20 @@ def make_dataset(config, run: Run, source, start: int):
   """
   d = config.data
   with told():
-    crop = augment.RandomCrop(
+    transform = augment.RandomCrop(
       tuple(d.image_size), tuple(d.crop_scale), tuple(d.crop_ratio), d.flip
     )
+    if d.jitter or d.grey or d.blur:
+      transform = colour.Colour(transform, d.jitter, d.grey, d.blur)
+      transform.check(d.channels)
     return own_rows(
       source,
       run.sampler,
-      transform=crop,
+      transform=transform,
       batch_size=config.batch_size,
       seed=config.seed,
       channels=d.channels,
+      fast=d.fast,
       start=start,
       workers=d.workers,
       max_bad_share=d.max_bad_share,
@@ -249,5 +254,10 @@ def make_source(config):
   d = config.data
   with told():
     return sources.make_source(
-      d.source, path=d.path, split=d.split, flavour=d.flavour, count=d.count
+      d.source,
+      path=d.path,
+      split=d.split,
+      list_file=d.list_file,
+      flavour=d.flavour,
+      count=d.count,
     )

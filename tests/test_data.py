@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import itertools
 import multiprocessing
@@ -43,17 +44,19 @@ class Arrays:
 
 
 class Encoded(Arrays):
-  """The same as PNG; those of an index in `bad` are cut short or gone."""
+  """The same as PNG, or JPEG of a quality; some are cut short or gone."""
 
-  def __init__(self, n, cut=(), gone=()):
+  def __init__(self, n, cut=(), gone=(), quality=0):
     super().__init__(n)
-    self.cut, self.gone = cut, gone
+    self.cut, self.gone, self.quality = cut, gone, quality
 
   def __getitem__(self, index):
     if index in self.gone:
       raise FileNotFoundError(2, 'No such file', f'gone/{index}')
     element, file = super().__getitem__(index), io.BytesIO()
-    Image.fromarray(element['image']).save(file, 'PNG')
+    kind = {'format': 'JPEG', 'quality': self.quality}
+    kind = kind if self.quality else {'format': 'PNG'}
+    Image.fromarray(element['image']).save(file, **kind)
     image = file.getvalue()
     return element | {'image': image[:500] if index in self.cut else image}
 
@@ -101,6 +104,22 @@ def test_what_a_batch_is():
       np.testing.assert_array_equal(batch['targets'][row], targets)
 
 
+@pytest.mark.parametrize(
+  ('flip', 'digest'), [(False, '6f34b573b255785c'), (True, 'f8d7c95ef81f9131')]
+)
+def test_batches_stay_what_they_were(flip, digest):
+  """Order, places, flips and masks: since before there were colours, reductions
+  and `fast`. The crops are of the final size, as Pillow's resize has changed.
+  """
+  same_size = {'scale': (4 / 9, 4 / 9), 'ratio': (1.5, 1.5), 'flip': flip}
+  for source in (Encoded(20), *([] if flip else [Arrays(20)])):
+    found = hashlib.sha256()
+    for batch in take(source, 3, **same_size):
+      for key in sorted(batch):
+        found.update(f'{key}{batch[key].shape}'.encode() + batch[key].tobytes())
+    assert found.hexdigest()[:16] == digest
+
+
 def test_process_count_changes_nothing():
   """2 and 4 processes hold contiguous rows of the very same batches."""
   whole = take(Arrays(300), 5)
@@ -116,13 +135,27 @@ def test_process_count_changes_nothing():
     assert_same(whole, joined)
 
 
-def test_worker_count_changes_nothing():
-  """Nor do bad images, nor where the stream starts."""
+def test_worker_count_changes_nothing(monkeypatch):
+  """Nor do threads, nor bad images, nor where the stream starts."""
   source = Encoded(300, cut=range(0, 300, 20), gone=range(5, 300, 20))
-  assert_same(
-    take(source, 7, max_bad_share=1)[2:],
-    take(source, 5, max_bad_share=1, start=2, workers=2),
-  )
+  batches = take(source, 7, max_bad_share=1)
+  for cores in (0, 2, 4):
+    monkeypatch.setattr(data, '_cores', lambda cores=cores: cores)
+    assert_same(batches, take(source, 7, max_bad_share=1))
+  assert_same(batches[2:], take(source, 5, max_bad_share=1, start=2, workers=2))
+
+
+def test_processes_with_workers_change_nothing():
+  """Two hosts, one with a worker, resumed: rows of the very same batches."""
+  whole = take(Encoded(40), 5)
+  settings = {'start': 3, 'process_count': 2}
+  parts = [
+    take(Encoded(40), 2, process_index=i, workers=i, **settings)
+    for i in range(2)
+  ]
+  for step in range(2):
+    joined = {k: np.concatenate([p[step][k] for p in parts]) for k in whole[0]}
+    assert_same([whole[3 + step]], [joined])
 
 
 @pytest.mark.parametrize('start', [1, 3, 10**6])
@@ -176,8 +209,14 @@ def test_encoded_images_turn_grey_on_demand():
   assert grey.shape == (8, 8, 12, 1)
   luma = colour @ np.array([0.299, 0.587, 0.114])
   np.testing.assert_allclose(grey[..., 0], luma, atol=2)
-  with pytest.raises(ValueError, match=r'channels is 4: .* 1 \(grey\) or 3'):
-    make(Encoded(9), channels=4)
+
+
+@pytest.mark.parametrize('channels', [0, 5])
+def test_channels_that_no_file_has(channels):
+  with pytest.raises(
+    ValueError, match=r'channels is \d: encoded images have 1'
+  ):
+    make(Encoded(9), channels=channels)
 
 
 def test_folder_and_tfds_are_alike(prepared, tmp_path):  # noqa: F811
@@ -212,9 +251,40 @@ def test_mistakes_are_told(wrong, message):
     make(Arrays(9), **wrong)
 
 
+def test_fast_needs_its_extra(monkeypatch):
+  monkeypatch.setattr(data.decode, 'missing', lambda: ['some', 'other'])
+  with pytest.raises(
+    ValueError, match=r'fast needs some and other: pip install'
+  ):
+    make(Encoded(9), fast=True)
+
+
+def test_fast_batches_are_near():
+  """Of JPEGs and of others; with the same masks and boxes."""
+  for name in data.decode.FAST:
+    pytest.importorskip(name)
+  for quality in (0, 90):
+    one, other = (take(Encoded(40, quality=quality), 3, fast=f) for f in (0, 1))
+    for a, b in zip(one, other, strict=True):
+      apart = abs(a.pop('image').astype(int) - b.pop('image'))
+      assert apart.any() and apart.max() == 1
+    assert_same(one, other)
+
+
 def test_an_empty_source_is_told():
   with pytest.raises(ValueError, match='source is empty'):
     make(Arrays(0))
+
+
+def test_flips():
+  """Half of the images; the boxes stay those without."""
+  straight, maybe = (
+    take(Arrays(300), 25, flip=flip, size=(4, 6)) for flip in (False, True)
+  )
+  a, b = (np.concatenate([x['image'] for x in s]) for s in (straight, maybe))
+  same = (a == b).all(axis=(1, 2, 3))
+  assert (same | (a[:, :, ::-1] == b).all(axis=(1, 2, 3))).all()
+  assert 70 < same.sum() < 130
 
 
 # ---- bad images ----
@@ -248,115 +318,6 @@ def test_no_good_image_near():
   source = Encoded(50, gone=range(20, 40))
   with pytest.raises(RuntimeError, match=r'11 images in a row .* gone/2\d'):
     take(source, 500, max_bad_share=1)
-
-
-def test_bombs_are_bad_images(monkeypatch):
-  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
-  with (
-    pytest.raises(augment.BadImage, match='30 x 20 is over 500 pixels'),
-    pytest.warns(Image.DecompressionBombWarning),
-  ):
-    augment.decode(png(0), 3)
-  with pytest.raises(augment.BadImage, match='DecompressionBombError'):
-    augment.decode(png(0, 60, 60), 3)
-
-
-def test_exif_turns_the_image():
-  """And where it is broken, nothing but the turning is lost."""
-  image, file, exif = Image.new('RGB', (30, 20)), io.BytesIO(), Image.Exif()
-  image.paste((255, 0, 0), (0, 0, 30, 5))
-  exif[0x0112] = 6  # its top belongs to the right
-  image.save(file, 'JPEG', exif=exif)
-  turned = augment.decode(file.getvalue(), 3)
-  assert turned.size == (20, 30)
-  assert np.asarray(turned)[:, -4:, 0].min() > 200
-  magic = b'Exif\0\0'
-  broken = file.getvalue().replace(magic, magic + b'??')
-  assert augment.decode(broken, 3).size == (30, 20)
-
-
-# ---- crops ----
-
-
-@pytest.mark.parametrize('size', [(16, 16), (40, 12), (90, 130)])
-def test_a_crop_is_pillows(size):
-  """Cut, then resized with antialiasing: smaller, larger and non-square."""
-  image = Image.open(io.BytesIO(png(0, 60, 80)))
-  box = (7, 11, 71, 52)
-  expected = image.crop(box).resize(size[::-1], Image.Resampling.BILINEAR)
-  array = np.asarray(image)
-  for source in (image, array, np.concatenate([array, array], -1)):
-    pixels = augment.crop(source, box, size)
-    assert pixels.shape[:2] == size
-    np.testing.assert_array_equal(pixels[..., :3], expected)
-    np.testing.assert_array_equal(pixels[..., -3:], expected)
-  np.testing.assert_array_equal(
-    augment.crop(array[..., 1:2], box, size)[..., 0],
-    np.asarray(expected)[..., 1],
-  )
-
-
-def boxes(crop, width, height, count=4000):
-  rng = np.random.default_rng(0)
-  found = [crop.box(width, height, rng) for _ in range(count)]
-  left, top, right, bottom = np.array(found).T
-  assert left.min() >= 0 and top.min() >= 0
-  assert right.max() <= width and bottom.max() <= height
-  return left, top, right - left, bottom - top
-
-
-def test_boxes_of_the_release():
-  """Area and aspect in their bounds, but for rounding to whole pixels."""
-  *_, w, h = boxes(augment.RandomCrop((16, 16)), 500, 375)
-  share = w * h / (500 * 375)
-  assert 0.297 < share.min() < 0.32 and 0.9 < share.max() <= 1
-  assert 0.745 < (w / h).min() < 0.78 and 1.28 < (w / h).max() < 1.343
-
-
-def test_boxes_are_uniform():
-  """In area, in the logarithm of the aspect, and in place."""
-  crop = augment.RandomCrop((16, 16), scale=(0.1, 0.4))
-  left, top, w, h = boxes(crop, 1000, 1000)
-
-  def uniform(x):
-    return np.quantile(x, [0.1, 0.25, 0.5, 0.75, 0.9])
-
-  np.testing.assert_allclose(
-    (uniform(w * h / 1e6) - 0.1) / 0.3, [0.1, 0.25, 0.5, 0.75, 0.9], atol=0.04
-  )
-  aspect = np.log(w / h) / np.log(4 / 3)
-  np.testing.assert_allclose(
-    uniform(aspect), [-0.8, -0.5, 0, 0.5, 0.8], atol=0.07
-  )
-  for place in (left / (1000 - w), top / (1000 - h)):
-    np.testing.assert_allclose(
-      uniform(place), [0.1, 0.25, 0.5, 0.75, 0.9], atol=0.04
-    )
-
-
-@pytest.mark.parametrize(
-  ('width', 'height', 'box'),
-  [
-    (1000, 10, (493, 0, 506, 10)),
-    (10, 1000, (0, 493, 10, 506)),
-    (1, 50, (0, 24, 1, 25)),
-    (1, 1, (0, 0, 1, 1)),
-  ],
-)
-def test_the_middle_where_no_box_fits(width, height, box):
-  crop = augment.RandomCrop((8, 8), scale=(0.9, 1))
-  assert crop.box(width, height, np.random.default_rng(0)) == box
-
-
-def test_flips():
-  """Half of the images; the boxes stay those without."""
-  straight, maybe = (
-    take(Arrays(300), 25, flip=flip, size=(4, 6)) for flip in (False, True)
-  )
-  a, b = (np.concatenate([x['image'] for x in s]) for s in (straight, maybe))
-  same = (a == b).all(axis=(1, 2, 3))
-  assert (same | (a[:, :, ::-1] == b).all(axis=(1, 2, 3))).all()
-  assert 70 < same.sum() < 130
 
 
 # ---- ahead of the loop ----
@@ -407,17 +368,23 @@ def test_prefetch_passes_on_what_goes_wrong():
 
 
 def test_a_killed_worker_is_told():
-  """And not waited for."""
-  with data.prefetch(make(Arrays(9), workers=1), lambda b: b) as batches:
-    next(batches)
-    (worker,) = multiprocessing.active_children()
-    # In a group of its own: what interrupts the run reaches the run alone.
-    assert os.getpgid(worker.pid) == worker.pid
-    worker.kill()
-    with pytest.raises(RuntimeError, match='terminated unexpectedly'):
+  """In words, within seconds; and the others end with it."""
+  with data.prefetch(make(Encoded(9), workers=2), lambda b: b) as batches:
+    next(batches), next(batches)
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    for child in children:
+      # In a group of its own: what interrupts the run reaches the run alone.
+      assert os.getpgid(child.pid) == child.pid
+    children[-1].kill()
+    killed = time.monotonic()
+    with pytest.raises(
+      RuntimeError, match=r'died with exit code -9: -9 is most'
+    ):
       for _ in range(100):
         next(batches)
-  assert not running()
+    assert time.monotonic() - killed < 10  # one or two of them
+  assert not running() and not multiprocessing.active_children()
 
 
 def test_workers_die_with_a_killed_run():

@@ -187,23 +187,3 @@ def test_subset():
   for unlabelled in (y[:0], y - 1):
     with pytest.raises(ValueError, match=r'no label \(-1\)'):
       subsets.balanced(unlabelled, per_class=1)
-
-
-def test_subset_from_list(tmp_path):
-  """By the ends of names; never another example than was meant."""
-  keys = [f'train/{c}/{c}_{i}.JPEG' for c in ('n01', 'n02') for i in range(3)]
-  path = tmp_path / 'list.txt'
-  path.write_text('n02_0.JPEG\n\nn01/n01_2.JPEG\r\nn02_0.JPEG\n')
-  np.testing.assert_array_equal(subsets.from_list(keys, str(path)), [2, 3])
-  keys = [*keys, 'train/n03/n01_2.JPEG']
-  np.testing.assert_array_equal(subsets.from_list(keys, str(path)), [2, 3])
-  for text, match in {
-    'n02_0.JPEG\nn2_0.JPEG\nx': '2 of the 3 names .* not there, .* n2_0.JPEG',
-    'n01_2.JPEG': '1 of the 1 names .* stand for several',
-    '\n': 'is empty',
-  }.items():
-    path.write_text(text)
-    with pytest.raises(ValueError, match=match):
-      subsets.from_list(keys, str(path))
-  with pytest.raises(ValueError, match=r'can not be read \(No such'):
-    subsets.from_list(keys, str(tmp_path / 'none'))

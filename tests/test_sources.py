@@ -8,14 +8,17 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ijepa_jax import scenes, sources
+from configs import tiny
+from ijepa_jax import recipe, scenes, sources
 from ijepa_jax.evals import tasks
+from ijepa_jax.sources import folder as folder_source
 from ijepa_jax.sources import make_source
 
 tfds.disable_progress_bar()
@@ -72,6 +75,23 @@ class TinyWords(TinyNoise):
   FEATURES = {'name': tfds.features.Text()}  # noqa: RUF012
 
 
+class TinyNamed(TinyNoise):
+  """The images of TinyNoise with names, and in the order of other classes."""
+
+  FEATURES = {  # noqa: RUF012
+    'image': tfds.features.Image(encoding_format='png'),
+    'label': tfds.features.ClassLabel(names=['a', 'b', 'c']),
+    'file_name': tfds.features.Text(),
+  }
+
+  def _generate_examples(self):
+    for index in range(10):
+      name = f'{index}.png'
+      image = io.BytesIO(png(index))
+      label = index // 4
+      yield index, {'image': image, 'label': label, 'file_name': name}
+
+
 class TinyClevr(TinyNoise):
   """As TFDS's `clevr`: what is to be told stands in the objects."""
 
@@ -95,15 +115,31 @@ def prepared(tmp_path_factory):
   return prepare(TinyNoise, tmp_path_factory.mktemp('tfds'))
 
 
+@pytest.fixture(scope='session')
+def named(tmp_path_factory):
+  """Ten images of three classes: as TFDS, and as class folders."""
+  root = tmp_path_factory.mktemp('named')
+  write(root / 'folder', *(f'{"abc"[i // 4]}/{i}.png' for i in range(10)))
+  return {
+    'folder': str(root / 'folder'),
+    'tfds': str(prepare(TinyNamed, root / 'tfds')),
+  }
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('IJEPA_JAX_CACHE', str(tmp_path / 'cache'))
+  return tmp_path / 'cache'
+
+
 def prepare(builder, folder):
   builder = builder(data_dir=folder, file_format='array_record')
   builder.download_and_prepare()
   return builder.data_path
 
 
-def test_scenes(tmp_path, monkeypatch):
+def test_scenes():
   """The pictures themselves, from the cache, and cheap to send to workers."""
-  monkeypatch.setenv('IJEPA_JAX_CACHE', str(tmp_path))
   for flavour in ('scenes', 'crowd'):
     source = make_source('scenes', flavour=flavour, count=12, seed=3)
     assert len(source) == 12
@@ -169,7 +205,7 @@ def test_no_images(tmp_path):
     make_source('folder', path=str(tmp_path))
   with pytest.raises(ValueError, match=r'set data\.path'):
     make_source('folder')
-  with pytest.raises(ValueError, match="'imagenet': take scenes, folder or"):
+  with pytest.raises(ValueError, match="'imagenet': take scenes, folder, tf"):
     make_source('imagenet')
 
 
@@ -243,3 +279,252 @@ def test_file_names_of_any_bytes(tmp_path):
 def test_endings_cover_what_pillow_reads():
   Image.init()
   assert set(sources.ENDINGS) <= set(Image.registered_extensions())
+
+
+# ---- the index of a folder ----
+
+
+@pytest.fixture
+def index(monkeypatch, cache_folder):
+  """Kept for any tree, however small and young; called, it is the file."""
+  monkeypatch.setattr(folder_source, '_WORTH_KEEPING', 1)
+  monkeypatch.setattr(folder_source, '_YOUNG', 0)
+  return lambda: next(cache_folder.glob('folder-*.npz'))
+
+
+@pytest.fixture
+def looks(monkeypatch):
+  """A list that grows by one whenever a tree is looked through."""
+  walk, seen = folder_source._walk, []
+
+  def look(root):
+    seen.append(root)
+    return walk(root)
+
+  monkeypatch.setattr(folder_source, '_walk', look)
+  return seen
+
+
+def tree(tmp_path):
+  return make_source('folder', path=str(tmp_path / 'tree'))
+
+
+def changed(path):
+  """Waits until a change to it would be seen in its time."""
+  before = path.stat().st_ctime_ns
+  while time.time_ns() - before < 20_000_000:
+    time.sleep(0.001)
+
+
+def test_a_folder_is_looked_through_once(tmp_path, index, looks):
+  """The same from its index; also for another split, and for workers."""
+  names = 'a/1.png', 'a/x/\u00e9 2.png', os.fsdecode(b'b/\xff.png')
+  write(tmp_path / 'tree', *names)
+  first, again = tree(tmp_path), tree(tmp_path)
+  assert len(looks) == 1
+  for other in (again, pickle.loads(pickle.dumps(again))):
+    assert other.keys() == first.keys() == [f'tree/{n}' for n in names]
+    assert other.identity == first.identity
+    assert other.class_names == first.class_names == ('a', 'b')
+    assert [e['label'].tolist() for e in other] == [[0], [0], [1]]
+    assert other[-1]['image'] == png(2)
+  flat = make_source('folder', path=str(tmp_path / 'tree' / 'a'))
+  assert len(flat) == 2 and flat.labels == {} and len(looks) == 2
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda root: write(root, 'a/y.png'),
+    lambda root: write(root, 'c/y.png'),
+    lambda root: (root / 'a/x/2.png').unlink(),
+    lambda root: (root / 'a/x/2.png').rename(root / 'a/x/3.png'),
+    lambda root: (root / 'b').rename(root / 'c'),
+    lambda root: shutil.rmtree(root / 'a/x'),
+  ],
+)
+def test_a_changed_folder_is_looked_through_again(
+  tmp_path, index, looks, change
+):
+  write(tmp_path / 'tree', 'a/1.png', 'a/x/2.png', 'b/3.png')
+  before = tree(tmp_path)
+  for name in ('tree/a', 'tree/a/x', 'tree'):
+    changed(tmp_path / name)
+  change(tmp_path / 'tree')
+  after = tree(tmp_path)
+  assert len(looks) == 2 and after.identity != before.identity
+  assert sorted(after.keys()) == sorted(
+    str(p.relative_to(tmp_path)) for p in tmp_path.rglob('tree/**/*.png')
+  )
+
+
+def test_an_overwritten_file_is_read_as_it_is(tmp_path, index, looks):
+  write(tmp_path / 'tree', 'a/1.png', 'b/2.png')
+  before = tree(tmp_path)
+  (tmp_path / 'tree/b/2.png').write_bytes(b'other')
+  after = tree(tmp_path)
+  assert len(looks) == 1 and after[1]['image'] == b'other'
+  assert after.identity != before.identity  # its size is another
+
+
+def test_a_damaged_index_is_made_again(tmp_path, index, looks, caplog):
+  write(tmp_path / 'tree', *(f'{c}/{i}.png' for c in 'ab' for i in range(9)))
+  identity = tree(tmp_path).identity
+  good = index().read_bytes()
+  flipped = bytearray(good)
+  flipped[len(good) // 3] ^= 255
+  for bad in (b'', b'nonsense', good[: len(good) // 2], bytes(flipped)):
+    index().write_bytes(bad)
+    caplog.clear()
+    assert tree(tmp_path).identity == identity
+    assert 'is damaged' in caplog.text
+    assert index().read_bytes() == good
+  assert len(looks) == 5
+
+
+def test_young_folders_are_not_trusted(tmp_path, index, looks, monkeypatch):
+  """They may change once more within the resolution of their time."""
+  monkeypatch.setattr(folder_source, '_YOUNG', 10**15)
+  write(tmp_path / 'tree', 'a/1.png')
+  assert tree(tmp_path).identity == tree(tmp_path).identity
+  assert len(looks) == 2
+
+
+def test_small_folders_leave_no_index(tmp_path, cache_folder):
+  write(tmp_path / 'tree', 'a/1.png')
+  tree(tmp_path)
+  assert not cache_folder.exists()
+
+
+def test_a_cache_that_can_not_be_written(tmp_path, index, monkeypatch, caplog):
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('IJEPA_JAX_CACHE', str(tmp_path / 'file'))
+  write(tmp_path / 'tree', 'a/1.png')
+  assert len(tree(tmp_path)) == 1 and 'set IJEPA_JAX_CACHE' in caplog.text
+
+
+def test_links(tmp_path):
+  """Are followed, but not up into the folders they lie in."""
+  write(tmp_path / 'tree', 'a/1.png')
+  write(tmp_path / 'other', '2.png')
+  (tmp_path / 'tree/b').symlink_to(tmp_path / 'other')
+  (tmp_path / 'tree/a/up').symlink_to(tmp_path / 'tree')
+  assert tree(tmp_path).keys() == ['tree/a/1.png', 'tree/b/2.png']
+
+
+# ---- lists of names ----
+
+
+def test_list_of_names(tmp_path):
+  """By the ends of names; never another example than was meant."""
+  keys = [f'train/{c}/{c}_{i}.JPEG' for c in ('n01', 'n02') for i in range(3)]
+  path = tmp_path / 'list.txt'
+  for text in (
+    'n02_0.JPEG\n\nn01/n01_2.JPEG\r\nn02_0.JPEG\n',
+    'n02/n02_0\nn01_2',
+  ):
+    path.write_text(text)
+    np.testing.assert_array_equal(sources.from_list(keys, str(path)), [2, 3])
+  keys = [*keys, 'train/n03/n01_2.JPEG', 'train/n03/n02/n02_0']
+  path.write_text('n02_0\nn01/n01_2.JPEG')
+  np.testing.assert_array_equal(sources.from_list(keys, str(path)), [2, 7])
+  for text, match in {
+    'n02_0.JPEG\nn2_0.JPEG\nx': r'2 of the 3 names .* there \(n2_0\.JPEG, x\)',
+    'n01_2.JPEG': '1 of the 1 names .* stand for several',
+    'n01_2': '1 of the 1 names .* stand for several',
+    '\n': 'is empty',
+  }.items():
+    path.write_text(text)
+    with pytest.raises(ValueError, match=match):
+      sources.from_list(keys, str(path))
+  with pytest.raises(ValueError, match=r'can not be read \(No such'):
+    sources.from_list(keys, str(tmp_path / 'none'))
+
+
+def test_a_list_restricts_any_source(named, tmp_path):
+  """To the same images, by the same names."""
+  path = tmp_path / 'list.txt'
+  path.write_text('7.png\n2\n')
+  for kind in ('folder', 'tfds'):
+    source = make_source(kind, path=named[kind], list_file=str(path))
+    assert [e['image'] for e in source] == [png(2), png(7)]
+    assert [e['label'].tolist() for e in source] == [[0], [1]]
+    assert source.keys() == [e['key'] for e in source]
+    assert source.class_names == ('a', 'b', 'c')
+    config = tiny.get_config()
+    config.data.source, config.data.path = kind, named[kind]
+    config.data.list_file = str(path)
+    assert recipe.make_source(config).identity == source.identity
+  path.write_text('0/11\n')
+  source = make_source('scenes', count=12, list_file=str(path))
+  assert source.keys() == ['scenes/0/11'] == [source[0]['key']]
+
+
+def test_names_of_tfds(named, prepared, cache_folder):
+  """Read once where the records have them, else made of numbers."""
+  source = make_source('tfds', path=named['tfds'])
+  wanted = [f'tiny_named/1.0.0/train/{i}.png' for i in range(10)]
+  assert source.keys() == wanted == [source[i]['key'] for i in range(10)]
+  (path,) = cache_folder.glob('names-*.json')
+  path.write_text(json.dumps(wanted[::-1]))
+  assert source.keys() == wanted[::-1]
+  path.write_text('[')
+  assert source.keys() == wanted
+  plain = make_source('tfds', path=str(prepared))
+  assert plain.keys() == [plain[i]['key'] for i in range(10)]
+
+
+# ---- Hugging Face's data sets ----
+
+
+def hugging_face(root, count):
+  """The ten images of `named` in each form: as saved, with splits, parquet."""
+  datasets = pytest.importorskip('datasets')
+  datasets.disable_progress_bars()
+  features = datasets.Features(
+    {
+      'image': datasets.Image(),
+      'label': datasets.ClassLabel(names=['a', 'b', 'c']),
+    }
+  )
+  rows = [{'bytes': png(i), 'path': f'x/{i}.png'} for i in range(count)]
+  columns = {'image': rows, 'label': [i // 4 for i in range(count)]}
+  data = datasets.Dataset.from_dict(columns, features)
+  data.save_to_disk(root / 'saved')
+  both = datasets.DatasetDict(train=data, test=data.select(range(3)))
+  both.save_to_disk(root / 'splits')
+  (root / 'parquet/data').mkdir(parents=True)
+  for split, part in both.items():
+    name = f'parquet/data/{split}-00000-of-00001.parquet'
+    part.to_parquet(root / name)
+
+
+@pytest.mark.parametrize('form', ['saved', 'splits', 'parquet'])
+def test_hugging_face(tmp_path, form, monkeypatch):
+  monkeypatch.setenv('HF_DATASETS_CACHE', str(tmp_path / 'hf'))
+  hugging_face(tmp_path, 10)
+  path = str(tmp_path / form)
+  source = make_source('huggingface', path=path)
+  assert len(source) == 10 and source.labels == {'label': 3}
+  assert source.class_names == ('a', 'b', 'c')
+  assert source.keys() == [f'{form}/train/{i}.png' for i in range(10)]
+  message = pickle.dumps(source)
+  assert len(message) < 1000
+  for s in (source, pickle.loads(message)):
+    assert s[9]['image'] == png(9) and s[9]['key'] == f'{form}/train/9.png'
+    assert s[9]['label'].tolist() == [2] and s[9]['label'].dtype == np.int32
+  again = make_source('huggingface', path=path)
+  assert again.identity == source.identity
+  if form != 'saved':
+    test = make_source('huggingface', path=path, split='test')
+    assert len(test) == 3 and test.identity != source.identity
+  with pytest.raises(ValueError, match="no split 'val' of a Hugging Face"):
+    make_source('huggingface', path=path, split='val')
+
+
+def test_hugging_face_that_can_not_be_read(tmp_path, monkeypatch):
+  with pytest.raises(ValueError, match='pack its images'):
+    make_source('huggingface', path='s3://bucket/x')
+  monkeypatch.setitem(sys.modules, 'datasets', None)
+  with pytest.raises(ValueError, match=r'ijepa_jax\[huggingface\]'):
+    make_source('huggingface', path=str(tmp_path))

@@ -1,0 +1,300 @@
+"""How many images a second one core makes ready: here, and PyTorch's usual way.
+
+    python benchmarks/input_pipeline.py [--rounds=9]
+    python benchmarks/input_pipeline.py --batches=10000
+
+JPEGs of ImageNet's size (500 x 375) are cut out of the photographs that come
+with Matplotlib and scikit-learn, mirrored at random, and stored as a folder,
+ArrayRecord shards and a TFDS data set. From each of these the pipeline makes
+batches of 224 x 224 uint8 with masks, with Pillow alone and, where the extra
+[fast] is installed, with data.fast.
+
+Beside them PyTorch's usual way in plain words: Pillow opens a file, converts
+it to RGB, cuts and resizes a RandomResizedCrop; then float32 [C, H, W] / 255,
+normalised, collated. By NumPy, and by PyTorch where it is installed.
+
+Every way is a process of its own on one and the same core. They take turns, a
+batch each; a rate is images by seconds of CPU, the median of the rounds, and
+its share that of the same round's PyTorch way (NumPy's, which needs nothing
+installed), so that what else is running matters little.
+
+With --batches, two workers and small batches: does memory grow?
+"""
+
+import io
+import multiprocessing
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+import numpy as np
+import psutil
+from absl import app, flags
+from PIL import Image, ImageOps
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # not installed
+
+from ijepa_jax import augment, data, decode, masks, pack, shards, sources
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer('rounds', 9, 'Batches that each way makes.')
+flags.DEFINE_integer('images', 256, 'Different JPEGs.')
+flags.DEFINE_integer('quality', 95, 'Of the JPEGs.')
+flags.DEFINE_integer('batch_size', 64, 'Images.')
+flags.DEFINE_integer('batches', 0, 'Look at the memory of so many instead.')
+
+WIDTH, HEIGHT = 500, 375  # of the photographs
+SIZE = 224, 224
+CROP = augment.RandomCrop(SIZE)
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
+STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
+
+
+def photographs(count: int, quality: int) -> list[bytes]:
+  """Different JPEGs of 500 x 375 pixels, none of them enlarged."""
+  import matplotlib
+  import sklearn
+
+  paths = [
+    *pathlib.Path(matplotlib.__file__).parent.rglob('grace_hopper.jpg'),
+    *sorted(pathlib.Path(sklearn.__file__).parent.rglob('images/*.jpg')),
+  ]
+  originals = [Image.open(path).convert('RGB') for path in paths]
+  rng, files = np.random.default_rng(0), []
+  for i in range(count):
+    image = originals[i % len(originals)]
+    left = rng.integers(image.width - WIDTH + 1)
+    top = rng.integers(image.height - HEIGHT + 1)
+    image = image.crop((left, top, left + WIDTH, top + HEIGHT))
+    image = ImageOps.mirror(image) if rng.random() < 0.5 else image
+    file = io.BytesIO()
+    image.save(file, 'JPEG', quality=quality)
+    files.append(file.getvalue())
+  return files
+
+
+def store(root: pathlib.Path, files: list[bytes]) -> dict[str, str]:
+  """The files as each kind of source -> its path."""
+  import tensorflow_datasets as tfds
+
+  tfds.disable_progress_bar()
+  folder = root / 'folder/photo'
+  folder.mkdir(parents=True)
+  for i, file in enumerate(files):
+    (folder / f'{i:05}.jpg').write_bytes(file)
+
+  class Photos(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      image = tfds.features.Image(encoding_format='jpeg')
+      label = tfds.features.ClassLabel(num_classes=1)
+      features = tfds.features.FeaturesDict({'image': image, 'label': label})
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+      return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+      for i, file in enumerate(files):
+        yield i, {'image': io.BytesIO(file), 'label': 0}
+
+  builder = Photos(data_dir=root / 'tfds', file_format='array_record')
+  builder.download_and_prepare()
+  pack.pack(
+    sources.make_source('folder', path=str(root / 'folder')),
+    str(root / 'packed'),
+    words='photographs',
+    encoding=shards.Encoding(),
+  )
+  return {
+    'folder': str(root / 'folder'),
+    'arrayrecord': str(root / 'packed'),
+    'tfds': str(builder.data_path),
+  }
+
+
+def ours(kind, path, fast, batch_size):
+  """Endless batches in this process."""
+  source = sources.make_source(kind, path=path)
+  # As long as ImageNet's, or the shuffle of so few would be what is measured.
+  source = sources.Subset(source, np.arange(1_281_167) % len(source))
+  sampler = masks.make_sampler('release', grid=(14, 14))
+  return iter(
+    data.make_dataset(
+      source, sampler, transform=CROP, batch_size=batch_size, fast=fast
+    )
+  )
+
+
+def usual(path, batch_size, in_torch):
+  """Endless batches in PyTorch's usual way."""
+  paths, rng = (
+    sorted(pathlib.Path(path).rglob('*.jpg')),
+    np.random.default_rng(),
+  )
+  normalised, collate = _torch() if in_torch else (_numpy, np.stack)
+  while True:
+    batch = []
+    for i in rng.integers(len(paths), size=batch_size):
+      with open(paths[i], 'rb') as file:
+        image = Image.open(file).convert('RGB')
+      box = CROP.box(*image.size, rng)
+      image = image.crop(box).resize(SIZE[::-1], Image.Resampling.BILINEAR)
+      batch.append(normalised(image))
+    yield collate(batch)
+
+
+# As ToTensor and Normalize do it: a new array for each.
+def _numpy(image):
+  pixels = np.ascontiguousarray(np.array(image).transpose(2, 0, 1))
+  pixels = pixels.astype(np.float32) / 255
+  pixels = pixels - MEAN
+  pixels /= STD
+  return pixels
+
+
+def _torch():
+  import torch
+
+  torch.set_num_threads(1)
+  mean, std = torch.from_numpy(MEAN), torch.from_numpy(STD)
+
+  def normalised(image):
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    pixels = pixels.to(torch.float32).div(255)
+    return pixels.clone().sub_(mean).div_(std)
+
+  return normalised, torch.stack
+
+
+def serve(pipe, core, make, arguments):
+  """Makes a batch whenever asked, and tells the seconds of CPU."""
+  os.sched_setaffinity(0, {core})
+  batches = make(*arguments)
+  next(batches)
+  while pipe.recv():
+    start = time.process_time()
+    next(batches)
+    pipe.send(time.process_time() - start)
+  # Not ru_maxrss, which begins at the parent's.
+  status = pathlib.Path('/proc/self/status').read_text()
+  pipe.send(int(status.split('VmHWM:')[1].split()[0]) / 1024)
+
+
+def race(ways: dict, rounds: int) -> dict[str, tuple[list[float], float]]:
+  """name: (function of batches, its arguments) -> the seconds of its batches,
+  and its peak memory in MiB.
+  """
+  spawn = multiprocessing.get_context('spawn')
+  core = max(os.sched_getaffinity(0))
+  pipes, seconds = {}, {name: [] for name in ways}
+  for name, way in ways.items():
+    pipes[name], theirs = spawn.Pipe()
+    spawn.Process(target=serve, args=(theirs, core, *way), daemon=True).start()
+    theirs.close()  # or nobody would hear that it died
+  for i in range(rounds):
+    for name in list(ways)[:: 1 if i % 2 else -1]:
+      pipes[name].send(True)
+      seconds[name].append(pipes[name].recv())
+  peaks = {}
+  for name, pipe in pipes.items():
+    pipe.send(False)
+    peaks[name] = pipe.recv()
+  return {name: (seconds[name], peaks[name]) for name in ways}
+
+
+def parts(files, fast, rounds) -> dict[str, float]:
+  """Milliseconds of CPU an image takes in decoder, crop and masks."""
+  sampler = masks.make_sampler('release', grid=(14, 14))
+  rng, spent = np.random.default_rng(0), {'decode': [], 'crop': [], 'masks': []}
+  for step in range(rounds):
+    images = []
+
+    def decode_all(images=images):
+      for file in files:
+        images.append(decode.Encoded(file, 3, fast))
+        images[-1].pixels()
+
+    for name, work in (
+      ('decode', decode_all),
+      ('crop', lambda images=images: [CROP(image, rng) for image in images]),
+      ('masks', lambda k=step: [sampler(0, k, i) for i in range(len(files))]),
+    ):
+      start = time.process_time()
+      work()
+      spent[name].append(1000 * (time.process_time() - start) / len(files))
+  return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def compare(root: pathlib.Path) -> None:
+  files = photographs(FLAGS.images, FLAGS.quality)
+  paths, size = store(root, files), FLAGS.batch_size
+  ways = {'PyTorch way, NumPy': (usual, (paths['folder'], size, False))}
+  try:
+    import torch  # noqa: F401
+
+    ways['PyTorch way, torch'] = (usual, (paths['folder'], size, True))
+  except ImportError:
+    pass
+  fasts = (False,) if decode.missing() else (False, True)
+  for fast in fasts:
+    for kind, path in paths.items():
+      name = kind + (', fast' if fast else '')
+      ways[name] = (ours, (kind, path, fast, size))
+  kilobytes = sum(map(len, files)) / len(files) / 1000
+  print(
+    f'{len(files)} JPEGs of {WIDTH} x {HEIGHT}, {kilobytes:.0f} kB each; load '
+    f'{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores'
+  )
+  results = race(ways, FLAGS.rounds)
+  base = results['PyTorch way, NumPy'][0]
+  rates = {}
+  print(f'\n{"":20} images/s a core   times the usual way   peak MiB')
+  for name, (seconds, peak) in results.items():
+    rates[name] = size / statistics.median(seconds)
+    ratio = statistics.median(b / s for b, s in zip(base, seconds, strict=True))
+    print(f'{name:20} {rates[name]:15.0f} {ratio:21.2f} {peak:10.0f}')
+  for fast in fasts:
+    name = 'folder' + (', fast' if fast else '')
+    whole = 1000 / rates[name]
+    shares = parts(files[:64], fast, FLAGS.rounds)
+    shares['rest'] = whole - sum(shares.values())
+    told = ', '.join(f'{k} {v / whole:.1%}' for k, v in shares.items())
+    print(f'\n{name}: {whole:.2f} ms an image: {told}')
+
+
+def watch_memory(root: pathlib.Path) -> None:
+  """Of this process and its workers, without what they share."""
+  for i, file in enumerate(photographs(FLAGS.images, FLAGS.quality)):
+    (root / f'{i:05}.jpg').write_bytes(file)
+  me, count = psutil.Process(), FLAGS.batches
+  dataset = data.make_dataset(
+    sources.make_source('folder', path=str(root)),
+    masks.make_sampler('release', grid=(6, 6), min_keep=4),
+    transform=augment.RandomCrop((96, 96)),
+    batch_size=8,
+    workers=2,
+  )
+  with data.prefetch(dataset, lambda batch: batch) as batches:
+    for i in range(count + 1):
+      next(batches)
+      if i % max(count // 10, 1) == 0:
+        sizes = [
+          p.memory_full_info().uss / 2**20
+          for p in (me, *me.children(recursive=True))
+        ]
+        told = ', '.join(f'{size:.0f}' for size in sizes)
+        print(f'{i:6} batches: {sum(sizes):5.0f} MiB ({told})', flush=True)
+
+
+def main(_):
+  with tempfile.TemporaryDirectory() as root:
+    (watch_memory if FLAGS.batches else compare)(pathlib.Path(root))
+
+
+if __name__ == '__main__':
+  app.run(main)

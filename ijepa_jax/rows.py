@@ -1,0 +1,81 @@
+"""One process's rows of a step: images read, decoded and cropped, and masks."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from ijepa_jax import decode
+
+# Of the seeds derived from the run's: no two draws may share a stream.
+ORDER, CROP = 0, 1
+_SUCCESSORS = 10  # images that are tried in place of a bad one
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Makes one process's rows of a step; runs in the workers."""
+
+  source: object
+  sampler: object
+  transform: Callable
+  channels: int
+  fast: bool
+  rows: int  # of this process in a step
+  processes: int
+  seed: int
+
+  def __call__(self, i: int, indices: list[int]) -> dict:
+    """Part i % processes of step i // processes, from images `indices`."""
+    step, part = divmod(i, self.processes)
+    shape = self.rows, *self.transform.size, self.channels
+    images = np.empty(shape, np.uint8)
+    labels, masks, failures = [], [], []
+    for r, index in enumerate(indices):
+      g = i * self.rows + r
+      # Beyond the end of one pass, to fill the last batch: any image will do.
+      at = min(index, len(self.source) - 1)
+      images[r], label, failed = self._read(at, g)
+      labels.append(label)
+      failures += [failed] if failed else []
+      if self.sampler is not None:
+        masks.append(self.sampler(self.seed, step, part * self.rows + r))
+    batch = {'image': images, 'label': np.stack(labels), 'failures': failures}
+    if self.sampler is not None:
+      contexts, targets = zip(*masks, strict=True)
+      batch |= {'context': np.stack(contexts), 'targets': np.stack(targets)}
+    return batch
+
+  def _read(self, index, g):
+    """Row g from the image at index, or the next that can be read; its label;
+    the failures until then.
+    """
+    n, failures = len(self.source), []
+    for i in range(min(n, 1 + _SUCCESSORS)):
+      at = (index + i) % n
+      try:
+        element = self.source[at]
+      except OSError as error:
+        failures.append((str(error.filename or f'image {at}'), str(error)))
+        continue
+      image = element['image']
+      if isinstance(image, np.ndarray) and image.shape[-1] != self.channels:
+        raise ValueError(wrong_channels(element, self.channels))
+      rng = np.random.default_rng((self.seed, CROP, g))
+      try:
+        if not isinstance(image, np.ndarray):
+          image = decode.Encoded(image, self.channels, self.fast)
+        return self.transform(image, rng), element['label'], failures
+      except decode.BadImage as error:
+        failures.append((element['key'], str(error)))
+    raise RuntimeError(
+      f'{len(failures)} images in a row can not be read, the first of them '
+      f'{failures[0][0]} ({failures[0][1]}).'
+    )
+
+
+def wrong_channels(element: dict, channels: int) -> str:
+  return (
+    f'{element["key"]} has {element["image"].shape[-1]} channels and '
+    f'data.channels is {channels}: set it to what the images have.'
+  )

@@ -1,0 +1,171 @@
+"""Images packed into ArrayRecord shards by pack.py: here, or in a bucket.
+
+A packed data set is a folder of
+
+  manifest.json        what is in it: {"format": "ijepa_jax", "version": 1, ...}
+  keys.json.gz         the keys of all images in their order: a list of strings
+  images-00000-of-00042.array_record, ...
+
+and a record is a MessagePack map of three entries
+
+  "image"  bin             an encoded image: JPEG, PNG, ...
+  "label"  array of int    one for each of the manifest's "labels"; -1: unknown
+  "key"    str             names the image for a person; where a file's name is
+                           not UTF-8, its bytes as they are
+
+MessagePack since every language reads it, it needs no schema and no generated
+code, keeps bytes as they are, and comes with Flax.
+
+A bucket's shards are copied to the cache folder (see cache.py) when the source
+is opened, under the name of their checksum: random access would ask for every
+image on its own, and wait for it. A bucket that is mounted is read in place.
+"""
+
+import functools
+import gzip
+import hashlib
+import json
+import os
+import zlib
+
+import msgpack
+import numpy as np
+
+from ijepa_jax.sources import bucket
+from ijepa_jax.sources.opened import Opened, read
+
+FORMAT, VERSION = 'ijepa_jax', 1
+MANIFEST, KEYS, ENDING = 'manifest.json', 'keys.json.gz', '.array_record'
+UNFINISHED = 'unfinished'  # a folder that pack.py has there until it is done
+
+
+def to_record(image: bytes, label, key: str) -> bytes:
+  record = {'image': image, 'label': [int(i) for i in label], 'key': key}
+  return msgpack.packb(record, unicode_errors='surrogateescape')
+
+
+def from_record(record: bytes) -> dict:
+  """-> an element of a source."""
+  element = msgpack.unpackb(record, unicode_errors='surrogateescape')
+  return element | {'label': np.array(element['label'], np.int32)}
+
+
+def open_shards(paths: list[str], counts: list[int]):
+  """All records of these files, at random, as bytes."""
+  # Here, since the sources of most runs don't need it.
+  from array_record.python import array_record_data_source
+
+  # With the counts it need not open every shard to ask for its own.
+  parts = [f'{p}[0:{n}]' for p, n in zip(paths, counts, strict=True)]
+  return array_record_data_source.ArrayRecordDataSource(parts)
+
+
+def read_manifest(folder: str) -> dict:
+  """Of a packed data set.
+
+  Raises:
+    ValueError: there is none, or it is of another version.
+  """
+  path = f'{folder}/{MANIFEST}'
+  if not bucket.exists(path):
+    if os.path.isdir(os.path.join(folder, UNFINISHED)):
+      raise ValueError(
+        f'{folder} is packed in part only: run the same pack command again.'
+      )
+    raise ValueError(
+      f'There is no packed data set in {folder}: it would hold {MANIFEST}, see '
+      'python -m ijepa_jax.pack --help.'
+    )
+  try:
+    manifest = json.loads(bucket.read(path))
+    kind = manifest['format'], manifest['version']
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'{path} is damaged ({error}): pack again.') from error
+  if kind != (FORMAT, VERSION):
+    raise ValueError(
+      f'{path} is of format {kind[0]!r}, version {kind[1]}: this code reads '
+      f'{FORMAT!r}, version {VERSION}.'
+    )
+  return manifest
+
+
+def read_keys(folder: str) -> list[str]:
+  """The keys of all images of a packed data set.
+
+  Raises:
+    ValueError: they can't be read.
+  """
+  path = f'{folder}/{KEYS}'
+  try:
+    return json.loads(gzip.decompress(bucket.read(path)))
+  except (OSError, EOFError, ValueError, zlib.error) as error:
+    raise ValueError(f'{path} can not be read ({error}): copy it again.') from (
+      error
+    )
+
+
+def check_sizes(folder: str, shards: list[dict]) -> list[str]:
+  """The paths of shards that lie here whole, as far as their sizes tell.
+
+  Raises:
+    ValueError: one does not.
+  """
+  paths = [os.path.join(folder, shard['name']) for shard in shards]
+  for path, shard in zip(paths, shards, strict=True):
+    size = os.path.getsize(path) if os.path.exists(path) else None
+    if size != shard['bytes']:
+      have = 'is missing' if size is None else f'has {size} bytes'
+      raise ValueError(
+        f'{path} {have}, and {shard["bytes"]} bytes were packed: copy it again.'
+      )
+  return paths
+
+
+class ArrayRecord(Opened):
+  """A packed data set: `path`/`split` where it exists, `path` itself otherwise.
+
+  `manifest` is what manifest.json says: counts, sizes, mean, std, ...
+  """
+
+  def __init__(self, path: str, split: str = 'train'):
+    remote = bucket.is_url(path)
+    if not remote:
+      path = os.path.abspath(os.path.expanduser(path))
+    path = path.rstrip('/')
+    if split and bucket.exists(f'{path}/{split}/{MANIFEST}'):
+      path = f'{path}/{split}'
+    elif split not in ('', 'train'):
+      # Else one would test on what one trained on.
+      raise ValueError(
+        f'There is no packed data set {split!r} in {path}: check split.'
+      )
+    self.manifest = read_manifest(path)
+    shards = self.manifest['shards']
+    self._path = path
+    self._paths = (
+      bucket.copied(path, shards, ENDING)
+      if remote
+      else check_sizes(path, shards)
+    )
+    self._counts = [shard['count'] for shard in shards]
+    self.labels = dict(self.manifest['labels'])
+    self.class_names = tuple(self.manifest['class_names'])
+    content = json.dumps([self.labels, [s['sha256'] for s in shards]])
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    self.identity = f'arrayrecord {digest}'
+
+  @functools.cached_property
+  def _data(self):
+    return open_shards(self._paths, self._counts)
+
+  def __len__(self):
+    return self.manifest['count']
+
+  def keys(self) -> list[str]:
+    """The keys of all images, without reading one."""
+    return read_keys(self._path)
+
+  def __getitem__(self, index):
+    index = range(len(self))[index]
+    name = f'record {index} of {self._path}'
+    return from_record(read(self._data, index, name))

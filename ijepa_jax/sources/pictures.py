@@ -1,0 +1,39 @@
+"""The embedded pictures as a source."""
+
+import functools
+
+from ijepa_jax import gallery, scenes
+from ijepa_jax.sources.opened import Opened
+
+
+class Scenes(Opened):
+  """The embedded pictures; made at first use, then kept on disk."""
+
+  class_names = ()
+
+  def __init__(self, flavour: str, seed: int, count: int):
+    self._key = flavour, seed, count
+    # Here rather than in every worker, should they have to be made.
+    self._data  # noqa: B018
+    self.labels = dict(scenes.LABELS[flavour])
+    self.identity = f'scenes {scenes.VERSION} {flavour} {seed} {count}'
+
+  @functools.cached_property
+  def _data(self):
+    return gallery.load(*self._key)
+
+  def __len__(self):
+    return self._key[2]
+
+  def keys(self) -> list[str]:
+    flavour, seed, count = self._key
+    return [f'{flavour}/{seed}/{index}' for index in range(count)]
+
+  def __getitem__(self, index):
+    images, labels = self._data
+    flavour, seed, _ = self._key
+    return {
+      'image': images[index],
+      'label': labels[index],
+      'key': f'{flavour}/{seed}/{index}',
+    }

@@ -1,0 +1,455 @@
+"""Images as they come: each kind made as a real file, and what it must give."""
+
+import io
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+import zlib
+
+import matplotlib
+import numpy as np
+import pytest
+import sklearn
+from PIL import Image, ImageOps
+
+from ijepa_jax import augment, decode
+
+PHOTOS = [
+  pathlib.Path(matplotlib.__file__).parent
+  / 'mpl-data/sample_data/grace_hopper.jpg',
+  *sorted((pathlib.Path(sklearn.__file__).parent).rglob('images/*.jpg')),
+]
+# Two halves, left and right, of colours that survive JPEG.
+LEFT, RIGHT = (200, 40, 90), (30, 160, 220)
+
+
+def halves(mode='RGB', size=(32, 24)) -> Image.Image:
+  image = Image.new('RGB', size, LEFT)
+  image.paste(RIGHT, (size[0] // 2, 0, *size))
+  return image.convert(mode)
+
+
+def encoded(image, kind, **settings) -> bytes:
+  file = io.BytesIO()
+  image.save(file, kind, **settings)
+  return file.getvalue()
+
+
+def assert_halves(data, left=LEFT, right=RIGHT, size=(32, 24), atol=4):
+  """The colours in the middles of the two halves."""
+  channels = len(left)
+  image = decode.decode(data, channels)
+  assert image.size == size
+  assert image.mode == decode.MODES[channels]
+  pixels = np.asarray(image).reshape(size[1], size[0], channels)
+  row = size[1] // 2
+  for colour, x in ((left, size[0] // 4), (right, 3 * size[0] // 4)):
+    np.testing.assert_allclose(pixels[row, x], colour, atol=atol)
+
+
+def grey(colour):
+  return (round(np.dot(colour, [0.299, 0.587, 0.114])),)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'settings'),
+  [
+    ('JPEG', {'quality': 95}),
+    ('JPEG', {'quality': 95, 'progressive': True}),
+    ('JPEG', {'quality': 95, 'subsampling': 0}),
+    ('MPO', {'quality': 95}),
+    ('PNG', {}),
+    ('WEBP', {'lossless': True}),
+    ('BMP', {}),
+    ('GIF', {}),
+    ('PPM', {}),
+    ('TIFF', {}),
+    ('TIFF', {'compression': 'tiff_lzw'}),
+  ],
+)
+def test_kinds(kind, settings):
+  data = encoded(halves(), kind, **settings)
+  assert_halves(data)
+  assert_halves(data, grey(LEFT), grey(RIGHT))
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'PPM'])
+def test_grey(kind):
+  data = encoded(halves('L'), kind)
+  assert_halves(data, grey(LEFT), grey(RIGHT))
+  assert_halves(data, 3 * grey(LEFT), 3 * grey(RIGHT))
+  assert_halves(data, (*grey(LEFT), 255), (*grey(RIGHT), 255))
+
+
+def test_one_bit():
+  data = encoded(Image.fromarray(np.eye(9, dtype=bool)), 'PNG')
+  pixels = np.asarray(decode.decode(data, 1))
+  np.testing.assert_array_equal(pixels, 255 * np.eye(9))
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'WEBP', 'TIFF'])
+def test_alpha(kind):
+  """Dropped, as torchvision's ImageFolder does, with the colours below kept; or
+  a channel of its own, that no resize mixes with the others.
+  """
+  image = halves('RGBA')
+  image.putalpha(
+    Image.fromarray(np.tile(np.uint8([0, 100]).repeat(16), (24, 1)))
+  )
+  data = encoded(
+    image, kind, **({'lossless': True, 'exact': True} if kind == 'WEBP' else {})
+  )
+  assert_halves(data)
+  assert_halves(data, grey(LEFT), grey(RIGHT))
+  assert_halves(data, (*LEFT, 0), (*RIGHT, 100))
+  assert_halves(data, (*grey(LEFT), 0), (*grey(RIGHT), 100))
+  whole = (0, 0, 32, 24)
+  crop = augment.crop(decode.Encoded(data, 4), whole, (6, 8))
+  expected = image.convert('RGB').resize((8, 6), Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(crop[..., :3], np.asarray(expected))
+
+
+def test_grey_alpha():
+  image = Image.merge('LA', [halves('L'), halves('L')])
+  data = encoded(image, 'PNG')
+  assert_halves(data, 3 * grey(LEFT), 3 * grey(RIGHT))
+  assert_halves(data, 2 * grey(LEFT), 2 * grey(RIGHT))
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'GIF'])
+@pytest.mark.parametrize('transparency', [None, 0, b'\0\x80'])
+def test_palette(kind, transparency):
+  """Of its colours, transparent or not."""
+  if kind == 'GIF' and isinstance(transparency, bytes):
+    pytest.skip('GIF has one transparent colour')
+  image = halves().quantize(2)
+  first = image.getpixel((0, 0))
+  settings = {} if transparency is None else {'transparency': transparency}
+  data = encoded(image, kind, **settings)
+  assert_halves(data)
+  alphas = {None: (255, 255), 0: (0, 255), b'\0\x80': (0, 128)}[transparency]
+  left, right = alphas if first == 0 else alphas[::-1]
+  assert_halves(data, (*LEFT, left), (*RIGHT, right))
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'TIFF'])
+def test_cmyk(kind):
+  """Without profiles; JPEGs have it inverted, as Adobe writes it."""
+  data = encoded(halves('CMYK'), kind, quality=95)
+  assert Image.open(io.BytesIO(data)).mode == 'CMYK'
+  assert (b'Adobe' in data) == (kind == 'JPEG')
+  assert_halves(data)
+  assert_halves(data, (*LEFT, 255), (*RIGHT, 255))
+
+
+def test_ycck():
+  """As above with the colours turned, which Pillow reads and can't write."""
+  cmyk = np.asarray(halves('CMYK'))
+  turned = np.asarray(Image.fromarray(cmyk[..., :3]).convert('YCbCr'))
+  # Pillow inverts what it writes.
+  stored = np.concatenate([255 - turned, cmyk[..., 3:]], -1)
+  image = Image.frombytes('CMYK', (32, 24), stored.tobytes())
+  data = encoded(image, 'JPEG', quality=95, subsampling=0)
+  at = data.index(b'Adobe') + len('Adobe') + 6  # what the colours are
+  assert data[at] == 0
+  assert_halves(data[:at] + b'\2' + data[at + 1 :])
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'PPM'])
+def test_sixteen_bits(kind):
+  """Scaled to 8, not cut off at 255."""
+  values = np.arange(256, dtype=np.uint16).reshape(16, 16) * 256 + 77
+  image = Image.fromarray(values)
+  data = encoded(image.convert('I') if kind == 'PPM' else image, kind)
+  for channels in (1, 3):
+    pixels = np.asarray(decode.decode(data, channels)).reshape(16, 16, -1)
+    np.testing.assert_array_equal(
+      pixels, np.stack(channels * [values >> 8], -1)
+    )
+
+
+def tiff(bits, samples, pixels, size=(32, 24)) -> bytes:
+  """One strip, by hand: Pillow writes neither 12 bits nor 16 of colour."""
+  tags = [
+    (256, 3, size[0]),
+    (257, 3, size[1]),
+    (258, 3, bits),
+    (259, 3, 1),  # no compression
+    (262, 3, 1 if samples == 1 else 2),
+    (273, 4, 8),  # where the pixels begin
+    (277, 3, samples),
+    (278, 3, size[1]),
+    (279, 4, len(pixels)),
+  ]
+  directory = struct.pack('<H', len(tags))
+  after = 8 + len(pixels) + 2 + 12 * len(tags) + 4
+  more = b''
+  for tag, kind, value in tags:
+    if tag == 258 and samples > 1:
+      directory += struct.pack('<HHLL', tag, kind, samples, after)
+      more = struct.pack(f'<{samples}H', *samples * [bits])
+    else:
+      directory += struct.pack('<HHLL', tag, kind, 1, value)
+  head = b'II*\0' + struct.pack('<L', 8 + len(pixels))
+  return head + pixels + directory + bytes(4) + more
+
+
+def test_other_tiffs():
+  """Of 12 bits; of 16 for each colour."""
+  values = np.arange(32 * 24, dtype=np.uint16).reshape(24, 32) * 5
+  high, low = values.ravel()[::2], values.ravel()[1::2]
+  packed = np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], -1)
+  pixels = decode.decode(tiff(12, 1, packed.astype(np.uint8).tobytes()), 1)
+  np.testing.assert_array_equal(np.asarray(pixels), values >> 4)
+  deep = np.asarray(halves()).astype('<u2') * 256 + 77
+  assert_halves(tiff(16, 3, deep.tobytes()), atol=0)
+
+
+@pytest.mark.parametrize(
+  ('pixels', 'reason'),
+  [
+    (np.float32, 'floating-point pixels: store'),
+    (np.int32, 'more than 16 bits: store'),
+  ],
+)
+def test_no_range_is_known(pixels, reason):
+  data = encoded(Image.fromarray(np.full((4, 4), 70_000, pixels)), 'TIFF')
+  with pytest.raises(augment.BadImage, match=reason):
+    decode.decode(data, 3)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_orientation(kind, orientation, fast=False):
+  """As Pillow's own exif_transpose; and whole where the tag is broken."""
+  image, exif = Image.new('RGB', (30, 20)), Image.Exif()
+  image.paste(LEFT, (0, 0, 30, 5))
+  image.paste(RIGHT, (0, 0, 5, 20))
+  exif[0x0112] = orientation
+  settings = {'quality': 100} if kind == 'JPEG' else {'lossless': True}
+  data = encoded(image, kind, exif=exif, **settings)
+  expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+  for lazy in (decode.Encoded(data, 3), decode.Encoded(data, 3, fast=fast)):
+    assert lazy.size == expected.size
+    np.testing.assert_array_equal(lazy.pixels(), expected)
+  if kind == 'JPEG':
+    broken = data.replace(b'Exif\0\0', b'Exif\0\0??')
+    assert decode.decode(broken, 3).size == (30, 20)
+
+
+@pytest.mark.parametrize('kind', ['GIF', 'PNG', 'WEBP', 'TIFF'])
+def test_the_first_frame(kind):
+  others = [Image.new('RGB', (32, 24), c) for c in ('black', 'white')]
+  lossless = {'lossless': True} if kind == 'WEBP' else {}
+  data = encoded(
+    halves(), kind, save_all=True, append_images=others, **lossless
+  )
+  assert Image.open(io.BytesIO(data)).n_frames == 3
+  assert_halves(data)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF'])
+@pytest.mark.parametrize('size', [(1, 1), (1, 50), (50, 1)])
+def test_tiny(kind, size):
+  data = encoded(Image.new('RGB', size, LEFT), kind)
+  for transform in (
+    augment.RandomCrop((16, 24)),
+    augment.CentreCrop((16, 16), 18),
+    augment.Whole((16, 24)),
+  ):
+    rng = np.random.default_rng(0)
+    pixels = transform(decode.Encoded(data, 3), rng)
+    assert pixels.shape == (*transform.size, 3)
+    np.testing.assert_allclose(pixels[8, 8], LEFT, atol=6)
+
+
+def bomb(kind, width, height) -> bytes:
+  """An image whose header alone has grown."""
+  data = bytearray(encoded(Image.new('L', (3, 3)), kind))
+  if kind == 'PNG':
+    data[16:24] = struct.pack('>LL', width, height)
+    data[29:33] = struct.pack('>L', zlib.crc32(data[12:29]))
+  else:
+    at = data.index(b'\xff\xc0') + 5
+    data[at : at + 4] = struct.pack('>HH', height, width)
+  return bytes(data)
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
+def test_huge(kind):
+  """Refused by their header, whatever the file holds."""
+  with pytest.raises(
+    augment.BadImage, match='10000 x 10000 pixels are over the'
+  ):
+    decode.decode(bomb(kind, 10_000, 10_000), 3)
+  with pytest.raises(augment.BadImage, match='exceeds limit of'):
+    decode.decode(bomb(kind, 60_000, 60_000), 3)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF'])
+def test_truncated(kind):
+  data = encoded(Image.open(PHOTOS[0]), kind)
+  for share in (0.1, 0.5, 0.95):
+    with pytest.raises(augment.BadImage):
+      decode.decode(data[: int(share * len(data))], 3)
+
+
+@pytest.mark.parametrize(
+  'data',
+  [b'', b'\0', b'hello', b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'],
+)
+def test_no_image(data):
+  """Nor anything that Pillow would call another program for."""
+  with pytest.raises(augment.BadImage, match='none of BMP, GIF, JPEG, PNG'):
+    decode.decode(data, 3)
+
+
+def test_pillow_is_quiet():
+  """Its warnings neither show nor become errors, as -W error has it."""
+  code = (
+    'from test_decode import *\n'
+    'def tell(data):\n'
+    '  try: decode.decode(data, 3)\n'
+    '  except decode.BadImage as error: print(error)\n'
+    "tell(encoded(halves().quantize(2), 'PNG', transparency=b'ab'))\n"
+    "tell(bomb('PNG', 10_000, 10_000))\n"
+    "exif = b'Exif\\0\\0II*\\0\\x08\\0\\0\\0' + bytes(range(1, 99))\n"
+    "tell(encoded(halves(), 'JPEG', exif=exif))\n"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=pathlib.Path(__file__).parent,
+    env=os.environ | {'PYTHONWARNINGS': 'error::UserWarning'},
+    capture_output=True,
+    text=True,
+  )
+  assert done.stderr == ''
+  assert done.stdout == '10000 x 10000 pixels are over the limit of 89478485\n'
+
+
+# ---- only what is needed ----
+
+
+def photo(width, height) -> Image.Image:
+  """A large one, as sharp as small ones are: many of them side by side."""
+  image = Image.new('RGB', (width, height))
+  tiles = [Image.open(path) for path in PHOTOS]
+  for i, y in enumerate(range(0, height, 427)):
+    for j, x in enumerate(range(0, width, 512)):
+      image.paste(tiles[(i + j) % len(tiles)], (x, y))
+  return image
+
+
+def apart(side, scale):
+  """How far a crop to 128 x 128 is from Pillow's of the full image."""
+  data = encoded(photo(2600, 2200), 'JPEG', quality=92)
+  lazy, full = decode.Encoded(data, 3), Image.open(io.BytesIO(data))
+  box = (41, 57, 41 + side, 57 + side)
+  crop = augment.crop(lazy, box, (128, 128)).astype(int)
+  assert list(lazy._done) == [scale]
+  expected = full.crop(box).resize((128, 128), Image.Resampling.BILINEAR)
+  return abs(crop - np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+  ('side', 'scale'), [(1000, 1), (1023, 1), (1024, 2), (2047, 2), (2048, 4)]
+)
+def test_jpegs_are_reduced_where_it_shows_little(side, scale):
+  """By a scale that leaves 99 values in 100 within 2 grey levels."""
+  if scale == 1:
+    assert not apart(side, scale).any()
+  else:
+    assert np.mean(apart(side, scale) > 2) < 0.01
+
+
+def test_at_half_the_margin_it_would_show(monkeypatch):
+  monkeypatch.setattr(decode, 'MARGIN', 2)
+  assert np.mean(apart(520, 2) > 2) > 0.05
+
+
+def test_no_other_kind_is_reduced():
+  data = encoded(photo(1200, 1100), 'PNG')
+  lazy = decode.Encoded(data, 3)
+  augment.crop(lazy, (0, 0, 1200, 1100), (32, 32))
+  assert list(lazy._done) == [1]
+
+
+@pytest.mark.parametrize(
+  ('orientation', 'size', 'scale'),
+  [
+    (1, (1203, 1005), 8),
+    *((i, (1200, 1000), 8) for i in range(2, 9)),
+    (6, (1204, 1004), 4),
+    (6, (1203, 1005), 1),
+  ],
+)
+def test_reduced_and_turned(orientation, size, scale):
+  """The box means the same pixels, whichever way up they were stored."""
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  data = encoded(photo(*size), 'JPEG', quality=92, exif=exif)
+  lazy = decode.Encoded(data, 3)
+  crop = augment.CentreCrop((24, 24), 26)(lazy).astype(int)
+  assert list(lazy._done) == [scale]
+  full = augment.CentreCrop((24, 24), 26)(decode.decode(data, 3))
+  assert abs(crop - full).mean() < 0.5
+
+
+# ---- fast ----
+
+
+@pytest.fixture
+def fast():
+  for name in decode.FAST:
+    pytest.importorskip(name)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+def test_fast_pixels_are_pillows(fast, channels, mode):
+  for path in PHOTOS:
+    for settings in ({}, {'progressive': True}, {'subsampling': 0}):
+      if mode == 'L':
+        settings.pop('subsampling', None)
+      image = Image.open(path).convert(mode)
+      data = encoded(image, 'JPEG', quality=90, **settings)
+      for scale in (1, 2, 4, 8):
+        pixels = decode.Encoded(data, channels, fast=True).pixels(scale)
+        expected = decode.Encoded(data, channels).pixels(scale)
+        np.testing.assert_array_equal(
+          np.squeeze(np.asarray(pixels)), np.asarray(expected)
+        )
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_fast_crops_are_near(fast, channels):
+  """Within a grey level; and bicubic ones are Pillow's."""
+  rng = np.random.default_rng(0)
+  for path in PHOTOS:
+    data = path.read_bytes()
+    for size in ((224, 224), (96, 128), (700, 500)):
+      box = augment.RandomCrop(size).box(640, 427, rng)
+      one, other = (
+        augment.crop(decode.Encoded(data, channels, f), box, size).astype(int)
+        for f in (False, True)
+      )
+      assert one.shape == other.shape == (*size, channels)
+      assert abs(one - other).max() <= 1
+  whole = augment.CentreCrop((64, 64), 70)
+  np.testing.assert_array_equal(
+    *(whole(decode.Encoded(data, 3, f)) for f in (False, True))
+  )
+
+
+def test_fast_follows_exif(fast):
+  for orientation in range(1, 9):
+    test_orientation('JPEG', orientation, fast=True)
+
+
+def test_fast_gives_up_as_pillow_does(fast):
+  data = PHOTOS[0].read_bytes()
+  with pytest.raises(augment.BadImage, match='truncated'):
+    decode.Encoded(data[:30_000], 3, fast=True).pixels()
