@@ -18,10 +18,11 @@ batch each; a rate is images by seconds of CPU, the median of the rounds, and
 its share that of the same round's PyTorch way (NumPy's, which needs nothing
 installed), so that what else is running matters little.
 
-With --batches, two workers and small batches: does memory grow?
+With --batches, two workers and small batches: does memory grow? Linux only.
 """
 
-import io
+import collections
+import contextlib
 import multiprocessing
 import os
 import pathlib
@@ -29,15 +30,16 @@ import statistics
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import numpy as np
 import psutil
 from absl import app, flags
-from PIL import Image, ImageOps
+from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # not installed
 
-from ijepa_jax import augment, data, decode, masks, pack, shards, sources
+from ijepa_jax import augment, data, decode, masks, sources
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('rounds', 9, 'Batches that each way makes.')
@@ -46,75 +48,10 @@ flags.DEFINE_integer('quality', 95, 'Of the JPEGs.')
 flags.DEFINE_integer('batch_size', 64, 'Images.')
 flags.DEFINE_integer('batches', 0, 'Look at the memory of so many instead.')
 
-WIDTH, HEIGHT = 500, 375  # of the photographs
 SIZE = 224, 224
 CROP = augment.RandomCrop(SIZE)
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
-
-
-def photographs(count: int, quality: int) -> list[bytes]:
-  """Different JPEGs of 500 x 375 pixels, none of them enlarged."""
-  import matplotlib
-  import sklearn
-
-  paths = [
-    *pathlib.Path(matplotlib.__file__).parent.rglob('grace_hopper.jpg'),
-    *sorted(pathlib.Path(sklearn.__file__).parent.rglob('images/*.jpg')),
-  ]
-  originals = [Image.open(path).convert('RGB') for path in paths]
-  rng, files = np.random.default_rng(0), []
-  for i in range(count):
-    image = originals[i % len(originals)]
-    left = rng.integers(image.width - WIDTH + 1)
-    top = rng.integers(image.height - HEIGHT + 1)
-    image = image.crop((left, top, left + WIDTH, top + HEIGHT))
-    image = ImageOps.mirror(image) if rng.random() < 0.5 else image
-    file = io.BytesIO()
-    image.save(file, 'JPEG', quality=quality)
-    files.append(file.getvalue())
-  return files
-
-
-def store(root: pathlib.Path, files: list[bytes]) -> dict[str, str]:
-  """The files as each kind of source -> its path."""
-  import tensorflow_datasets as tfds
-
-  tfds.disable_progress_bar()
-  folder = root / 'folder/photo'
-  folder.mkdir(parents=True)
-  for i, file in enumerate(files):
-    (folder / f'{i:05}.jpg').write_bytes(file)
-
-  class Photos(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version('1.0.0')
-
-    def _info(self):
-      image = tfds.features.Image(encoding_format='jpeg')
-      label = tfds.features.ClassLabel(num_classes=1)
-      features = tfds.features.FeaturesDict({'image': image, 'label': label})
-      return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, dl_manager):
-      return {'train': self._generate_examples()}
-
-    def _generate_examples(self):
-      for i, file in enumerate(files):
-        yield i, {'image': io.BytesIO(file), 'label': 0}
-
-  builder = Photos(data_dir=root / 'tfds', file_format='array_record')
-  builder.download_and_prepare()
-  pack.pack(
-    sources.make_source('folder', path=str(root / 'folder')),
-    str(root / 'packed'),
-    words='photographs',
-    encoding=shards.Encoding(),
-  )
-  return {
-    'folder': str(root / 'folder'),
-    'arrayrecord': str(root / 'packed'),
-    'tfds': str(builder.data_path),
-  }
 
 
 def ours(kind, path, fast, batch_size):
@@ -207,32 +144,48 @@ def race(ways: dict, rounds: int) -> dict[str, tuple[list[float], float]]:
   return {name: (seconds[name], peaks[name]) for name in ways}
 
 
-def parts(files, fast, rounds) -> dict[str, float]:
-  """Milliseconds of CPU an image takes in decoder, crop and masks."""
-  sampler = masks.make_sampler('release', grid=(14, 14))
-  rng, spent = np.random.default_rng(0), {'decode': [], 'crop': [], 'masks': []}
-  for step in range(rounds):
-    images = []
+def parts(path, fast, batch_size, rounds) -> dict[str, float]:
+  """Milliseconds of CPU that an image from the folder takes, and in what."""
+  spent = collections.Counter()
 
-    def decode_all(images=images):
-      for file in files:
-        images.append(decode.Encoded(file, 3, fast))
-        images[-1].pixels()
+  def timed(name, function):
+    def call(*args):
+      start = time.thread_time()
+      result = function(*args)
+      spent[name] += time.thread_time() - start
+      return result
 
-    for name, work in (
-      ('decode', decode_all),
-      ('crop', lambda images=images: [CROP(image, rng) for image in images]),
-      ('masks', lambda k=step: [sampler(0, k, i) for i in range(len(files))]),
+    return call
+
+  with contextlib.ExitStack() as stack:
+    for where, attribute, name in (
+      (decode.Encoded, '__init__', 'decode'),
+      (decode.Encoded, 'pixels', 'pixels'),
+      (augment, 'crop', 'crop'),  # which asks for the pixels
+      (masks.MultiBlock, '__call__', 'masks'),
     ):
-      start = time.process_time()
-      work()
-      spent[name].append(1000 * (time.process_time() - start) / len(files))
-  return {name: statistics.median(times) for name, times in spent.items()}
+      function = timed(name, getattr(where, attribute))
+      patch = mock.patch.object(where, attribute, function)
+      stack.enter_context(patch)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    batches = ours('folder', path, fast, batch_size)
+    next(batches)
+    spent.clear()
+    start = time.thread_time()
+    for _ in range(rounds):
+      next(batches)
+    spent['all'] = time.thread_time() - start
+  spent['decode'] += spent['pixels']
+  spent['crop'] -= spent.pop('pixels')
+  spent['rest'] = 2 * spent['all'] - spent.total()
+  return {k: 1000 * v / rounds / batch_size for k, v in spent.items()}
 
 
 def compare(root: pathlib.Path) -> None:
-  files = photographs(FLAGS.images, FLAGS.quality)
-  paths, size = store(root, files), FLAGS.batch_size
+  from benchmarks import photographs  # here, as it weighs 80 MiB
+
+  files = photographs.make(FLAGS.images, FLAGS.quality)
+  paths, size = photographs.store(root, files), FLAGS.batch_size
   ways = {'PyTorch way, NumPy': (usual, (paths['folder'], size, False))}
   try:
     import torch  # noqa: F401
@@ -247,29 +200,29 @@ def compare(root: pathlib.Path) -> None:
       ways[name] = (ours, (kind, path, fast, size))
   kilobytes = sum(map(len, files)) / len(files) / 1000
   print(
-    f'{len(files)} JPEGs of {WIDTH} x {HEIGHT}, {kilobytes:.0f} kB each; load '
+    f'{len(files)} JPEGs of 500 x 375, {kilobytes:.0f} kB each; load '
     f'{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores'
   )
   results = race(ways, FLAGS.rounds)
   base = results['PyTorch way, NumPy'][0]
-  rates = {}
   print(f'\n{"":20} images/s a core   times the usual way   peak MiB')
   for name, (seconds, peak) in results.items():
-    rates[name] = size / statistics.median(seconds)
+    rate = size / statistics.median(seconds)
     ratio = statistics.median(b / s for b, s in zip(base, seconds, strict=True))
-    print(f'{name:20} {rates[name]:15.0f} {ratio:21.2f} {peak:10.0f}')
+    print(f'{name:20} {rate:15.0f} {ratio:21.2f} {peak:10.0f}')
   for fast in fasts:
+    spent = parts(paths['folder'], fast, size, FLAGS.rounds)
+    whole = spent.pop('all')
+    told = ', '.join(f'{k} {v / whole:.1%}' for k, v in spent.items())
     name = 'folder' + (', fast' if fast else '')
-    whole = 1000 / rates[name]
-    shares = parts(files[:64], fast, FLAGS.rounds)
-    shares['rest'] = whole - sum(shares.values())
-    told = ', '.join(f'{k} {v / whole:.1%}' for k, v in shares.items())
     print(f'\n{name}: {whole:.2f} ms an image: {told}')
 
 
 def watch_memory(root: pathlib.Path) -> None:
   """Of this process and its workers, without what they share."""
-  for i, file in enumerate(photographs(FLAGS.images, FLAGS.quality)):
+  from benchmarks import photographs
+
+  for i, file in enumerate(photographs.make(FLAGS.images, FLAGS.quality)):
     (root / f'{i:05}.jpg').write_bytes(file)
   me, count = psutil.Process(), FLAGS.batches
   dataset = data.make_dataset(

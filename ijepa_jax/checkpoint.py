@@ -173,10 +173,11 @@ class Checkpointer:
       ValueError: there is no such checkpoint.
       CheckpointError: it can't be read.
     """
-    for step in reversed(steps := self._these(step)):
+    steps = self._these(step)
+    for newest in reversed(steps):
       with _Reading() as reading:
-        names = set(_named(ocp.metadata(self.directory / str(step)).metadata))
-      if names and not reading.reason:
+        found = ocp.metadata(self.directory / str(newest)).metadata
+      if not reading.reason and (names := set(_named(found))):
         return names
     raise CheckpointError(
       f'None of the lists of arrays of the checkpoints {steps} in '

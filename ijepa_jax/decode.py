@@ -16,13 +16,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 # No others: what is called .jpg and is PostScript would start Ghostscript.
-FORMATS = 'BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP'
+FORMATS = 'JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'PPM', 'TIFF'
 MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # by number of channels
 FAST = 'simplejpeg', 'cykooz_resizer'  # what `fast` needs: the extra [fast]
 # A JPEG is decoded at 1/2, 1/4 or 1/8 where the box is then still this many
 # times its final size on either side. libjpeg's reduction is not the triangle
 # of a resize: at 4, 99 values in 100 are within 2 grey levels of those of the
-# full image, and at 2 they are not (tests/test_decode.py).
+# full image, and at 2 they are not (tests/test_fast.py).
 MARGIN = 4
 _ORIENTATION, _BITS = 0x0112, 0x0102  # tags of EXIF and TIFF
 _TURNS = {

@@ -29,24 +29,30 @@ class Rows:
     """Part i % processes of step i // processes, from images `indices`."""
     step, part = divmod(i, self.processes)
     shape = self.rows, *self.transform.size, self.channels
-    images = np.empty(shape, np.uint8)
-    labels, masks, failures = [], [], []
+    images, labels, failures = np.empty(shape, np.uint8), [], []
+    # All at once, as the masks below: between two decoders, which leave nothing
+    # in the caches, each would take thrice as long.
+    rngs = [self._rng(i * self.rows + r) for r in range(self.rows)]
     for r, index in enumerate(indices):
-      g = i * self.rows + r
       # Beyond the end of one pass, to fill the last batch: any image will do.
       at = min(index, len(self.source) - 1)
-      images[r], label, failed = self._read(at, g)
+      images[r], label, failed = self._read(at, i * self.rows + r, rngs[r])
       labels.append(label)
       failures += [failed] if failed else []
-      if self.sampler is not None:
-        masks.append(self.sampler(self.seed, step, part * self.rows + r))
     batch = {'image': images, 'label': np.stack(labels), 'failures': failures}
     if self.sampler is not None:
+      first = part * self.rows
+      masks = [
+        self.sampler(self.seed, step, first + r) for r in range(self.rows)
+      ]
       contexts, targets = zip(*masks, strict=True)
       batch |= {'context': np.stack(contexts), 'targets': np.stack(targets)}
     return batch
 
-  def _read(self, index, g):
+  def _rng(self, g):
+    return np.random.default_rng((self.seed, CROP, g))
+
+  def _read(self, index, g, rng):
     """Row g from the image at index, or the next that can be read; its label;
     the failures until then.
     """
@@ -61,13 +67,13 @@ class Rows:
       image = element['image']
       if isinstance(image, np.ndarray) and image.shape[-1] != self.channels:
         raise ValueError(wrong_channels(element, self.channels))
-      rng = np.random.default_rng((self.seed, CROP, g))
       try:
         if not isinstance(image, np.ndarray):
           image = decode.Encoded(image, self.channels, self.fast)
         return self.transform(image, rng), element['label'], failures
       except decode.BadImage as error:
         failures.append((element['key'], str(error)))
+        rng = self._rng(g)  # as if nothing had been drawn
     raise RuntimeError(
       f'{len(failures)} images in a row can not be read, the first of them '
       f'{failures[0][0]} ({failures[0][1]}).'

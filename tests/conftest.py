@@ -1,14 +1,21 @@
 """Eight virtual CPU devices for every test; a GPU, if there, stays the default.
 
 The flag is read when JAX first looks for devices, so it is set before any
-import of it.
+import of it. What one test compiled, the others and the processes that they
+start find in a folder of this session.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
+os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp()
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 import jax
 import numpy as np
@@ -18,6 +25,9 @@ from absl import flags
 
 from configs import tiny
 
+atexit.register(
+  shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True
+)
 # Grain reads absl's flags, which nobody parses under pytest.
 flags.FLAGS.mark_as_parsed()
 

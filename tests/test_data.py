@@ -390,13 +390,14 @@ def test_a_killed_worker_is_told():
 def test_workers_die_with_a_killed_run():
   """None is left waiting to hand out a batch."""
   code = (
-    'import time; from absl import flags; flags.FLAGS.mark_as_parsed();'
+    'import sys, time; sys.path.insert(0, "tests");'
+    'from absl import flags; flags.FLAGS.mark_as_parsed();'
     'import test_data as t; i = iter(t.make(t.Arrays(9), workers=1)); next(i);'
     'print("up", flush=True); time.sleep(60)'
   )
   run = subprocess.Popen(
     [sys.executable, '-c', code],
-    cwd=pathlib.Path(__file__).parent,
+    cwd=pathlib.Path(__file__).parents[1],
     stdout=subprocess.PIPE,
   )
   assert run.stdout.readline() == b'up\n'

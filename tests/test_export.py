@@ -35,24 +35,18 @@ def assert_equal(a, b):
 
 
 def random_like(tree, seed=0):
-  r = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: r.standard_normal(x.shape, np.float32), tree)
-
-
-def meshes(cpus):
-  return {
-    n: sharding.make_mesh(data=1, fsdp=n, devices=cpus[:n]) for n in (1, 8)
-  }
+  # Repeated, so that it costs little; nothing has this prime's length.
+  some = np.random.default_rng(seed).standard_normal(65_537, np.float32)
+  return jax.tree.map(lambda x: np.resize(some, x.shape), tree)
 
 
 def write_run(workdir, size, mesh):
-  """A checkpoint of true widths, one block and one encoder; and its tree."""
+  """A checkpoint of the target encoder, one block of true width; its tree."""
   c = base.get_config()
   c.model.size, c.model.depth, c.model.predictor_depth = size, 1, 1
   c.data.image_size, c.model.dtype = (32, 32), 'float32'
   sizes = {**c.model.to_dict(), 'image_size': (32, 32), 'channels': 3}
-  parts = {k: architecture.shapes(sizes, k) for k in ('predictor', 'target')}
-  tree = random_like(runs.nested(parts))
+  tree = random_like({'target': architecture.shapes(sizes, 'target')})
   placed = jax.device_put(tree, sharding.state_sharding(tree, mesh))
   metrics.write_config(workdir, c.to_json_best_effort())
   with checkpoint.Checkpointer(workdir / 'checkpoints') as checkpoints:
@@ -87,7 +81,7 @@ def test_every_size(size, cpus, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, cpus):
   """(config, workdir, state): a run of 7 steps, its moments not zero."""
   c = tiny.get_config()
   c.model.depth, c.batch_size = 2, 16
@@ -95,16 +89,14 @@ def trained(tmp_path_factory):
   c.init_from = '/private/of/mine/first'
   c.data.path = '/private/images'
   path = tmp_path_factory.mktemp('trained')
-  run = recipe.build(c)
-  abstract, _ = recipe.abstract_state(c, run)
+  abstract, _ = recipe.abstract_state(c, recipe.build(c))
 
   def value(x):
     if x.dtype == np.int32:
       return np.asarray(7, np.int32)
     return np.abs(random_like(x, sum(x.shape)))
 
-  state = jax.tree.map(value, abstract)
-  state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, abstract))
+  state = jax.device_put(jax.tree.map(value, abstract), cpus[0])
   metrics.write_config(path, c.to_json_best_effort())
   with checkpoint.Checkpointer(path / 'checkpoints') as checkpoints:
     checkpoints.save(7, state)

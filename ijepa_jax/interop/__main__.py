@@ -31,6 +31,8 @@ flags.DEFINE_integer(
 
 
 def main(argv):
+  if len(argv) != 3 or FLAGS.to is None:
+    sys.exit(f'Say what, where and how: {_USAGE}')
   import jax
 
   # Nothing is computed: the devices are left to whoever trains beside this.
@@ -39,8 +41,6 @@ def main(argv):
   from ijepa_jax import recipe
   from ijepa_jax.interop import export
 
-  if len(argv) != 3 or FLAGS.to is None:
-    sys.exit(f'Say what, where and how: {_USAGE}')
   try:
     with recipe.told():
       words = export.export(

@@ -5,6 +5,7 @@ claims: so nothing larger than the file itself is ever built, and a claim that
 does not fit is refused with its name.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -139,14 +140,23 @@ def complete(config: Mapping, parts: Iterable[str]) -> dict:
 def shapes(config: Mapping, part: str) -> dict:
   """The tree of one part, its leaves jax.ShapeDtypeStruct; no memory."""
   encoder, predictor = models(config)
-  p, c = encoder.patch_size, config['channels']
+  model = predictor if part == 'predictor' else encoder
+  # A copy: what is kept is not to be changed.
+  return jax.tree.map(
+    lambda x: x, _shapes(model, encoder.width, config['channels'])
+  )
+
+
+@functools.cache
+def _shapes(model, width: int, channels: int) -> dict:
   index = np.zeros((1, 1), np.int32)
 
   def init(key):
-    if part == 'predictor':
-      z = np.zeros((1, 1, encoder.width), np.float32)
-      return predictor.init(key, z, index, index[None], (1, 1))
-    return encoder.init(key, np.zeros((1, p, p, c), np.float32))
+    if isinstance(model, vit.Predictor):
+      z = np.zeros((1, 1, width), np.float32)
+      return model.init(key, z, index, index[None], (1, 1))
+    p = model.patch_size
+    return model.init(key, np.zeros((1, p, p, channels), np.float32))
 
   return jax.eval_shape(init, jax.random.key(0))['params']
 

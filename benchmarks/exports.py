@@ -1,0 +1,147 @@
+"""Every size handed on at full depth, from and onto 1 and 8 devices.
+
+    python benchmarks/exports.py tiny small base large
+
+Random weights, context and target encoder and predictor, are saved from one
+device and split over 8 (virtual ones of the CPU), exported in each form, and
+each export is loaded onto 1 and onto 8 devices: all bits have to arrive. Prints
+a Markdown table; the memory is the most that the export's process had in use.
+Needs room on the disk (TMPDIR) for five times the weights, and takes .pth.tar
+files along only with torch.
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import importlib.util
+import itertools
+import multiprocessing
+import os
+import pathlib
+import resource
+import shutil
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+
+import jax
+import numpy as np
+from absl import logging
+
+from configs import base
+from ijepa_jax import checkpoint, metrics, sharding, vit
+from ijepa_jax.interop import architecture, export, load, runs
+
+PREDICTOR_DEPTH = {'large': 12, 'huge': 12, 'giant': 16}
+FORMATS = [
+  name
+  for name in export.FORMATS
+  if name != 'release' or importlib.util.find_spec('torch')
+]
+
+
+def recipe_of(size: str):
+  c = base.get_config()
+  c.model.size = size
+  c.model.patch_size = 14 if size == 'huge' else 16
+  c.model.predictor_depth = PREDICTOR_DEPTH.get(size, 6)
+  return c
+
+
+def mesh_of(devices: int):
+  cpus = jax.devices('cpu')[:devices]
+  return sharding.make_mesh(data=1, fsdp=devices, devices=cpus)
+
+
+def save(workdir, size: str, devices: int) -> list[str]:
+  """A checkpoint of random weights; the target encoder's digests."""
+  c, r = recipe_of(size), np.random.default_rng(0)
+  sizes = {**c.model.to_dict(), 'image_size': (224, 224), 'channels': 3}
+  shapes = {k: architecture.shapes(sizes, k) for k in architecture.PARTS}
+  tree = runs.nested(shapes)
+  tree = jax.tree.map(
+    lambda x, s: jax.device_put(r.standard_normal(x.shape, np.float32), s),
+    tree,
+    sharding.state_sharding(tree, mesh_of(devices)),
+  )
+  metrics.write_config(workdir, c.to_json_best_effort())
+  with checkpoint.Checkpointer(workdir / 'checkpoints') as checkpoints:
+    checkpoints.save(0, tree)
+  return digests(tree['target'])
+
+
+def hand_on(workdir, out, to: str) -> tuple[float, float]:
+  """Seconds, and the most memory in use in GB."""
+  began = time.perf_counter()
+  assert 'read back bit-equal' in export.export(workdir, out, to)
+  seconds = time.perf_counter() - began
+  # Linux counts in kB.
+  return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def open_again(out, devices: int) -> tuple[float, list[str]]:
+  """Seconds, and digests of what lies on the devices."""
+  mesh = mesh_of(devices)
+  began = time.perf_counter()
+  params = load.load(out, mesh=mesh).params
+  jax.block_until_ready(params)
+  seconds = time.perf_counter() - began
+  for x in jax.tree.leaves(params):
+    assert len(x.sharding.device_set) == devices
+  return seconds, digests(params)
+
+
+def digests(tree) -> list[str]:
+  return [
+    hashlib.sha256(np.ascontiguousarray(jax.device_get(x))).hexdigest()
+    for x in jax.tree.leaves(tree)
+  ]
+
+
+def apart(function, *args):
+  """In a process of its own, whose memory is then free again."""
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(
+    1, context, initializer=logging.set_verbosity, initargs=(logging.ERROR,)
+  ) as pool:
+    return pool.submit(function, *args).result()
+
+
+def main(sizes: list[str]) -> None:
+  print(
+    '| size | saved from | to | MB | export, s | memory, GB | loaded onto 1, s '
+    '| onto 8, s |\n|---|---|---|---|---|---|---|---|'
+  )
+  for size, devices in itertools.product(sizes, (1, 8)):
+    with tempfile.TemporaryDirectory() as root:
+      root = pathlib.Path(root)
+      wanted = apart(save, root / 'run', size, devices)
+      for to in FORMATS:
+        out = root / to
+        seconds, memory = apart(hand_on, root / 'run', out, to)
+        took = []
+        for onto in 1, 8:
+          opened, found = apart(open_again, out, onto)
+          assert found == wanted, (size, devices, to, onto)
+          took.append(f'{opened:.1f}')
+        files = [p for p in [out, *out.rglob('*')] if p.is_file()]
+        size_mb = sum(p.stat().st_size for p in files) / 1e6
+        print(
+          f'| {size} | {devices} | {to} | {size_mb:.0f} | {seconds:.1f} | '
+          f'{memory:.1f} | {" | ".join(took)} |',
+          flush=True,
+        )
+        shutil.rmtree(out, ignore_errors=True)
+        out.unlink(missing_ok=True)
+  print('\nAll bit-equal.')
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('sizes', nargs='+', choices=list(vit.SIZES))
+  main(**vars(parser.parse_args()))
