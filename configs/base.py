@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
   c.data.channels = 3
   c.data.mean = (0.485, 0.456, 0.406)  # per channel of pixels in [0, 1]
   c.data.std = (0.229, 0.224, 0.225)
+  c.data.from_manifest = False  # these three as packed images have them
   c.data.crop_scale = (0.3, 1.0)  # share of the image's area
   c.data.crop_ratio = (3 / 4, 4 / 3)  # width over height
   c.data.flip = False

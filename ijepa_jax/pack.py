@@ -275,9 +275,8 @@ def _pack(args):
     f'{len(manifest["skipped"])} left out.'
   )
   for name in ('mean', 'std'):
-    print(
-      f"--config.data.{name}='{tuple(round(x, 4) for x in manifest[name])}'"
-    )
+    print(f'{name} {tuple(round(x, 4) for x in manifest[name])}')
+  print('To train with them: --config.data.from_manifest=True')
   return 0
 
 

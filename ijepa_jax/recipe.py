@@ -129,6 +129,8 @@ def build_model(config) -> ijepa.IJEPA:
       f'data.mean has {len(d.mean)} and data.std {len(d.std)} numbers: '
       f'data.channels = {d.channels} needs as many each.'
     )
+  if min(d.std) <= 0:
+    raise ValueError(f'data.std is {tuple(d.std)}: take numbers above 0.')
   encoder, predictor = vit.make_models(**config.model.to_dict())
   p = encoder.patch_size
   if d.image_size[0] % p or d.image_size[1] % p:
@@ -261,3 +263,27 @@ def make_source(config):
       flavour=d.flavour,
       count=d.count,
     )
+
+
+def from_manifest(config):
+  """The config, with what packed images say of themselves where it asks for it.
+
+  Raises:
+    UserError: the images are not packed.
+  """
+  d = config.data
+  if not d.from_manifest:
+    return config
+  if d.source != 'arrayrecord':
+    raise UserError(
+      'data.from_manifest needs packed images, and data.source is '
+      f'{d.source!r}: take arrayrecord, or set data.mean and data.std.'
+    )
+  with told():
+    packed = sources.make_source(d.source, path=d.path, split=d.split).manifest
+  config = config.copy_and_resolve_references()
+  config.data.mean, config.data.std = map(
+    tuple, (packed['mean'], packed['std'])
+  )
+  config.data.channels = packed['channels']
+  return config

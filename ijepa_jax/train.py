@@ -62,6 +62,7 @@ def pretrain(config, workdir: str) -> ijepa.State:
   began = time.monotonic()
   if not workdir:
     raise recipe.UserError('--workdir is empty: say where the run is kept.')
+  config = recipe.from_manifest(config)
   run = recipe.build(config)
   source = recipe.make_source(config)
   workdir = epath.Path(workdir)

@@ -23,7 +23,8 @@ from test_sources import (  # noqa: F401
   write,
 )
 
-from ijepa_jax import augment, data, masks, pack, shards
+from configs import tiny
+from ijepa_jax import augment, data, masks, pack, recipe, shards
 from ijepa_jax.sources import arrayrecord, bucket, make_source
 
 
@@ -99,6 +100,20 @@ def test_manifest(packed):
     path = out / 'train' / shard['name']
     assert shards.digest(path) == shard['sha256']
     assert path.stat().st_size == shard['bytes']
+
+
+def test_a_run_takes_mean_and_std_from_the_manifest(packed):
+  _, out, manifest = packed
+  config = tiny.get_config()
+  assert recipe.from_manifest(config) is config
+  config.data.from_manifest = True
+  with pytest.raises(recipe.UserError, match=r"data.source is 'scenes'"):
+    recipe.from_manifest(config)
+  config.data.source, config.data.path = 'arrayrecord', str(out)
+  model = recipe.build_model(recipe.from_manifest(config))
+  assert list(model.mean) == manifest['mean']
+  assert list(model.std) == manifest['std']
+  assert tuple(config.data.mean) == (0.5, 0.5, 0.5)
 
 
 def test_processes_do_not_matter(packed, tmp_path):
@@ -406,7 +421,7 @@ def test_command_line(named, tmp_path, capsys):  # noqa: F811
   assert pack.main([f'tfds:{named["tfds"]}', out, '--processes=2']) == 0
   words = capsys.readouterr().out
   assert '10 images (labels label: 3) in 1 shards' in words
-  assert "--config.data.mean='(0." in words
+  assert 'mean (0.' in words
   assert len(opened(out)) == 10
   assert pack.main(['nothing:x', out]) == 1
   assert "no data source 'nothing'" in capsys.readouterr().err
