@@ -82,11 +82,12 @@ def draw(
 
 def _panel(axis, rows, names, levels) -> None:
   """The lines of some metrics; a level in the colour of its metric."""
-  many = len(names) > 1
-  for name in names:
+  ends = [name.split('/')[-1] for name in names]
+  for name, end in zip(names, ends, strict=True):
     points = [(r['step'], r[name]) for r in rows if r.get(name) is not None]
     x, y = np.asarray(points, float).T
-    label = name.split('/')[-1] if many else None
+    label = name if ends.count(end) > 1 else end
+    label = label if len(names) > 1 else None
     if len(x) < 100:
       (line,) = axis.plot(x, y, marker='o', markersize=3, label=label)
     else:
