@@ -373,7 +373,7 @@ def test_recompute_is_the_model_of_that_size(folder, params, tmp_path, one):
 
 
 def test_interpolate_takes_the_stored_table(params, tmp_path, one):
-  """At its own grid bit for bit, elsewhere as resize_table has it."""
+  """At its own grid bit for bit, elsewhere as position_tables.resize has it."""
   table = np.random.default_rng(3).normal(size=(36, 32)).astype(np.float32)
   huggingface.write(tmp_path / 'hf', {'target': params}, CONFIG, table=table)
   found = ijepa_jax.load_encoder(
@@ -383,7 +383,7 @@ def test_interpolate_takes_the_stored_table(params, tmp_path, one):
     image = pixels(2, *shape)
     position = table
     if shape != (48, 48):
-      position = vit.resize_table(table, (6, 6), (3, 12))
+      position = position_tables.resize(table, (6, 6), (3, 12))
     wanted = by_hand(params, image, position)
     np.testing.assert_allclose(
       found.features(image, 'last4'), wanted['last4'], atol=1e-5

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ijepa_jax import checkpoint, ijepa, vit
+from ijepa_jax.interop import position_tables
 
 LAST = 4  # layers that the paper's wider features concatenate
 
@@ -65,7 +66,7 @@ class Frozen:
     rows, columns, width = self.table.shape
     p = self.encoder.patch_size
     grid = image_shape[1] // p, image_shape[2] // p
-    return vit.resize_table(
+    return position_tables.resize(
       self.table.reshape(-1, width), (rows, columns), grid
     )
 

@@ -54,3 +54,53 @@ def note(
     'differ from those of the code that the file is from; for features, '
     "pos_embed='interpolate' takes the stored one."
   ]
+
+
+def resize(
+  table_ND: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> np.ndarray:
+  """A position table of another grid, by bicubic interpolation.
+
+  As PyTorch's interpolate(mode='bicubic', align_corners=False): Keys' kernel
+  with a = -0.75, the border repeated, no antialiasing.
+
+  Args:
+    table_ND: float [N, D], row-major.
+    old_grid, new_grid: rows and columns; N is the product of the old ones.
+
+  Returns:
+    float32 [product of the new ones, D]; the very table where nothing changes.
+
+  Raises:
+    ValueError: the table is not of the old grid.
+  """
+  n, width = table_ND.shape
+  if n != old_grid[0] * old_grid[1]:
+    raise ValueError(
+      f'A table of {n} positions is not of {old_grid[0]} x {old_grid[1]}.'
+    )
+  x = np.asarray(table_ND, np.float32)
+  if tuple(old_grid) == tuple(new_grid):
+    return x
+  rows, columns = map(_bicubic, old_grid, new_grid)
+  x = x.reshape(*old_grid, width).astype(np.float64)
+  x = np.einsum('rh,cw,hwd->rcd', rows, columns, x, optimize=True)
+  return x.reshape(-1, width).astype(np.float32)
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+  """What each new place takes of each old one: [new, old]."""
+  a = -0.75
+  place = (np.arange(new) + 0.5) * old / new - 0.5
+  first = np.floor(place).astype(int) - 1
+  weights = np.zeros((new, old))
+  for i in first + np.arange(4)[:, None]:
+    x = np.abs(place - i)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    np.add.at(
+      weights,
+      (np.arange(new), np.clip(i, 0, old - 1)),
+      np.where(x <= 1, near, far),
+    )
+  return weights

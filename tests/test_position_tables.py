@@ -1,0 +1,47 @@
+"""Tables of another grid: PyTorch's numbers."""
+
+import numpy as np
+import pytest
+
+from ijepa_jax.interop import position_tables
+
+
+def test_resized_table():
+  """Numbers of PyTorch; a table of its own grid is left as it is."""
+  table = np.array([[0, 7], [1, 7], [4, 7], [-1, 7]], np.float32)
+  narrow = position_tables.resize(table, (1, 4), (1, 3))
+  np.testing.assert_allclose(
+    narrow[:, 0], [0.09143519, 3.0625, -0.23032407], atol=1e-6
+  )
+  np.testing.assert_allclose(narrow[:, 1], 7, atol=1e-6)
+  high = position_tables.resize(table[:2], (2, 1), (4, 1))
+  np.testing.assert_allclose(
+    high[:, 0], [-0.10546875, 0.2265625, 0.7734375, 1.10546875], atol=1e-6
+  )
+  assert position_tables.resize(table, (2, 2), (2, 2)) is table
+  with pytest.raises(ValueError, match='4 positions is not of 2 x 3'):
+    position_tables.resize(table, (2, 3), (4, 4))
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [
+    ((14, 14), (16, 16)),
+    ((14, 14), (5, 28)),
+    ((3, 7), (7, 3)),
+    ((1, 2), (1, 1)),
+  ],
+)
+def test_resized_table_is_pytorchs(old, new):
+  torch = pytest.importorskip('torch')
+  table = np.random.default_rng(0).normal(size=(old[0] * old[1], 8))
+  table = table.astype(np.float32)
+  wanted = torch.nn.functional.interpolate(
+    torch.from_numpy(table.reshape(1, *old, 8)).permute(0, 3, 1, 2),
+    size=new,
+    mode='bicubic',
+    align_corners=False,
+  )
+  found = position_tables.resize(table, old, new)
+  wanted = wanted.permute(0, 2, 3, 1).reshape(-1, 8).numpy()
+  np.testing.assert_allclose(found, wanted, atol=1e-5)
