@@ -1,6 +1,6 @@
 """Every size handed on at full depth, from and onto 1 and 8 devices.
 
-    python benchmarks/exports.py tiny small base large
+    python benchmarks/exports.py tiny small base large [--to orbax ...]
 
 Random weights, context and target encoder and predictor, are saved from one
 device and split over 8 (virtual ones of the CPU), exported in each form, and
@@ -112,7 +112,7 @@ def apart(function, *args):
     return pool.submit(function, *args).result()
 
 
-def main(sizes: list[str]) -> None:
+def main(sizes: list[str], to: list[str]) -> None:
   print(
     '| size | saved from | to | MB | export, s | memory, GB | loaded onto 1, s '
     '| onto 8, s |\n|---|---|---|---|---|---|---|---|'
@@ -121,18 +121,18 @@ def main(sizes: list[str]) -> None:
     with tempfile.TemporaryDirectory() as root:
       root = pathlib.Path(root)
       wanted = apart(save, root / 'run', size, devices)
-      for to in FORMATS:
-        out = root / to
-        seconds, memory = apart(hand_on, root / 'run', out, to)
+      for form in to:
+        out = root / form
+        seconds, memory = apart(hand_on, root / 'run', out, form)
         took = []
         for onto in 1, 8:
           opened, found = apart(open_again, out, onto)
-          assert found == wanted, (size, devices, to, onto)
+          assert found == wanted, (size, devices, form, onto)
           took.append(f'{opened:.1f}')
         files = [p for p in [out, *out.rglob('*')] if p.is_file()]
         size_mb = sum(p.stat().st_size for p in files) / 1e6
         print(
-          f'| {size} | {devices} | {to} | {size_mb:.0f} | {seconds:.1f} | '
+          f'| {size} | {devices} | {form} | {size_mb:.0f} | {seconds:.1f} | '
           f'{memory:.1f} | {" | ".join(took)} |',
           flush=True,
         )
@@ -144,4 +144,5 @@ def main(sizes: list[str]) -> None:
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('sizes', nargs='+', choices=list(vit.SIZES))
+  parser.add_argument('--to', nargs='+', choices=FORMATS, default=FORMATS)
   main(**vars(parser.parse_args()))

@@ -9,30 +9,28 @@ import contextlib
 import os
 import pathlib
 import tempfile
+import threading
 
 import jax
 import numpy as np
 import tqdm
 from absl import logging
 
-from ijepa_jax import vit
 from ijepa_jax.interop import (
   anything,
   architecture,
   card,
+  compare,
   huggingface,
-  huggingface_names,
   licence,
   load,
   position_tables,
-  release,
   runs,
   torch_files,
 )
 
 FORMATS = 'orbax', 'release', 'huggingface'
 WHICH = {'target': 'target', 'context': 'encoder'}
-_WRONG_SHOWN = 3
 
 
 def export(
@@ -74,7 +72,7 @@ def export(
   if to == 'orbax' and config is None:
     name, size = licence.shown(source), card.size(loaded.config)
     config = runs.plain_config(loaded.config, name, size)
-  wanted = _tensors(loaded, to)
+  wanted = compare.tensors(loaded, to)
   out.parent.mkdir(parents=True, exist_ok=True)
   with (
     tempfile.TemporaryDirectory(dir=out.parent, prefix='.partial-') as partial,
@@ -83,15 +81,15 @@ def export(
     ) as bar,
   ):
     made = pathlib.Path(partial) / 'made'
-    _write(made, loaded, to, config, step)
-    size = sum(p.stat().st_size for p in made.rglob('*') if p.is_file())
-    size = size or made.stat().st_size
-    bar.update(len(wanted))
+    with _following(bar, made.parent, wanted):
+      _write(made, loaded, to, config, step)
+    size = _bytes(made.parent)
     bar.set_description('checking')
     with _quiet():
       back = anything.read(made, optimizer=optimizer)
-    _compare(loaded, back)
-    _compare_tensors(wanted, _tensors(back, to), bar)
+    compare.sizes(loaded, back)
+    for _ in compare.each(wanted, compare.tensors(back, to)):
+      bar.update()
     name = pathlib.Path(os.path.abspath(out)).name
     words = card.text(
       loaded, source=source, name=name, to=to, config=config, step=step
@@ -173,7 +171,7 @@ def _own_tables(source, loaded) -> dict[str, np.ndarray]:
   """
   found = {}
   for part, table in loaded.tables.items():
-    error = np.abs(table - _computed(loaded, part)).max()
+    error = np.abs(table - compare.table(loaded, part)).max()
     # More than half precision would have rounded away: it was trained.
     if error > position_tables.tolerance_of('bfloat16'):
       raise ValueError(
@@ -184,14 +182,6 @@ def _own_tables(source, loaded) -> dict[str, np.ndarray]:
     if error:
       found[part] = table
   return found
-
-
-def _computed(loaded, part) -> np.ndarray:
-  """The position table [N, D] of a part."""
-  c = loaded.config
-  grid = tuple(n // c['patch_size'] for n in c['image_size'])
-  width = 'predictor_width' if part == 'predictor' else 'width'
-  return vit.sincos_table(grid, c[width])
 
 
 def _write(path, loaded, to, config, step) -> None:
@@ -208,71 +198,29 @@ def _write(path, loaded, to, config, step) -> None:
     runs.write(path, loaded, config, step)
 
 
-def _tensors(loaded, to) -> dict[str, np.ndarray]:
-  """All that is written, under the names that it has there."""
-  moments = {}
-  if loaded.optimizer:
-    moments = {'mu': loaded.optimizer.mu, 'nu': loaded.optimizer.nu}
-  if to == 'orbax':
-    tree = runs.nested(loaded.params) | moments | {'table': loaded.tables}
-    return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): x
-      for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
+@contextlib.contextmanager
+def _following(bar, folder, wanted):
+  """Lets the bar follow, to its half, what is written to `folder`."""
+  done, whole = threading.Event(), sum(x.nbytes for x in wanted.values())
 
-  def unstacked(part, tree, what):
-    network = 'predictor' if part == 'predictor' else 'encoder'
-    p = loaded.config['patch_size']
-    tensors = release.to_release(tree, network, patch_size=p)
-    return {f'{what}{k}': x for k, x in tensors.items()}
+  def follow():
+    while not done.wait(0.5):
+      with contextlib.suppress(OSError):  # A file may just get its name.
+        share = min(_bytes(folder) / whole, 1)
+        bar.update(round(share * len(wanted)) - bar.n)
 
-  named = {}
-  for part, tree in loaded.params.items():
-    what = '' if to == 'huggingface' else f'{part} '
-    table = loaded.tables.get(part, _computed(loaded, part))
-    named |= unstacked(part, tree, what)
-    named[f'{what}{architecture.TABLES[part]}'] = table[None]
-  if to == 'huggingface':
-    return huggingface_names.from_release(named)
-  for moment, trees in moments.items():
-    for part, tree in trees.items():
-      named |= unstacked(part, tree, f'{moment} of {part} ')
-  return named
+  thread = threading.Thread(target=follow)
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
+  bar.update(len(wanted) - bar.n)
 
 
-def _compare(loaded, back) -> None:
-  """What is no tensor: sizes and AdamW's step."""
-  ours, theirs = loaded.config, dict(back.config)
-  if loaded.optimizer:
-    ours = ours | {"AdamW's step": loaded.optimizer.step}
-    theirs["AdamW's step"] = back.optimizer and back.optimizer.step
-  if differ := [k for k in ours if ours[k] != theirs.get(k)]:
-    k = differ[0]
-    raise ValueError(
-      f'What was written says {k} = {theirs.get(k)}, and what was read '
-      f'{ours[k]}: nothing is left of it.'
-    )
-
-
-def _compare_tensors(wanted, found, bar) -> None:
-  """Names, count, shapes and bits of what was written and read back."""
-  architecture.check(
-    *({k: x.shape for k, x in t.items()} for t in (found, wanted)),
-    'What was written',
-  )
-  wrong = []
-  for name, x in wanted.items():
-    if not np.array_equal(*(y.view(np.uint32) for y in (x, found[name]))):
-      wrong.append(name)
-    bar.update()
-  if wrong:
-    more = len(wrong) - _WRONG_SHOWN
-    names = ', '.join(wrong[:_WRONG_SHOWN])
-    names += f' and {more} more' if more > 0 else ''
-    raise ValueError(
-      f'What was written is not what was read, {names} differ: nothing is left '
-      'of it; look after the disk.'
-    )
+def _bytes(folder) -> int:
+  return sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
 
 
 @contextlib.contextmanager

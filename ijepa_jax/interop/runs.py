@@ -6,6 +6,8 @@ checkpoints/<step>/  arrays named as in ijepa.State, perhaps not all of them
 position_tables.safetensors   those that differ from what is computed
 """
 
+import re
+
 import jax
 import numpy as np
 import optax
@@ -103,7 +105,10 @@ def write(path, loaded: architecture.Loaded, config: ConfigDict, step: int):
       _opt_state(tree['params'], config), count=count, mu=mu, nu=nu
     )
     tree = ijepa.State(step=count, opt_state=opt_state, **tree)
-  metrics.write_config(path, config.to_json_best_effort())
+  text = config.to_json_best_effort()
+  for name, value in re.findall(r'"(\w+)": "([/~][^"]*)"', text):
+    logging.warning('config.json, kept whole, says %s = %s.', name, value)
+  metrics.write_config(path, text)
   if loaded.tables:
     safetensors.write(epath.Path(path) / _TABLES, loaded.tables, {})
   with checkpoint.Checkpointer(epath.Path(path) / 'checkpoints') as checkpoints:
