@@ -1,6 +1,7 @@
 """Released .pth.tar files, in and out."""
 
 import builtins
+import zipfile
 
 import jax
 import numpy as np
@@ -242,5 +243,8 @@ def test_without_torch(tmp_path, monkeypatch):
     return imported(name, *args, **kwargs)
 
   monkeypatch.setattr(builtins, '__import__', missing)
+  path = tmp_path / 'a.pth.tar'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('a/data.pkl', b'')
   with pytest.raises(ValueError, match=r'ijepa_jax\[torch\]'):
-    torch_files.read(tmp_path / 'a.pth.tar')
+    torch_files.read(path)

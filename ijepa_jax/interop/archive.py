@@ -63,12 +63,12 @@ def import_torch():
 
 
 def read(torch, path):
-  """What the file holds; its tensors stay on the disk until they are used.
+  """What a file that was checked holds; its tensors stay on the disk until they
+  are used.
 
   Raises:
-    ValueError: see `check`; or it holds more than tensors and plain values.
+    ValueError: it holds more than tensors and plain values, or is damaged.
   """
-  check(path)
   try:
     return torch.load(
       os.fspath(path), map_location='cpu', weights_only=True, mmap=True

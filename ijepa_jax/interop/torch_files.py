@@ -54,6 +54,7 @@ def read(
   Raises:
     ValueError: it is no such file, it is damaged, or it does not fit.
   """
+  archive.check(path)
   torch = archive.import_torch()
   file = archive.read(torch, path)
   if not isinstance(file, dict) or not isinstance(file.get(_OURS, {}), dict):
