@@ -115,7 +115,7 @@ def restored(config, workdir, devices):
   return jax.device_get(state), step
 
 
-def test_a_run_goes_on_from_an_export(trained, cpus, tmp_path):
+def test_a_run_goes_on_from_an_export(trained, cpus, tmp_path, caplog):
   config, workdir, state = trained
   out = tmp_path / 'whole'
   words = export.export(workdir, out, 'orbax', optimizer=True)
@@ -128,6 +128,10 @@ def test_a_run_goes_on_from_an_export(trained, cpus, tmp_path):
     json.loads((p / 'config.json').read_text()) for p in (workdir, out)
   )
   assert before == after
+  # Whoever hands it on should know what it tells.
+  assert 'kept whole, says path = /private/images.' in caplog.text
+  assert 'init_from = /private/of/mine/first.' in caplog.text
+  assert '/private' not in (out / 'README.md').read_text()
 
 
 def test_the_same_by_way_of_torch(trained, cpus, tmp_path):
@@ -371,6 +375,10 @@ def test_newest_is_damaged(trained, tmp_path):
   (tmp_path / 'run/checkpoints/9/state/_METADATA').unlink()
   export.export(tmp_path / 'run', tmp_path / 'out', 'orbax', optimizer=True)
   assert [p.name for p in (tmp_path / 'out/checkpoints').iterdir()] == ['7']
+  (tmp_path / 'run/checkpoints/7/state/_METADATA').unlink()
+  with pytest.raises(checkpoint.CheckpointError, match=r'checkpoints \[7, 9\]'):
+    export.export(tmp_path / 'run', tmp_path / 'again', 'orbax')
+  assert not (tmp_path / 'again').exists()
 
 
 def test_command_line(small_run, tmp_path):

@@ -54,4 +54,4 @@ def kind(path):
   """
   if not epath.Path(path).exists():
     raise ValueError(f'There is nothing at {path}.')
-  return load._reader(path) or runs.read
+  return load.reader(path) or runs.read

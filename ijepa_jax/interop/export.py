@@ -45,6 +45,8 @@ def export(
 ) -> str:
   """Writes what `source` holds as `to`, checked, with a model card.
 
+  It needs memory of about three times the weights (benchmarks/exports.py).
+
   Args:
     source: see anything.read.
     out: folder, or for 'release' a file, which must not be there; an empty

@@ -70,7 +70,7 @@ def load(
   mesh = mesh or sharding.make_mesh()
   with recipe.told():
     size = _size(image_size)
-    if read := _reader(path):
+    if read := reader(path):
       found = _from_elsewhere(path, read, mesh, which, step, heads, size)
     else:
       found = _from_run(path, mesh, which, step)
@@ -144,7 +144,7 @@ def _from_run(path, mesh, which, step) -> dict:
   )
 
 
-def _reader(path):
+def reader(path):
   """What reads a file from elsewhere, or None where it is a workdir."""
   path = epath.Path(path)
   if path.is_file():
