@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from ijepa_jax import decode, rows
+from ijepa_jax import decode, parallel, rows
 
 # What next() raises when the images, the disk or a worker are at fault.
 ERRORS = RuntimeError, ValueError, OSError
@@ -94,15 +94,6 @@ def _check(source, batch_size, seed, image_size, channels, fast, workers):
         'enlarge it (docker run --shm-size).'
       )
   return encoded
-
-
-def _cores() -> int:
-  """Those that this process may run on; 0 for one: then there's no gain."""
-  try:
-    count = len(os.sched_getaffinity(0))
-  except AttributeError:  # no such thing on macOS
-    count = os.cpu_count() or 1
-  return count if count > 1 else 0
 
 
 def _start_worker(index, count):
@@ -195,7 +186,9 @@ def make_dataset(
   dataset = dataset[process_index + start * process_count :: process_count]
   # Decoders work without the interpreter's lock; all else would only fight for
   # it. Grain's default would keep 500 batches in memory.
-  threads = min(4, _cores()) if encoded and not workers else 0
+  threads = min(4, parallel.cores()) if encoded and not workers else 0
+  # One alone gains nothing.
+  threads = threads if threads > 1 else 0
   return (
     dataset.to_iter_dataset(grain.ReadOptions(threads, threads))
     .mp_prefetch(

@@ -131,7 +131,8 @@ def test_a_file(tmp_path):
   assert 'secret' not in text
   assert '## Training' not in text
   # The same by way of orbax, though its card was lost.
-  plain = runs.plain_config(CONFIG, licence.shown(path), card.size(CONFIG))
+  size = architecture.size_name(CONFIG)
+  plain = runs.plain_config(CONFIG, licence.shown(path), size)
   text = card_of(tmp_path, config=plain)
   assert 'Converted from `IN1K-vit.h.14.pth.tar`.' in text
   assert 'CC BY-NC 4.0' in text

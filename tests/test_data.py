@@ -139,8 +139,8 @@ def test_worker_count_changes_nothing(monkeypatch):
   """Nor do threads, nor bad images, nor where the stream starts."""
   source = Encoded(300, cut=range(0, 300, 20), gone=range(5, 300, 20))
   batches = take(source, 7, max_bad_share=1)
-  for cores in (0, 2, 4):
-    monkeypatch.setattr(data, '_cores', lambda cores=cores: cores)
+  for cores in (1, 2, 4):
+    monkeypatch.setattr(data.parallel, 'cores', lambda cores=cores: cores)
     assert_same(batches, take(source, 7, max_bad_share=1))
   assert_same(batches[2:], take(source, 5, max_bad_share=1, start=2, workers=2))
 

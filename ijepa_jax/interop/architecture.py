@@ -97,6 +97,14 @@ def models(config: Mapping) -> tuple[vit.Encoder, vit.Predictor]:
   return vit.make_models(**known)
 
 
+def size_name(config: Mapping) -> str:
+  """Of an encoder of these sizes, as in `vit.SIZES`; '' where it has none."""
+  for name, sizes in vit.SIZES.items():
+    if all(config[k] == v for k, v in sizes.items()):
+      return name
+  return ''
+
+
 def complete(config: Mapping, parts: Iterable[str]) -> dict:
   """The config of `Loaded` with every size spelt out, for these parts.
 

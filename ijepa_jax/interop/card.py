@@ -11,7 +11,6 @@ import jax
 from absl import logging
 from etils import epath
 
-from ijepa_jax import vit
 from ijepa_jax.interop import architecture, licence, runs
 
 PAPER = 'https://arxiv.org/abs/2301.08243'
@@ -26,14 +25,6 @@ _SIZES = {
   'heads': 'heads',
   'mlp_dim': 'width of the MLP',
 }
-
-
-def size(config: Mapping) -> str:
-  """The name of these sizes, or ''."""
-  for name, sizes in vit.SIZES.items():
-    if all(config[k] == v for k, v in sizes.items()):
-      return name
-  return ''
 
 
 def text(
@@ -90,8 +81,9 @@ def _sentence(loaded) -> str:
   held = ', '.join(f'the {runs.WORDS[k]} ({n:.3g} M)' for k, n in count.items())
   words = (
     f'I-JEPA ([Assran et al., CVPR 2023]({PAPER})), '
-    f'{size(c) or "a size of its own"}, patches of {p} pixels, images of '
-    f'{h} x {w}. It holds, with its millions of parameters: {held}'
+    f'{architecture.size_name(c) or "a size of its own"}, patches of {p} '
+    f'pixels, images of {h} x {w}. It holds, with its millions of '
+    f'parameters: {held}'
   )
   if loaded.optimizer:
     words += f"; and AdamW's state after step {loaded.optimizer.step}"

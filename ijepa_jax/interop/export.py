@@ -72,7 +72,8 @@ def export(
   loaded, config, step = _read(source, step, optimizer, heads)
   loaded = _fitting(source, loaded, to, which, optimizer)
   if to == 'orbax' and config is None:
-    name, size = licence.shown(source), card.size(loaded.config)
+    name = licence.shown(source)
+    size = architecture.size_name(loaded.config)
     config = runs.plain_config(loaded.config, name, size)
   wanted = compare.tensors(loaded, to)
   out.parent.mkdir(parents=True, exist_ok=True)

@@ -171,9 +171,6 @@ def _from_elsewhere(path, read, mesh, which, step, heads, size) -> dict:
     (name,) = found.params.keys() & {'encoder', 'target'}
   c, params = found.config, found.params[name]
   words = {'target': 'target', 'encoder': 'context'}[name]
-  known = [
-    k for k, v in vit.SIZES.items() if all(c[name] == v[name] for name in v)
-  ]
   return dict(
     encoder=architecture.models(c)[0],
     params=jax.device_put(params, sharding.state_sharding(params, mesh)),
@@ -183,7 +180,7 @@ def _from_elsewhere(path, read, mesh, which, step, heads, size) -> dict:
     image_size=tuple(c['image_size']),
     channels=c['channels'],
     name=f'{epath.Path(path).name}, {words} encoder',
-    model={'size': known[0] if known else '', 'patch_size': c['patch_size']},
+    model={'size': architecture.size_name(c), 'patch_size': c['patch_size']},
   )
 
 
@@ -256,10 +253,13 @@ def read_config(workdir) -> ConfigDict:
   """
   path = epath.Path(workdir) / 'config.json'
   try:
-    return ConfigDict(json.loads(path.read_text()))
-  except (OSError, json.JSONDecodeError) as error:
+    config = json.loads(path.read_text())
+    if not {'model', 'data'} <= set(config):
+      raise ValueError('it has no model or no data')
+    return ConfigDict(config)
+  except (OSError, ValueError, TypeError) as error:
     raise ValueError(
-      f'{workdir} is no training workdir, its config.json can not be read '
-      f'({type(error).__name__}): give the --workdir of a run, or a file that '
-      'holds an I-JEPA.'
+      f'{workdir} is no training workdir, its config.json can not be read or '
+      f'is not of a run of pre-training ({type(error).__name__}): give the '
+      '--workdir of a run, or a file that holds an I-JEPA.'
     ) from error
