@@ -5,9 +5,10 @@
 
 JPEGs of ImageNet's size (500 x 375) are cut out of the photographs that come
 with Matplotlib and scikit-learn, mirrored at random, and stored as a folder,
-ArrayRecord shards and a TFDS data set. From each of these the pipeline makes
-batches of 224 x 224 uint8 with masks, with Pillow alone and, where the extra
-[fast] is installed, with data.fast.
+ArrayRecord shards and a TFDS data set; and once more as the shards that pack
+--resize=256 makes. From each of these the pipeline makes batches of 224 x 224
+uint8 with masks, with Pillow alone and, where the extra [fast] is installed,
+with data.fast.
 
 Beside them PyTorch's usual way in plain words: Pillow opens a file, converts
 it to RGB, cuts and resizes a RandomResizedCrop; then float32 [C, H, W] / 255,
@@ -185,19 +186,19 @@ def compare(root: pathlib.Path) -> None:
   from benchmarks import photographs  # here, as it weighs 80 MiB
 
   files = photographs.make(FLAGS.images, FLAGS.quality)
-  paths, size = photographs.store(root, files), FLAGS.batch_size
-  ways = {'PyTorch way, NumPy': (usual, (paths['folder'], size, False))}
+  stores, size = photographs.store(root, files), FLAGS.batch_size
+  folder = stores['folder'][1]
+  ways = {'PyTorch way, NumPy': (usual, (folder, size, False))}
   try:
     import torch  # noqa: F401
 
-    ways['PyTorch way, torch'] = (usual, (paths['folder'], size, True))
+    ways['PyTorch way, torch'] = (usual, (folder, size, True))
   except ImportError:
     pass
   fasts = (False,) if decode.missing() else (False, True)
   for fast in fasts:
-    for kind, path in paths.items():
-      name = kind + (', fast' if fast else '')
-      ways[name] = (ours, (kind, path, fast, size))
+    for name, store in stores.items():
+      ways[name + ', fast' * fast] = (ours, (*store, fast, size))
   kilobytes = sum(map(len, files)) / len(files) / 1000
   print(
     f'{len(files)} JPEGs of 500 x 375, {kilobytes:.0f} kB each; load '
@@ -211,10 +212,10 @@ def compare(root: pathlib.Path) -> None:
     ratio = statistics.median(b / s for b, s in zip(base, seconds, strict=True))
     print(f'{name:20} {rate:15.0f} {ratio:21.2f} {peak:10.0f}')
   for fast in fasts:
-    spent = parts(paths['folder'], fast, size, FLAGS.rounds)
+    spent = parts(folder, fast, size, FLAGS.rounds)
     whole = spent.pop('all')
     told = ', '.join(f'{k} {v / whole:.1%}' for k, v in spent.items())
-    name = 'folder' + (', fast' if fast else '')
+    name = 'folder' + ', fast' * fast
     print(f'\n{name}: {whole:.2f} ms an image: {told}')
 
 

@@ -34,8 +34,8 @@ def make(count: int, quality: int) -> list[bytes]:
   return files
 
 
-def store(root: pathlib.Path, files: list[bytes]) -> dict[str, str]:
-  """The files as each kind of source -> its path."""
+def store(root: pathlib.Path, files: list[bytes]) -> dict[str, tuple[str, str]]:
+  """The files in each way -> the kind of its source, and the path."""
   tfds.disable_progress_bar()
   folder = root / 'folder/photo'
   folder.mkdir(parents=True)
@@ -60,14 +60,16 @@ def store(root: pathlib.Path, files: list[bytes]) -> dict[str, str]:
 
   builder = Photos(data_dir=root / 'tfds', file_format='array_record')
   builder.download_and_prepare()
-  pack.pack(
-    sources.make_source('folder', path=str(root / 'folder')),
-    str(root / 'packed'),
-    words='photographs',
-    encoding=shards.Encoding(),
-  )
+  for name, resize in ('packed', 0), ('packed256', 256):
+    pack.pack(
+      sources.make_source('folder', path=str(root / 'folder')),
+      str(root / name),
+      words='photographs',
+      encoding=shards.Encoding(resize),
+    )
   return {
-    'folder': str(root / 'folder'),
-    'arrayrecord': str(root / 'packed'),
-    'tfds': str(builder.data_path),
+    'folder': ('folder', str(root / 'folder')),
+    'arrayrecord': ('arrayrecord', str(root / 'packed')),
+    'tfds': ('tfds', str(builder.data_path)),
+    '--resize=256': ('arrayrecord', str(root / 'packed256')),
   }
