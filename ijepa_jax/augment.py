@@ -145,7 +145,7 @@ class RandomCrop:
     self, image: Image.Image | Encoded | np.ndarray, rng: np.random.Generator
   ) -> np.ndarray:
     """-> uint8 [H, W, C]; `image` as in `crop`."""
-    box = self.box(*_size(image), rng)
+    box = self.box(*size_of(image), rng)
     pixels = crop(image, box, self.size, self.resample)
     if self.flip and rng.random() < 0.5:
       pixels = pixels[:, ::-1]
@@ -178,7 +178,7 @@ class CentreCrop:
     rng: np.random.Generator | None = None,
   ) -> np.ndarray:
     """-> uint8 [H, W, C]; `image` as in `crop`; `rng` is not looked at."""
-    width, height = _size(image)
+    width, height = size_of(image)
     scale = self.resize / min(width, height)
     whole = max(round(height * scale), 1), max(round(width * scale), 1)
     pixels = crop(image, (0, 0, width, height), whole, 'bicubic')
@@ -204,11 +204,11 @@ class Whole:
     rng: np.random.Generator | None = None,
   ) -> np.ndarray:
     """-> uint8 [H, W, C]; `image` as in crop."""
-    pixels = crop(image, (0, 0, *_size(image)), self.size)
+    pixels = crop(image, (0, 0, *size_of(image)), self.size)
     return pixels[:, ::-1] if self.flip and rng.random() < 0.5 else pixels
 
 
-def _size(image: Image.Image | Encoded | np.ndarray) -> tuple[int, int]:
+def size_of(image: Image.Image | Encoded | np.ndarray) -> tuple[int, int]:
   """Width and height in pixels."""
   if isinstance(image, np.ndarray):
     return image.shape[1], image.shape[0]

@@ -71,7 +71,7 @@ def _check(source, batch_size, seed, image_size, channels, fast, workers):
   if encoded and channels not in decode.MODES:
     raise ValueError(
       f'data.channels is {channels}: encoded images have 1 (grey), 2 (grey and '
-      'alpha), 3 (RGB) or 4 (RGB and alpha); more come as arrays.'
+      'alpha), 3 (RGB) or 4 (RGB and alpha); more come as .npy files.'
     )
   if fast and decode.missing():
     raise ValueError(
@@ -145,7 +145,7 @@ def make_dataset(
       see augment.py.
     batch_size: images a step, over all processes.
     channels: 1 to 4 for encoded images, which are converted (decode.MODES);
-      the arrays' own for arrays.
+      their own for arrays and .npy files.
     fast: decode and resize with what the extra [fast] brings; crops are within
       a grey level of those without.
     one_pass: every image once and in the order of the source, the last batch

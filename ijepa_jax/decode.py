@@ -4,6 +4,8 @@ As torchvision's ImageFolder has it by convert('RGB'): transparency is dropped,
 with whatever colours lie under it, and CMYK is converted without profiles. Not
 as there: an EXIF orientation is followed, and 16 bits are scaled to 8 rather
 than cut off at 255. Of an animation it is the first frame.
+
+More than four channels come as .npy files, which are taken as they are.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 # No others: what is called .jpg and is PostScript would start Ghostscript.
 FORMATS = 'JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'PPM', 'TIFF'
+ARRAY = np.lib.format.MAGIC_PREFIX  # what a .npy file begins with
 MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # by number of channels
 FAST = 'simplejpeg', 'cykooz_resizer'  # what `fast` needs: the extra [fast]
 # A JPEG is decoded at 1/2, 1/4 or 1/8 where the box is then still this many
@@ -54,6 +57,26 @@ def decode(data: bytes, channels: int) -> Image.Image:
       integers of more than 16 bits.
   """
   return Encoded(data, channels).pixels()
+
+
+def array(data: bytes) -> np.ndarray:
+  """The pixels in a .npy file: uint8 [H, W, C], for any number of channels.
+
+  Raises:
+    BadImage: it holds anything else, is cut short, or is larger than Pillow's
+      limit; nothing in it is executed.
+  """
+  with _told():
+    pixels = np.load(io.BytesIO(data), allow_pickle=False)
+    if pixels.ndim == 2:
+      pixels = pixels[..., None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or not pixels.size:
+      raise BadImage(
+        f'{pixels.dtype} {pixels.shape}: store it as uint8 [H, W, C], with the '
+        'values that matter in 0 to 255'
+      )
+    _check_size(pixels.shape[1], pixels.shape[0])
+  return np.ascontiguousarray(pixels)
 
 
 def upright(image: Image.Image, channels: int) -> Image.Image:
@@ -109,11 +132,7 @@ class Encoded:
 
   def _open(self):
     image = Image.open(io.BytesIO(self._data), formats=FORMATS)
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit and image.width * image.height > limit:
-      raise BadImage(
-        f'{image.width} x {image.height} pixels are over the limit of {limit}'
-      )
+    _check_size(*image.size)
     # In one piece: at the end of each, libjpeg does a row of blocks again.
     image.decodermaxblock = max(len(self._data), 1)
     return image
@@ -164,6 +183,12 @@ class Encoded:
       image.draft(None, (image.width // scale, image.height // scale))
     image.load()
     return _upright(image, self._mode)
+
+
+def _check_size(width, height):
+  limit = Image.MAX_IMAGE_PIXELS
+  if limit and width * height > limit:
+    raise BadImage(f'{width} x {height} pixels are over the limit of {limit}')
 
 
 @contextlib.contextmanager

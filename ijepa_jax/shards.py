@@ -30,7 +30,8 @@ class Encoding:
       Bicubic with antialiasing.
     quality: of JPEG, 1 to 100: every image becomes one. 0: only what is resized
       is encoded again, JPEG and WebP as JPEG of quality 95 and everything else
-      without loss, as PNG.
+      without loss, as PNG. Arrays of 1 or 3 channels become PNG, and of any
+      other number .npy files.
   """
 
   resize: int = 0
@@ -42,26 +43,25 @@ class Encoding:
     if not 0 <= self.quality <= 100:
       raise ValueError(f'quality is {self.quality}: take 1 to 100.')
 
-  def __call__(self, image: bytes | np.ndarray) -> tuple[bytes, Image.Image]:
-    """-> what is to be stored, and its pixels as RGB.
+  def __call__(
+    self, image: bytes | np.ndarray
+  ) -> tuple[bytes, Image.Image | np.ndarray]:
+    """-> what is to be stored, and its pixels as RGB, or as the array's.
 
     Args:
-      image: encoded, or uint8 [H, W, 1 or 3], which becomes a PNG.
+      image: encoded, or uint8 [H, W, C].
 
     Raises:
       BadImage: see augment.decode.
+      ValueError: a JPEG is wanted of other than 1 or 3 channels.
     """
     if isinstance(image, np.ndarray):
       if image.shape[-1] not in (1, 3):
-        raise ValueError(
-          f'An image has {image.shape[-1]} channels: 1 or 3 can be packed.'
-        )
+        return self._as_array(image)
       pixels = image[..., 0] if image.shape[-1] == 1 else image
       image = _encode(Image.fromarray(pixels), 'PNG')
     pixels = augment.decode(image, 3)
-    scale = self.resize / min(pixels.size)
-    if 0 < scale < 1:
-      size = [max(self.resize, round(side * scale)) for side in pixels.size]
+    if size := self._smaller(*pixels.size):
       pixels = pixels.resize(size, Image.Resampling.BICUBIC)
     elif not self.quality:
       return image, pixels
@@ -72,6 +72,25 @@ class Encoding:
     stored = pixels.getchannel(0) if grey else pixels
     return _encode(stored, kind, quality=self.quality or _QUALITY), pixels
 
+  def _as_array(self, pixels):
+    height, width, channels = pixels.shape
+    if self.quality:
+      raise ValueError(
+        f'An image has {channels} channels and a JPEG 1 or 3: leave quality.'
+      )
+    if size := self._smaller(width, height):
+      whole = 0, 0, width, height
+      pixels = augment.crop(pixels, whole, size[::-1], 'bicubic')
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue(), pixels
+
+  def _smaller(self, *size):
+    """The width and height that a larger image is to have; None for others."""
+    scale = self.resize / min(size)
+    if 0 < scale < 1:
+      return tuple(max(self.resize, round(side * scale)) for side in size)
+
 
 def _encode(image, kind, **options) -> bytes:
   file = io.BytesIO()
@@ -79,11 +98,15 @@ def _encode(image, kind, **options) -> bytes:
   return file.getvalue()
 
 
-def moments(pixels: Image.Image) -> np.ndarray:
+def moments(pixels: Image.Image | np.ndarray) -> np.ndarray:
   """[channels, 2]: means of the values in [0, 1] and of their squares."""
-  counts = np.array(pixels.histogram()).reshape(-1, 256)
+  if isinstance(pixels, np.ndarray):
+    planes = pixels.reshape(-1, pixels.shape[-1]).T
+    counts = np.stack([np.bincount(plane, minlength=256) for plane in planes])
+  else:
+    counts = np.array(pixels.histogram()).reshape(-1, 256)
   # Whole numbers up to here: grey images have the same in each channel.
-  return counts @ _POWERS / (pixels.width * pixels.height) / [255, 255**2]
+  return counts @ _POWERS / counts[0].sum() / [255, 255**2]
 
 
 def write(
@@ -104,9 +127,9 @@ def write(
 
   Raises:
     OSError: it can't be written.
+    ValueError: not all images have as many channels.
   """
-  keys, sizes, skipped = [], [], []
-  total = np.zeros((3, 2))
+  keys, sizes, skipped, sums = [], [], [], []
   with cache.replacing(path) as temporary:
     writer = _Writer(temporary, path)
     for row in rows:
@@ -124,8 +147,8 @@ def write(
       record = arrayrecord.to_record(image, element['label'], name)
       writer.write(record)
       keys.append(name)
-      sizes.append([pixels.height, pixels.width])
-      total += moments(pixels)
+      sizes.append(augment.size_of(pixels)[::-1])
+      sums = _add(sums, moments(pixels), name)
       tick(1, 0)
     writer.close()
     found = {
@@ -136,9 +159,19 @@ def write(
   return found | {
     'keys': keys,
     'sizes': sizes,
-    'moments': total.tolist(),
+    'moments': np.array(sums).tolist(),
     'skipped': skipped,
   }
+
+
+def _add(sums, more, where):
+  """The sum of what `moments` gave; [] is the one of none."""
+  if len(sums) and len(more) and len(sums) != len(more):
+    raise ValueError(
+      f'{where} has {len(more)} channels and an image before it {len(sums)}: '
+      'pack them apart.'
+    )
+  return np.add(sums, more) if len(sums) and len(more) else [*sums, *more]
 
 
 class _Writer:
@@ -174,10 +207,14 @@ def manifest(source, plan: dict, parts: list[dict]) -> dict:
   count = sum(part['count'] for part in parts)
   sizes = np.array([size for part in parts for size in part['sizes']])
   # Of images that all weigh the same, as they do in training.
-  mean, square = np.sum([p['moments'] for p in parts], 0).T / max(count, 1)
+  sums = []
+  for part in parts:
+    sums = _add(sums, part['moments'], 'A later shard')
+  mean, square = np.reshape(sums, (-1, 2)).T / max(count, 1)
   std = np.sqrt(np.maximum(square - mean**2, 0))
-  grey = len({*mean}) == len({*std}) == 1
-  channels = 1 if grey else 3
+  # Grey images were looked at as RGB.
+  grey = len(mean) == 3 and len({*mean}) == len({*std}) == 1
+  channels = 1 if grey else len(mean)
   sides = {}
   if count:
     for name, side in zip(('height', 'width'), sizes.T, strict=True):
@@ -241,8 +278,9 @@ def check(
     where = f'{key} in {name}'
     try:
       element = arrayrecord.from_record(records[row])
-      augment.decode(element['image'], 3)
-    except (RuntimeError, ValueError, augment.BadImage) as error:
+      if isinstance(element['image'], bytes):
+        augment.decode(element['image'], 3)
+    except (RuntimeError, ValueError, OSError, augment.BadImage) as error:
       faults.append(('no longer readable', f'{where} ({error})'))
     else:
       if element['key'] != key:

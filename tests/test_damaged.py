@@ -167,6 +167,31 @@ def test_damaged(file, channels, crop, seed):
   seconds(file, channels, crop, seed)
 
 
+@quickly(400)
+@given(st.data())
+def test_damaged_arrays(data):
+  """Whatever their header says."""
+  header = data.draw(
+    st.text("{}()[]:, '0123456789descrfortanhupTFlV|u1<>\n", max_size=99)
+    | st.builds(
+      "{{'descr': '{}', 'fortran_order': {}, 'shape': {}, }}\n".format,
+      st.sampled_from(['|u1', '<u2', '|V0', '|O', '<f8', 'M8']),
+      st.sampled_from([True, False, 0]),
+      st.lists(st.integers(-1, 5) | st.just(2**40), max_size=4).map(tuple),
+    )
+  )
+  length = data.draw(st.just(len(header)) | st.integers(0, 99))
+  version = data.draw(st.integers(0, 4))
+  size = struct.pack('<H' if version < 2 else '<L', length)
+  head = decode.ARRAY + bytes([version, 0]) + size + header.encode()
+  try:
+    pixels = decode.array(head + bytes(data.draw(st.integers(0, 200))))
+  except decode.BadImage as error:
+    assert str(error)
+  else:
+    assert pixels.ndim == 3 and pixels.dtype == np.uint8 and pixels.size
+
+
 class Mixed:
   """Every other image is damaged."""
 

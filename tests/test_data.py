@@ -219,6 +219,19 @@ def test_channels_that_no_file_has(channels):
     make(Encoded(9), channels=channels)
 
 
+def test_npy_files_are_trained_on(tmp_path, caplog):
+  """Of as many channels as they have; a bad one is replaced."""
+  for i in range(8):
+    np.save(tmp_path / f'{i}.npy', Arrays(8, 13)[i]['image'])
+  (tmp_path / '5.npy').write_bytes((tmp_path / '5.npy').read_bytes()[:-1])
+  source = sources.make_source('folder', path=str(tmp_path))
+  (batch,) = take(source, 1, channels=13)
+  assert batch['image'].shape == (8, 16, 24, 13)
+  assert '5.npy: ' in caplog.text
+  with pytest.raises(ValueError, match=r'0\.npy has 13 channels and data'):
+    make(source)
+
+
 def test_folder_and_tfds_are_alike(prepared, tmp_path):  # noqa: F811
   """The same ten files from either give the same batches."""
   write(tmp_path, *(f'{i}.png' for i in range(10)))

@@ -311,6 +311,48 @@ def test_no_image(data):
     decode.decode(data, 3)
 
 
+def npy(pixels) -> bytes:
+  file = io.BytesIO()
+  np.save(file, pixels)
+  return file.getvalue()
+
+
+@pytest.mark.parametrize('shape', [(5, 4, 13), (5, 4, 1), (5, 4)])
+def test_arrays(shape):
+  """As they are, in any order of memory."""
+  pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  for order in 'CF':
+    loaded = decode.array(npy(np.array(pixels, order=order)))
+    np.testing.assert_array_equal(loaded, pixels.reshape(5, 4, -1))
+    assert loaded.dtype == np.uint8 and loaded.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+  ('data', 'words'),
+  [
+    (npy(np.zeros((5, 4, 13), np.uint16)), r'uint16 \(5, 4, 13\): store it as'),
+    (npy(np.zeros((5, 4, 3))), r'float64 \(5, 4, 3\): store it as uint8'),
+    (npy(np.zeros((0, 4, 3), np.uint8)), r'uint8 \(0, 4, 3\): store it'),
+    (npy(np.zeros(5, np.uint8)), r'uint8 \(5,\): store it as uint8 \[H, W, C'),
+    (npy(np.zeros((10**4, 10**4), 'V0')), r'V0 \(10000, 10000, 1\): store it'),
+    (npy(np.zeros((5, 4, 3), np.uint8))[:-1], 'ValueError'),
+    (npy(np.array([print])), 'ValueError: Object arrays cannot be loaded'),
+  ],
+)
+def test_arrays_that_are_no_images(data, words):
+  with pytest.raises(augment.BadImage, match=words):
+    decode.array(data)
+
+
+def test_huge_arrays():
+  data = npy(np.zeros((10**4, 10**4), np.uint8))
+  with pytest.raises(augment.BadImage, match='10000 x 10000 pixels are over'):
+    decode.array(data)
+  bomb = data[:128].replace(b'(10000, 10000)', b'(9999999999,9)')
+  with pytest.raises(augment.BadImage):
+    decode.array(bomb)
+
+
 def test_pillow_is_quiet():
   """Its warnings neither show nor become errors, as -W error has it."""
   code = (

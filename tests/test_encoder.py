@@ -526,6 +526,11 @@ def test_other_channels(tmp_path, photos, one):
   huggingface.write(tmp_path / 'hf', {'target': random_params(config)}, config)
   encoder = ijepa_jax.load_encoder(tmp_path / 'hf', mesh=one)
   image = pixels(2, c=5)
-  assert encoder.features(list(image)).shape == (2, 32)
+  features = encoder.features(list(image))
+  assert features.shape == (2, 32)
+  paths = [tmp_path / '0.npy', tmp_path / '1.npy']
+  for path, pixels_HWC in zip(paths, image, strict=True):
+    np.save(path, pixels_HWC)
+  np.testing.assert_array_equal(encoder.features(paths), features)
   with pytest.raises(ValueError, match=r'0\.png.*takes 5 channels'):
     encoder.features(photos)

@@ -172,8 +172,6 @@ def test_scenes_become_png(tmp_path):
     pixels = Image.open(io.BytesIO(other['image']))
     np.testing.assert_array_equal(np.asarray(pixels), one['image'])
     np.testing.assert_array_equal(other['label'], one['label'])
-  with pytest.raises(ValueError, match='has 5 channels'):
-    run(Given([np.zeros((4, 4, 5), np.uint8)]), tmp_path / 'five')
 
 
 def test_packed_again(packed, tmp_path):
@@ -238,6 +236,43 @@ def test_grey_images_have_one_mean(tmp_path):
   images = [encoded(ramp(8, 9)[..., 0], 'PNG'), encoded(ramp(9, 7)[..., 0])]
   manifest = run(Given(images), tmp_path / 'out')
   assert manifest['channels'] == len(manifest['mean']) == 1
+
+
+def test_arrays_of_many_channels(tmp_path):
+  """Packed as they are, resized if asked; trained on as the manifest says."""
+  rng = np.random.default_rng(0)
+  arrays = [rng.integers(0, 256, (9, 7 + i, 5), np.uint8) for i in range(4)]
+  manifest = run(Given(arrays), tmp_path / 'out', shard_count=2)
+  assert pack.verify(str(tmp_path / 'out')) == {}
+  source = opened(tmp_path / 'out')
+  for i, array in enumerate(arrays):
+    np.testing.assert_array_equal(source[i]['image'], array)
+  moments = np.array(
+    [[a.mean((0, 1)), (a / 255 * a).mean((0, 1))] for a in arrays]
+  )
+  mean, square = moments.mean(0) / 255
+  np.testing.assert_allclose(manifest['mean'], mean)
+  np.testing.assert_allclose(manifest['std'], np.sqrt(square - mean**2))
+  config = tiny.get_config()
+  with config.unlocked():
+    config.data.update(source='arrayrecord', path=str(tmp_path / 'out'))
+    config.data.from_manifest = True
+  config = recipe.from_manifest(config)
+  assert config.data.channels == len(config.data.mean) == 5
+  smaller = tmp_path / 'smaller'
+  run(Given(arrays), smaller, encoding=shards.Encoding(resize=4))
+  whole = (0, 0, 10, 9)
+  wanted = augment.crop(arrays[3], whole, (4, 4), 'bicubic')
+  np.testing.assert_array_equal(opened(smaller)[3]['image'], wanted)
+  with pytest.raises(ValueError, match='5 channels and a JPEG 1 or 3: leave q'):
+    run(Given(arrays), tmp_path / 'lossy', encoding=shards.Encoding(quality=9))
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_other_numbers_of_channels_are_told(tmp_path, count):
+  arrays = [np.zeros((5, 5, c), np.uint8) for c in (5, 6)]
+  with pytest.raises(ValueError, match=r'6 channels .* 5: pack them apart'):
+    run(Given(arrays), tmp_path / 'out', shard_count=count)
 
 
 @pytest.mark.parametrize('wrong', [{'resize': -1}, {'quality': 101}])

@@ -256,7 +256,9 @@ class ImageEncoder:
       if isinstance(picture, str | os.PathLike):
         name = str(picture)
         encoded = epath.Path(picture).read_bytes()
-        return self._transform(decode.decode(encoded, self._decodable()))
+        if not encoded.startswith(decode.ARRAY):
+          return self._transform(decode.decode(encoded, self._decodable()))
+        picture = decode.array(encoded)
       if not isinstance(picture, Image.Image):
         picture = self._array(picture)
       if isinstance(picture, Image.Image):
@@ -284,8 +286,8 @@ class ImageEncoder:
   def _decodable(self) -> int:
     if self.channels not in decode.MODES:
       raise ValueError(
-        f'the encoder takes {self.channels} channels and files have up to '
-        f'{max(decode.MODES)}, so give arrays.'
+        f'the encoder takes {self.channels} channels and pictures have up to '
+        f'{max(decode.MODES)}, so give arrays, or .npy files.'
       )
     return self.channels
 

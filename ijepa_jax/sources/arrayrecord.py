@@ -8,7 +8,8 @@ A packed data set is a folder of
 
 and a record is a MessagePack map of three entries
 
-  "image"  bin             an encoded image: JPEG, PNG, ...
+  "image"  bin             an encoded image: JPEG, PNG, ...; or a .npy file of
+                           uint8 [H, W, C]
   "label"  array of int    one for each of the manifest's "labels"; -1: unknown
   "key"    str             names the image for a person; where a file's name is
                            not UTF-8, its bytes as they are
@@ -32,22 +33,29 @@ import msgpack
 import numpy as np
 
 from ijepa_jax.sources import bucket
-from ijepa_jax.sources.opened import Opened, read
+from ijepa_jax.sources.opened import Opened, image, read
 
 FORMAT, VERSION = 'ijepa_jax', 1
 MANIFEST, KEYS, ENDING = 'manifest.json', 'keys.json.gz', '.array_record'
 UNFINISHED = 'unfinished'  # a folder that pack.py has there until it is done
 
 
-def to_record(image: bytes, label, key: str) -> bytes:
-  record = {'image': image, 'label': [int(i) for i in label], 'key': key}
+def to_record(encoded: bytes, label, key: str) -> bytes:
+  record = {'image': encoded, 'label': [int(i) for i in label], 'key': key}
   return msgpack.packb(record, unicode_errors='surrogateescape')
 
 
 def from_record(record: bytes) -> dict:
-  """-> an element of a source."""
+  """-> an element of a source.
+
+  Raises:
+    OSError: see `opened.image`.
+  """
   element = msgpack.unpackb(record, unicode_errors='surrogateescape')
-  return element | {'label': np.array(element['label'], np.int32)}
+  return element | {
+    'image': image(element['image'], element['key']),
+    'label': np.array(element['label'], np.int32),
+  }
 
 
 def open_shards(paths: list[str], counts: list[int]):

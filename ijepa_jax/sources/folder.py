@@ -20,10 +20,11 @@ import numpy as np
 from absl import logging
 
 from ijepa_jax import cache
-from ijepa_jax.sources.opened import NO_LABEL
+from ijepa_jax.sources.opened import NO_LABEL, image
 
+ARRAYS = '.npy'  # images of more than four channels
 ENDINGS = (
-  *('.bmp', '.gif', '.jpeg', '.jpg', '.pgm'),
+  *('.bmp', '.gif', '.jpeg', '.jpg', ARRAYS, '.pgm'),
   *('.png', '.ppm', '.tif', '.tiff', '.webp'),
 )
 _WORTH_KEEPING = 10_000  # files and folders; fewer are listed in no time
@@ -36,7 +37,9 @@ class Folder:
 
   `path`/`split` is read where it exists, and `path` itself otherwise. Where
   every image lies below a first-level folder these are its classes, numbered
-  in order of `class_names`. Hidden and other files are passed over.
+  in order of `class_names`. Hidden and other files are passed over. Arrays of
+  uint8 [H, W, C] in .npy files are taken where no other image is: beside
+  images they are masks or features.
   """
 
   def __init__(self, path: str, split: str = 'train'):
@@ -74,10 +77,10 @@ class Folder:
     index = range(len(self))[index]
     name = self._name(index)
     with open(os.path.join(self._root, name), 'rb') as file:
-      image = file.read()
+      data = file.read()
     labels = self._tree.labels
     return {
-      'image': image,
+      'image': image(data, os.path.join(self._shown, name)),
       'label': labels[index : index + 1] if self.labels else NO_LABEL,
       'key': os.path.join(self._shown, name),
     }
@@ -116,12 +119,13 @@ def _joined(names) -> np.ndarray:
 def _listed(root) -> _Tree:
   """Looks through the whole tree, and keeps what it found."""
   begin = time.time_ns()
-  names, times = _walk(root)
-  if not names:
+  found, times = _walk(root)
+  if not found:
     raise ValueError(
       f'There is no image in {root} or below: looked for files ending in '
       f'{", ".join(ENDINGS)}.'
     )
+  names = [n for n in found if not n.lower().endswith(ARRAYS)] or found
   names.sort()
   first = [n.split(os.sep, 1)[0] if os.sep in n else '' for n in names]
   classes = [] if '' in first else sorted(set(first))

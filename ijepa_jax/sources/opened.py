@@ -4,6 +4,8 @@ import errno
 
 import numpy as np
 
+from ijepa_jax import decode
+
 NO_LABEL = np.zeros(0, np.int32)
 
 
@@ -12,6 +14,20 @@ class Opened:
 
   def __getstate__(self):
     return {k: v for k, v in vars(self).items() if k != '_data'}
+
+
+def image(data: bytes, name: str) -> bytes | np.ndarray:
+  """An encoded image as it is, and of a .npy file the pixels.
+
+  Raises:
+    OSError: it is a .npy file, and of no image.
+  """
+  if not data.startswith(decode.ARRAY):
+    return data
+  try:
+    return decode.array(data)
+  except decode.BadImage as error:
+    raise OSError(errno.EINVAL, str(error), name) from error
 
 
 def read(data, index: int, name: str):
