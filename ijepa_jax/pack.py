@@ -247,7 +247,11 @@ def _parse(arguments):
 
 
 def _pack(args):
-  kind, _, path = args.source.partition(':')
+  kind, colon, path = args.source.partition(':')
+  if not colon and kind != 'scenes':
+    raise ValueError(
+      f'The source is {kind}: say of what kind, as in folder:{kind}.'
+    )
   more = {'flavour': path or 'scenes'} if kind == 'scenes' else {'path': path}
   source = sources.make_source(
     kind,

@@ -460,6 +460,8 @@ def test_command_line(named, tmp_path, capsys):  # noqa: F811
   assert len(opened(out)) == 10
   assert pack.main(['nothing:x', out]) == 1
   assert "no data source 'nothing'" in capsys.readouterr().err
+  assert pack.main(['images', out]) == 1
+  assert 'as in folder:images' in capsys.readouterr().err
   with pytest.raises(SystemExit, match='2'):
     pack.main([out])
 
