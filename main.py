@@ -5,7 +5,10 @@
 The same line on a laptop, a GPU machine, SLURM and a TPU pod; see launch/.
 """
 
+import ast
+import contextlib
 import importlib
+import re
 import sys
 
 from absl import app, flags, logging
@@ -38,6 +41,11 @@ def main(argv):
     name = FLAGS.config.job
     if name not in JOBS:
       raise recipe.UserError(f'job is {name!r}: take one of {", ".join(JOBS)}.')
+    if name != 'pretrain' and name not in FLAGS.config:
+      raise recipe.UserError(
+        f'job is {name!r} and the config has no settings of it: take one of '
+        'configs/evals.'
+      )
     with recipe.told():
       sharding.initialise_distributed(
         FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
@@ -55,16 +63,36 @@ def main(argv):
   except recipe.UserError as error:
     # One sentence is the message; a traceback would bury it.
     sys.exit(str(error))
+  except OSError as error:
+    if error.filename is None:
+      raise
+    sys.exit(
+      f'{error.filename}: {error.strerror}. Check --workdir and the other '
+      'paths.'
+    )
 
 
 def parse(argv):
-  """absl's own, with a wrong key told in one sentence."""
+  """absl's own, with what is wrong told in one sentence."""
   try:
-    return FLAGS(argv)
+    rest = FLAGS(argv)
+    if FLAGS.config is not None:
+      FLAGS.config.get('job')  # or what is wrong with it would be told later
+    return rest
   except (AttributeError, KeyError) as error:
-    # ConfigDict's words: the key, and which one it is near.
-    words = ' '.join(str(error.args[0]).split())
-    sys.exit(f'The config has no such key: {words}')
+    # ConfigDict's words: the key, and which one it is near; quoted twice.
+    words = str(error.args[0])
+    with contextlib.suppress(ValueError, SyntaxError):
+      words = str(ast.literal_eval(words))
+    sys.exit(f'The config has no such key: {" ".join(words.split())}')
+  except OSError as error:  # ml_collections', of several lines
+    missing = re.findall("directory: '(.*)'", str(error))
+    if not missing:
+      raise
+    sys.exit(
+      f'There is no config {missing[-1]} here: take one of configs/*.py and '
+      'configs/evals/*.py.'
+    )
   except flags.Error as error:
     sys.exit(str(error))
 

@@ -111,12 +111,12 @@ class RandomCrop:
       raise ValueError(
         f'image_size is {self.size}: take a height and a width in pixels.'
       )
-    if not 0 < self.scale[0] <= self.scale[1] <= 1:
+    if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
       raise ValueError(
         f'crop_scale is {self.scale}: take two shares of the area, the lesser '
         'first, above 0 and up to 1.'
       )
-    if not 0 < self.ratio[0] <= self.ratio[1]:
+    if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1]:
       raise ValueError(
         f'crop_ratio is {self.ratio}: take two ratios of width to height, the '
         'lesser first, above 0.'

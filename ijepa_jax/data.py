@@ -55,16 +55,26 @@ class _Failures:
     return batch
 
 
+def _first(source) -> dict:
+  """The first image that can be read: one bad one is no mistake."""
+  reasons = []
+  for index in range(min(len(source), 1 + rows.SUCCESSORS)):
+    try:
+      return source[index]
+    except OSError as error:
+      reasons.append(str(error))
+  raise ValueError(
+    f'None of the first {len(reasons)} images can be read: {reasons[0]}.'
+  )
+
+
 def _check(source, batch_size, seed, image_size, channels, fast, workers):
   """Refuses what would fail later and less clearly -> whether to decode."""
   if not len(source):
     raise ValueError('The data source is empty: check data.path.')
   if not 0 <= seed < 2**32:
     raise ValueError(f'The seed is {seed}: take one from 0 to 2**32 - 1.')
-  try:
-    first = source[0]
-  except OSError:  # one bad image is no mistake
-    first = {'image': b''}
+  first = _first(source)
   encoded = not isinstance(first['image'], np.ndarray)
   if not encoded and first['image'].shape[-1] != channels:
     raise ValueError(rows.wrong_channels(first, channels))

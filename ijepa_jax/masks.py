@@ -99,12 +99,12 @@ class MultiBlock(Sampler):
       if value < least:
         raise ValueError(f'mask.{name} is {value}: take {least} or more.')
     for name in itertools.product(('context', 'target'), ('scale', 'aspect')):
-      low, high = getattr(self, '_'.join(name))
+      both = getattr(self, '_'.join(name))
       most = 1 if name[1] == 'scale' else max(self.grid)
-      if not 0 < low <= high <= most:
+      if len(both) != 2 or not 0 < both[0] <= both[1] <= most:
         raise ValueError(
-          f'mask.{"_".join(name)} is {(low, high)}: take two ascending numbers '
-          f'above 0 and up to {most}.'
+          f'mask.{"_".join(name)} is {both}: take two ascending numbers above '
+          f'0 and up to {most}.'
         )
     _ = self._lengths  # refuses what no image can meet
 

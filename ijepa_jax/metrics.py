@@ -33,9 +33,7 @@ def write_config(workdir, config_json: str) -> list[str]:
     What differs from the one that was there: ['total_steps: 20, was 10'].
   """
   path = epath.Path(workdir) / 'config.json'
-  new, old = json.loads(config_json), {}
-  with contextlib.suppress(OSError, json.JSONDecodeError):
-    old = json.loads(path.read_text())
+  new, old = json.loads(config_json), read_config(workdir)
   replace(path, json.dumps(new, indent=2))
   new, old = dict(_flat(new)), dict(_flat(old))
   return [
@@ -43,6 +41,16 @@ def write_config(workdir, config_json: str) -> list[str]:
     for key, value in new.items()
     if key in old and old[key] != value
   ]
+
+
+def read_config(workdir) -> dict:
+  """What config.json holds; {} where there is none, or a damaged one."""
+  path = epath.Path(workdir) / 'config.json'
+  try:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}
 
 
 def read(workdir) -> list[dict]:

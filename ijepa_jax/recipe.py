@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 
 import jax
@@ -45,6 +46,59 @@ def told(*kinds: type[Exception]):
     yield
   except kinds as error:
     raise UserError(str(error)) from error
+  except ImportError as error:  # of fsspec, which names what a bucket needs
+    extras = [v for k, v in _OF_BUCKETS.items() if k in str(error)]
+    if not extras:
+      raise
+    raise UserError(
+      f"{error}: pip install 'ijepa_jax[{extras[0]}]'."
+    ) from error
+
+
+_OF_BUCKETS = {'gcsfs': 'gcs', 's3fs': 's3'}
+# Knobs -> the least and the greatest value.
+_RANGES = {
+  '': {
+    'total_steps': (1, math.inf),
+    'batch_size': (1, math.inf),
+    'accumulate': (1, math.inf),
+  },
+  'optim': {
+    **dict.fromkeys(('start_lr', 'peak_lr', 'final_lr'), (0, math.inf)),
+    **dict.fromkeys(('weight_decay', 'final_weight_decay'), (0, math.inf)),
+    **dict.fromkeys(('warmup_steps', 'clip_norm', 'eps'), (0, math.inf)),
+    **dict.fromkeys(('b1', 'b2'), (0, 1)),
+    'schedule_scale': (1e-6, math.inf),
+  },
+  'ema': {'first': (0, 1), 'last': (0, 1)},
+  'data': {'prefetch': (1, math.inf), 'max_bad_share': (0, 1)},
+  'health': {'every_steps': (0, math.inf)},
+  'probe': {'every_steps': (0, math.inf)},
+  'model': {
+    **dict.fromkeys(('patch_size', 'unroll'), (1, math.inf)),
+    **dict.fromkeys(('width', 'depth', 'heads', 'mlp_dim'), (1, math.inf)),
+    'predictor_width': (1, math.inf),
+    'predictor_depth': (1, math.inf),
+    'predictor_heads': (1, math.inf),
+  },
+}
+
+
+def check_ranges(config, name: str, ranges: dict) -> None:
+  """Refuses numbers of `config`, which is called `name`, that can't be.
+
+  Args:
+    ranges: knob -> (least, greatest); one that is None is left to others.
+
+  Raises:
+    ValueError: one sentence with the value and the limit.
+  """
+  for knob, (least, greatest) in ranges.items():
+    value = config.get(knob)
+    if value is not None and not least <= value <= greatest:
+      full = f'{name}.{knob}' if name else knob
+      upper = '' if greatest == math.inf else f' and up to {greatest:g}'
+      raise ValueError(f'{full} is {value}: take {least:g} or more{upper}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +126,17 @@ def build(config) -> Run:
 
 def _build(config) -> Run:
   c, d = config.optim, config.data
-  if config.total_steps < 1:
-    raise ValueError(f'total_steps is {config.total_steps}: take 1 or more.')
+  for name, ranges in _RANGES.items():
+    check_ranges(config[name] if name else config, name, ranges)
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+  on = mesh.devices.flat[0].platform
+  if config.model.attention == 'cudnn' and on != 'gpu':
+    raise ValueError(
+      f"model.attention is 'cudnn' and the devices are of the kind {on}: take "
+      'xla.'
+    )
   pieces = config.accumulate * mesh.size
-  if config.accumulate < 1 or config.batch_size % pieces:
+  if config.batch_size % pieces:
     raise ValueError(
       f'A batch_size of {config.batch_size} does not divide over {mesh.size} '
       f'devices times accumulate = {config.accumulate}: take a multiple of '
@@ -129,13 +189,24 @@ def build_model(config) -> ijepa.IJEPA:
       f'data.mean has {len(d.mean)} and data.std {len(d.std)} numbers: '
       f'data.channels = {d.channels} needs as many each.'
     )
-  if min(d.std) <= 0:
-    raise ValueError(f'data.std is {tuple(d.std)}: take numbers above 0.')
+  if not all(0 <= x <= 1 for x in d.mean):
+    raise ValueError(
+      f'data.mean is {tuple(d.mean)}: take those of pixels in [0, 1].'
+    )
+  if not all(0 < x <= 1 for x in d.std):
+    raise ValueError(
+      f'data.std is {tuple(d.std)}: take those of pixels in [0, 1], above 0.'
+    )
+  size = tuple(d.image_size)
+  if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+    raise ValueError(
+      f'data.image_size is {size}: take a height and a width in pixels.'
+    )
   encoder, predictor = vit.make_models(**config.model.to_dict())
   p = encoder.patch_size
   if d.image_size[0] % p or d.image_size[1] % p:
     raise ValueError(
-      f'data.image_size {tuple(d.image_size)} is not a whole number of patches '
+      f'data.image_size {size} is not a whole number of patches '
       f'of {p} pixels: change one of the two.'
     )
   return ijepa.IJEPA(

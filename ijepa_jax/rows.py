@@ -9,7 +9,7 @@ from ijepa_jax import decode
 
 # Of the seeds derived from the run's: no two draws may share a stream.
 ORDER, CROP = 0, 1
-_SUCCESSORS = 10  # images that are tried in place of a bad one
+SUCCESSORS = 100  # images that are tried in place of a bad one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Rows:
     the failures until then.
     """
     n, failures = len(self.source), []
-    for i in range(min(n, 1 + _SUCCESSORS)):
+    for i in range(min(n, 1 + SUCCESSORS)):
       at = (index + i) % n
       try:
         element = self.source[at]
@@ -76,12 +76,12 @@ class Rows:
         rng = self._rng(g)  # as if nothing had been drawn
     raise RuntimeError(
       f'{len(failures)} images in a row can not be read, the first of them '
-      f'{failures[0][0]} ({failures[0][1]}).'
+      f'{failures[0][0]} ({failures[0][1]}): repair or remove them.'
     )
 
 
 def wrong_channels(element: dict, channels: int) -> str:
   return (
-    f'{element["key"]} has {element["image"].shape[-1]} channels and '
-    f'data.channels is {channels}: set it to what the images have.'
+    f'{element["key"]} has {element["image"].shape[-1]} channels, and '
+    f'{channels} are wanted: set data.channels, or take an encoder of as many.'
   )

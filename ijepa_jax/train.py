@@ -10,6 +10,7 @@ import time
 import jax
 from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 
 from ijepa_jax import (
   checkpoint,
@@ -68,6 +69,13 @@ def pretrain(config, workdir: str) -> ijepa.State:
   workdir = epath.Path(workdir)
   if '://' not in str(workdir):
     workdir = workdir.expanduser().absolute()
+  with recipe.told():
+    there = metrics.read_config(workdir)
+  if there and there.get('job') != 'pretrain':
+    raise recipe.UserError(
+      f'{workdir} holds something else: its config.json is of no run of '
+      'pre-training. Take another --workdir.'
+    )
   abstract, make_state = recipe.abstract_state(config, run)
   with recipe.told():
     checkpoints = checkpoint.Checkpointer(
@@ -78,6 +86,7 @@ def pretrain(config, workdir: str) -> ijepa.State:
       restored = checkpoints.restore(abstract)
     if restored:
       state, start = restored
+      check_unchanged(there, run.model)
       logging.info('Going on from step %d of %s.', start, workdir)
     elif config.init_from or config.init_optimizer:
       state = first_state(config.init_from, config, run, abstract, make_state)
@@ -95,7 +104,7 @@ def pretrain(config, workdir: str) -> ijepa.State:
       run.sampler.shapes,
     )
     first = jax.process_index() == 0
-    if first:
+    if first and start < config.total_steps:
       for change in metrics.write_config(workdir, config.to_json_best_effort()):
         logging.warning('Not as in the run so far: %s.', change)
     with metrics.Metrics(
@@ -118,6 +127,34 @@ def pretrain(config, workdir: str) -> ijepa.State:
   if probe and int(state.step) == config.total_steps:
     report(config, workdir, probe, state, make_state, began)
   return state
+
+
+def check_unchanged(there: dict, model: ijepa.IJEPA) -> None:
+  """Refuses to go on with a model that computes something else with the same
+  arrays: those are compared already.
+
+  Args:
+    there: the workdir's config.json, {} where it is lost.
+  """
+
+  def traits(m):
+    return {
+      'model.heads': m.encoder.heads,
+      'model.predictor_heads': m.predictor.heads,
+      'data.mean': m.mean,
+      'data.std': m.std,
+    }
+
+  if not there:
+    return
+  with recipe.told():
+    old = traits(recipe.build_model(ConfigDict(there)))
+  for name, now in traits(model).items():
+    if now != old[name]:
+      raise recipe.UserError(
+        f'{name} is {now}, and the run in --workdir was trained with '
+        f'{old[name]}: set it to that, or take another --workdir.'
+      )
 
 
 def loop(

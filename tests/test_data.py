@@ -197,7 +197,7 @@ def test_one_image_is_enough():
 def test_channels_of_arrays(channels):
   (batch,) = take(Arrays(9, channels), 1, channels=channels)
   assert batch['image'].shape == (8, 16, 24, channels)
-  wanted = r'array/0 has \d channels and data.channels is 2: set'
+  wanted = r'array/0 has \d channels, and 2 are wanted: set data\.ch'
   with pytest.raises(ValueError, match=wanted):
     make(Arrays(9, channels), channels=2)
 
@@ -228,7 +228,7 @@ def test_npy_files_are_trained_on(tmp_path, caplog):
   (batch,) = take(source, 1, channels=13)
   assert batch['image'].shape == (8, 16, 24, 13)
   assert '5.npy: ' in caplog.text
-  with pytest.raises(ValueError, match=r'0\.npy has 13 channels and data'):
+  with pytest.raises(ValueError, match=r'0\.npy has 13 channels, and 3 are'):
     make(source)
 
 
@@ -284,6 +284,12 @@ def test_fast_batches_are_near():
     assert_same(one, other)
 
 
+def test_a_source_without_an_image_is_told():
+  wanted = r'None of the first 101 images can be read: .*gone/0'
+  with pytest.raises(ValueError, match=wanted):
+    make(Encoded(300, gone=range(300)))
+
+
 def test_an_empty_source_is_told():
   with pytest.raises(ValueError, match='source is empty'):
     make(Arrays(0))
@@ -328,8 +334,10 @@ def test_too_many_bad_images_stop_the_run():
 
 
 def test_no_good_image_near():
-  source = Encoded(50, gone=range(20, 40))
-  with pytest.raises(RuntimeError, match=r'11 images in a row .* gone/2\d'):
+  """Damaged neighbours are passed over, and told when they have no end."""
+  assert take(Encoded(50, gone=range(9, 40)), 2, max_bad_share=1)
+  source = Encoded(300, gone=range(20, 200))
+  with pytest.raises(RuntimeError, match=r'101 images in a row .* gone/\d+'):
     take(source, 500, max_bad_share=1)
 
 
@@ -370,7 +378,7 @@ def test_prefetch_passes_on_what_goes_wrong():
     data.prefetch(make(Arrays(9)), fail) as batches,
   ):
     next(batches)
-  source = Encoded(50, gone=range(20, 40))
+  source = Encoded(300, gone=range(20, 200))
   with (
     pytest.raises(RuntimeError, match='in a row'),
     data.prefetch(make(source, max_bad_share=1), lambda b: b) as batches,

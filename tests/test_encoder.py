@@ -443,6 +443,7 @@ def test_evaluations_at_another_resolution(small_run, images, one):
 
   c = knn_config.get_config()
   c.init_from, c.task, c.data.path = str(small_run), 'folder', str(images)
+  c.data.test = 'test'
   c.image_size, c.pos_embed = (24, 64), 'interpolate'
   bench = jobs.set_up(c, '')
   assert bench.frozen.fingerprint == last.fingerprint

@@ -109,6 +109,7 @@ def test_nothing_to_mix():
 def make_config(small_run, images, **changes):
   c = finetune_full.get_config()
   c.init_from, c.task, c.data.path = str(small_run), 'folder', str(images)
+  c.data.test = 'test'
   c.data.workers, c.batch_size = 0, 16
   c.finetune.update(
     dict(epochs=4, warmup_epochs=1, batch_size=8, lr=3e-3, checkpoint_steps=4)

@@ -23,6 +23,7 @@ CONFIG = {
 def make_config(job, small_run, images, **changes):
   c = CONFIG[job].get_config()
   c.init_from, c.task, c.data.path = str(small_run), 'folder', str(images)
+  c.data.test = 'test'
   c.data.workers, c.batch_size = 0, 16
   if job == 'knn':
     c.knn.ks = (3, 5, 999)
@@ -41,6 +42,18 @@ def test_easy_images(job, small_run, images, tmp_path, capsys):
   assert json.loads(
     (tmp_path / f'folder-{job}.json').read_text()
   ) == json.loads(json.dumps(found))
+
+
+def test_a_result_is_written_over_its_own_alone(small_run, images, tmp_path):
+  def names(**changes):
+    jobs.run_knn(make_config('knn', small_run, images, **changes), tmp_path)
+    return sorted(p.name for p in tmp_path.glob('*.json'))
+
+  both = ['folder-knn-2.json', 'folder-knn.json']
+  assert names() == names(batch_size=8) == ['folder-knn.json']
+  assert names(**{'data.test': 'train'}) == names() == both
+  config = json.loads((tmp_path / both[0]).read_text())['config']
+  assert config['data']['test'] == 'train'
 
 
 @pytest.mark.parametrize('augment', [False, True])
@@ -113,6 +126,7 @@ def test_a_list_of_the_labelled(small_run, images, tmp_path):
     ({'task': 'cifar100'}, '2 classes.*100'),
     ({'logistic.per_class': 21}, 'has 20 examples'),
     ({'logistic.layers': 'first'}, "'first'"),
+    ({'batch_size': 0}, 'batch_size is 0'),
     ({'which': 'best'}, "'best'"),
   ],
 )

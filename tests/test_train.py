@@ -333,6 +333,18 @@ def test_a_disk_that_is_full(straight, tmp_path, monkeypatch):
     ({'optim.weight_decay_schedule': 'step'}, "'step'.*cosine, linear"),
     ({'checkpoint.keep_best': 'probe/class'}, 'keep_best is .*none, with'),
     ({'loss.kind': 'l1'}, "'l1'"),
+    ({'optim.peak_lr': -1.0}, r'optim\.peak_lr is -1\.0: take 0 or more'),
+    ({'optim.b1': 1.5}, r'optim\.b1 is 1\.5.* up to 1\.'),
+    ({'ema.last': 2.0}, r'ema\.last is 2'),
+    ({'batch_size': 0}, 'batch_size is 0'),
+    ({'model.depth': 0}, r'model\.depth is 0'),
+    ({'data.mean': (123.7, 116.3, 103.5)}, r'pixels in \[0, 1\]'),
+    ({'data.image_size': (48,)}, r'image_size is \(48,\): take a height'),
+    ({'data.crop_scale': (0.5,)}, r'crop_scale is \(0\.5,\)'),
+    (
+      {'mask.sampler': 'release', 'mask.target_scale': (0.5,)},
+      r'target_scale is \(0\.5,\)',
+    ),
   ],
 )
 def test_mistakes_are_told_before_anything_is_written(changes, words, tmp_path):
@@ -349,10 +361,37 @@ def test_another_model_in_the_same_folder(straight):
 
 
 @pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'model.heads': 4}, r'model\.heads is 4, .* trained with 2'),
+    ({'data.mean': (0.1,) * 3}, r'data\.mean is \(0\.1, .* \(0\.5, '),
+  ],
+)
+def test_a_model_that_only_computes_otherwise(changes, words, straight):
+  """Its arrays are alike: it would go on, and be another from then on."""
+  before = (straight / 'config.json').read_bytes()
+  config = make_config(**changes, total_steps=30)
+  with pytest.raises(recipe.UserError, match=words):
+    train.pretrain(config, straight)
+  train.pretrain(make_config(total_steps=10, seed=3), straight)
+  assert (straight / 'config.json').read_bytes() == before
+
+
+def test_a_folder_that_holds_something_else(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model_type": "ijepa"}')
+  with pytest.raises(recipe.UserError, match=r'of no run of pre-training'):
+    train.pretrain(make_config(), tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ['config.json']
+
+
+@pytest.mark.parametrize(
   ('argument', 'words'),
   [
     ('--config.optim.peak_lrr=1', 'peak_lr'),
     ('--config.job=dream', 'pretrain'),
+    ('--config.job=linear', 'configs/evals'),
+    ('--config=configs/tny.py', 'There is no config configs/tny.py'),
+    ('--workdir=/proc/x', '/proc/x: No such file'),
     ('--wrkdir=x', 'wrkdir'),
     ('stray', 'stray'),
   ],

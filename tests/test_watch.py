@@ -1,5 +1,6 @@
 """What looks at a run: on any labelled images, and which checkpoint is kept."""
 
+import os
 import shutil
 
 import jax
@@ -70,7 +71,8 @@ def test_the_best_checkpoint_is_kept(tmp_path):
   [
     ({'probe.split': ''}, 'probe.split is empty'),
     ({'probe.split': 'val'}, "'val'"),
-    ({'probe.split': 'other'}, 'the same classes'),
+    ({'probe.split': 'other'}, "a class 'green': give both the same"),
+    ({'probe.split': 'renamed'}, "a class 'blue': give both the same"),
   ],
 )
 def test_mistakes_are_told(changes, words, images, tmp_path):
@@ -78,6 +80,8 @@ def test_mistakes_are_told(changes, words, images, tmp_path):
     shutil.copytree(images / split, tmp_path / split)
   shutil.copytree(images / 'test', tmp_path / 'other')
   shutil.copytree(tmp_path / 'other/red', tmp_path / 'other/green')
+  shutil.copytree(images / 'test', tmp_path / 'renamed')
+  os.rename(tmp_path / 'renamed/blue', tmp_path / 'renamed/purple')
   config = make_config(tmp_path, **changes)
   run, source = recipe.build(config), recipe.make_source(config)
   with pytest.raises(recipe.UserError, match=words):

@@ -30,7 +30,7 @@ def get_config(job: str) -> ConfigDict:
   c.data.source = 'folder'
   c.data.path = ''  # '': the task's own TFDS data set
   c.data.train = 'train'  # splits
-  c.data.test = 'test'
+  c.data.test = ''  # '': as the task has it by default
   c.data.workers = 4  # processes a host; 0: in this process
 
   c.mesh = ConfigDict()

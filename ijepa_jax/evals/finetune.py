@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 
 import flax
 import jax
@@ -69,6 +70,15 @@ class Classifier:
     return optax.losses.softmax_cross_entropy(logits, target).mean()
 
 
+_RANGES = {
+  'epochs': (1, math.inf),
+  'batch_size': (1, math.inf),
+  **dict.fromkeys(('lr', 'final_lr', 'weight_decay'), (0, math.inf)),
+  **dict.fromkeys(('mixup', 'cutmix'), (0, math.inf)),
+  **dict.fromkeys(('layer_decay', 'smoothing', 'drop_path'), (0, 1)),
+}
+
+
 def run_name(config, encoder: str, images: str) -> str:
   """Another for whatever trains another network, told by its fingerprint and
   that of the images: a sweep must not find its first run finished.
@@ -93,10 +103,13 @@ def run(config, workdir: str) -> dict:
   with recipe.told():
     if config.which == 'pixels':
       raise ValueError('which is pixels: fine-tuning needs an encoder.')
+    recipe.check_ranges(
+      c, 'finetune', _RANGES | {'warmup_epochs': (0, c.epochs)}
+    )
     if c.batch_size % mesh.size or not 1 <= c.batch_size <= n:
       raise ValueError(
-        f'batch_size is {c.batch_size}: take a multiple of the {mesh.size} '
-        f'devices, up to the {n} training images.'
+        f'finetune.batch_size is {c.batch_size}: take a multiple of the '
+        f'{mesh.size} devices, up to the {n} training images.'
       )
     steps = c.epochs * (n // c.batch_size)
     warmup = c.warmup_epochs * (n // c.batch_size)

@@ -151,8 +151,8 @@ def make_sweep(
   # BatchNorm knows no variance of one example.
   if not 2 <= batch_size <= examples:
     raise ValueError(
-      f'batch_size is {batch_size}: take one from 2 to the {examples} training '
-      'examples.'
+      f'linear.batch_size is {batch_size}: take one from 2 to the {examples} '
+      'training examples.'
     )
   per_epoch = examples // batch_size
   if p.last is None:

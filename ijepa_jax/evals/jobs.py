@@ -4,7 +4,9 @@ Every one loads a frozen encoder, opens a task, and compares what it finds with
 the paper's numbers for that model.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -15,6 +17,9 @@ from etils import epath
 from ijepa_jax import metrics, recipe, sharding, sources
 from ijepa_jax.evals import features, knn, linear, subsets, tasks
 from ijepa_jax.interop import load
+
+# Knobs of how an evaluation is computed.
+_ANYHOW = 'batch_size', 'cache_dir', 'mesh'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +58,8 @@ def set_up(config, workdir: str) -> Bench:
   with recipe.told():
     if not config.init_from:
       raise ValueError('init_from is empty: set it to the --workdir of a run.')
+    if config.batch_size < 1:
+      raise ValueError(f'batch_size is {config.batch_size}: take 1 or more.')
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     task = tasks.get(config.task)
     if path := config.data.path:
@@ -89,6 +96,7 @@ def report(config, bench: Bench, ours: dict[str, float], details: dict) -> dict:
     'accuracy': ours,
     'paper': {k: v / 100 for k, v in theirs.items()},
     **details,
+    'config': json.loads(config.to_json_best_effort()),
   }
   if jax.process_index() == 0:
     which = '' if config.which == 'target' else f'-{config.which}'
@@ -96,11 +104,36 @@ def report(config, bench: Bench, ours: dict[str, float], details: dict) -> dict:
       which += '-{}x{}'.format(*bench.frozen.image_size)
     if config.pos_embed != 'recompute':
       which += f'-{config.pos_embed}'
-    path = bench.workdir / f'{config.task}-{config.job}{which}.json'
+    path = _place(bench.workdir, f'{config.task}-{config.job}{which}', found)
     metrics.replace(path, json.dumps(found, indent=2))
     words = tasks.table(config.task, ours, theirs, bench.task.note)
     print(f'\n{bench.frozen.name}\n\n{words}\n\n{path}')
   return found
+
+
+def _place(folder, name: str, found: dict):
+  """Where a result is written: over that of the same evaluation, but over no
+  other's.
+  """
+
+  def same(path):
+    # Of a bucket or a damaged file too: it is only a name.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      old = json.loads(path.read_text()).get('config') or {}
+      return _asked(old) == _asked(found['config'])
+
+  paths = (
+    epath.Path(folder) / f'{name}{f"-{n}" if n > 1 else ""}.json'
+    for n in itertools.count(1)
+  )
+  return next(path for path in paths if not path.exists() or same(path))
+
+
+def _asked(config: dict) -> dict:
+  """Of a config, what a result depends on."""
+  kept = {k: v for k, v in config.items() if k not in _ANYHOW}
+  data = {k: v for k, v in kept.get('data', {}).items() if k != 'workers'}
+  return kept | {'data': data}
 
 
 def run_knn(config, workdir: str) -> dict:

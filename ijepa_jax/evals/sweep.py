@@ -21,6 +21,10 @@ from ijepa_jax.evals import fit_heads, heads, jobs
 def run(config, workdir: str) -> dict:
   """All heads, the best, and the best on the last and on the last 4 layers."""
   c = config.linear
+  if not c.inputs or set(c.inputs) - {'last', 'last4'}:
+    raise recipe.UserError(
+      f'linear.inputs are {tuple(c.inputs)}: take last, last4 or both.'
+    )
   bench = jobs.set_up(config, workdir)
   test = bench.features(config, bench.test)
   train = None if c.augment else bench.features(config, bench.train)

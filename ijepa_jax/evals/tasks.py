@@ -70,6 +70,16 @@ def _pixel_coords(record) -> np.ndarray:
 CLEVR = {'count': Rule(8, clevr_count), 'distance': Rule(6, clevr_distance)}
 
 
+def unlike(train, test) -> str | None:
+  """A class that only one of two sources has.
+
+  A folder numbers its own classes: one missing would shift the rest.
+  """
+  names = [getattr(source, 'class_names', ()) for source in (train, test)]
+  if names[0] != names[1]:
+    return min(set(names[0]) ^ set(names[1]), default='in another order')
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """A data set, a label and how it is evaluated.
@@ -110,8 +120,9 @@ class Task:
     Args:
       kind: 'folder', 'tfds', 'arrayrecord' or 'huggingface'.
       path: see sources.make_source.
-      train, test: names of the splits.
+      train, test: names of the splits; '' of the second: as by default.
     """
+    test = test or self.test.get('split', 'test')
     train, test = (
       {'kind': kind, 'path': path, 'split': split} for split in (train, test)
     )
@@ -153,10 +164,7 @@ class Task:
           f'The {which} images have no label {self.label!r}: they have '
           f'{", ".join(source.labels) or "none"}.'
         )
-    # A folder numbers its own classes: one missing would shift the rest.
-    names = [getattr(source, 'class_names', ()) for source in (train, test)]
-    if names[0] != names[1]:
-      one = min(set(names[0]) ^ set(names[1]), default='in another order')
+    if one := unlike(train, test):
       raise ValueError(
         f'Only one of the training and the test images has a class {one!r}: '
         'give both the same folders.'

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ijepa_jax import augment, data, recipe, sources
-from ijepa_jax.evals import health, online
+from ijepa_jax.evals import health, online, tasks
 
 
 def make_probe(config, run: recipe.Run, source) -> online.Probe | None:
@@ -28,6 +28,11 @@ def make_probe(config, run: recipe.Run, source) -> online.Probe | None:
         (other, spread_rows(len(other), p.test_count)),
       )
     )
+    if one := tasks.unlike(source, other):
+      raise ValueError(
+        f'Only one of the training images and probe.split {p.split!r} has a '
+        f'class {one!r}: give both the same folders.'
+      )
     if train.names != test.names:
       raise ValueError(
         f'probe.split {p.split!r} has labels {test.names} and the training '

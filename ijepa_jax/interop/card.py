@@ -184,8 +184,9 @@ def _of_an_evaluation(found) -> Iterator[list]:
   encoder = found['checkpoint'].split(', ', 1)[-1]
   for what, ours in found['accuracy'].items():
     paper = found['paper'].get(what)
+    images = found.get('config', {}).get('data', {}).get('path', '')
     yield [
-      found['task'],
+      found['task'] + (f' ({epath.Path(images).name})' if images else ''),
       what,
       encoder,
       f'{100 * ours:.1f}',
