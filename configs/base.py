@@ -103,7 +103,8 @@ def get_config() -> ConfigDict:
   c.checkpoint.every_minutes = 0.0  # 0: not by time
   c.checkpoint.keep_last = 3
   c.checkpoint.keep_every = 0  # steps; multiples are never deleted; 0: none
-  c.checkpoint.keep_best = ''  # by a metric: probe/class, health/rankme, ...
+  # By a metric: health/rankme, probe/<label> (of folders: probe/label), ...
+  c.checkpoint.keep_best = ''
   c.checkpoint.keep_best_mode = 'max'  # max, min
 
   c.log = ConfigDict()

@@ -118,7 +118,7 @@ def test_a_list_of_the_labelled(small_run, images, tmp_path):
   ('changes', 'words'),
   [
     ({'init_from': ''}, 'init_from is empty'),
-    ({'init_from': '/nowhere'}, '/nowhere is no training workdir'),
+    ({'init_from': '/nowhere'}, 'nothing at init_from = /nowhere'),
     ({'task': 'imagenett'}, "did you mean 'imagenet'"),
     ({'task': 'cifar10', 'data.path': ''}, 'cifar10.*prepare'),
     ({'data.path': '/nowhere'}, '/nowhere'),

@@ -75,7 +75,8 @@ _RANGES = {
   'batch_size': (1, math.inf),
   **dict.fromkeys(('lr', 'final_lr', 'weight_decay'), (0, math.inf)),
   **dict.fromkeys(('mixup', 'cutmix'), (0, math.inf)),
-  **dict.fromkeys(('layer_decay', 'smoothing', 'drop_path'), (0, 1)),
+  **dict.fromkeys(('layer_decay', 'smoothing'), (0, 1)),
+  'drop_path': (0, 0.99),
 }
 
 

@@ -58,6 +58,8 @@ def set_up(config, workdir: str) -> Bench:
   with recipe.told():
     if not config.init_from:
       raise ValueError('init_from is empty: set it to the --workdir of a run.')
+    if not epath.Path(config.init_from).exists():
+      raise ValueError(f'There is nothing at init_from = {config.init_from}.')
     if config.batch_size < 1:
       raise ValueError(f'batch_size is {config.batch_size}: take 1 or more.')
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)

@@ -91,7 +91,8 @@ def held_out(config, split: str, count: int, knob: str):
     )
   if not split:
     raise ValueError(
-      f'{knob} is empty: name a split of {d.path!r} that is not trained on.'
+      f'{knob} is empty: name a split of {d.path!r} that is not trained on, or '
+      f'set {knob.split(".")[0]}.every_steps=0.'
     )
   return sources.make_source(d.source, path=d.path, split=split)
 

@@ -126,6 +126,8 @@ def _frozen(
 def _from_run(path, mesh, which, step) -> dict:
   """What `_frozen` takes; of pixels, what they need."""
   config = read_config(path)
+  if which == 'untrained' and 'converted_from' in config:
+    raise ValueError(f'which is {which!r}: only a training run can give that.')
   if mesh.devices.flat[0].platform != 'gpu':  # the same, without cuDNN
     config.model.attention = 'xla'
   d, model = config.data, recipe.build_model(config)
