@@ -1,7 +1,7 @@
 """One run judged in every cheap way, beside untrained and raw pixels.
 
     python benchmarks/evaluate.py --init_from=runs/cifar10 --task=cifar10 \
-        [--path=data/cifar10]
+        [--path=data/cifar10 [--test=val]]
 
 Prints a Markdown table of accuracies in %: the linear sweep on cached features
 (best head), kNN, and logistic regression on 1% of the labels, for raw pixels,
@@ -17,11 +17,13 @@ from absl import app, flags, logging
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 import main as entry
+from ijepa_jax import recipe
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('init_from', None, 'Workdir of the run.', required=True)
 flags.DEFINE_string('task', None, 'See evals/tasks.py.', required=True)
 flags.DEFINE_string('path', '', 'Folder of images, if not TFDS.')
+flags.DEFINE_string('test', '', 'Its test split, if not the usual one.')
 flags.DEFINE_integer('workers', 2, 'Of the input pipeline.')
 
 ROWS = {
@@ -51,11 +53,15 @@ def main(_):
       config = importlib.import_module(f'configs.evals.{job}').get_config()
       config.init_from, config.task = FLAGS.init_from, FLAGS.task
       config.data.path, config.data.workers = FLAGS.path, FLAGS.workers
-      config.which = which
+      config.data.test, config.which = FLAGS.test, which
       config.update_from_flattened_dict(changes)
       module, function = entry.JOBS[job].split(':')
       run = getattr(importlib.import_module(module), function)
-      cells.append(f'{100 * run(config, "")["accuracy"][job]:.1f}')
+      try:
+        found = run(config, '')
+      except recipe.UserError as error:
+        sys.exit(str(error))
+      cells.append(f'{100 * found["accuracy"][job]:.1f}')
     table.append([title, *cells])
   print('\n'.join(f'| {" | ".join(row)} |' for row in table))
 
