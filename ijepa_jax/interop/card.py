@@ -184,10 +184,11 @@ def _of_an_evaluation(found) -> Iterator[list]:
   encoder = found['checkpoint'].split(', ', 1)[-1]
   for what, ours in found['accuracy'].items():
     paper = found['paper'].get(what)
+    few = found.get('training_examples')
     images = found.get('config', {}).get('data', {}).get('path', '')
     yield [
       found['task'] + (f' ({epath.Path(images).name})' if images else ''),
-      what,
+      f'{what}, {few} labels' if few else what,
       encoder,
       f'{100 * ours:.1f}',
       '-' if paper is None else f'{100 * paper:.1f}',
