@@ -8,7 +8,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 
 import jax
@@ -22,6 +21,7 @@ from ijepa_jax import (
   colour,
   data,
   ijepa,
+  limits,
   masks,
   optim,
   schedules,
@@ -29,6 +29,9 @@ from ijepa_jax import (
   sources,
   vit,
 )
+
+# Package that fsspec asks for -> our extra.
+_OF_BUCKETS = {'gcsfs': 'gcs', 's3fs': 's3'}
 
 
 class UserError(Exception):
@@ -53,52 +56,6 @@ def told(*kinds: type[Exception]):
     raise UserError(
       f"{error}: pip install 'ijepa_jax[{extras[0]}]'."
     ) from error
-
-
-_OF_BUCKETS = {'gcsfs': 'gcs', 's3fs': 's3'}
-# Knobs -> the least and the greatest value.
-_RANGES = {
-  '': {
-    'total_steps': (1, math.inf),
-    'batch_size': (1, math.inf),
-    'accumulate': (1, math.inf),
-  },
-  'optim': {
-    **dict.fromkeys(('start_lr', 'peak_lr', 'final_lr'), (0, math.inf)),
-    **dict.fromkeys(('weight_decay', 'final_weight_decay'), (0, math.inf)),
-    **dict.fromkeys(('warmup_steps', 'clip_norm', 'eps'), (0, math.inf)),
-    **dict.fromkeys(('b1', 'b2'), (0, 1)),
-    'schedule_scale': (1e-6, math.inf),
-  },
-  'ema': {'first': (0, 1), 'last': (0, 1)},
-  'data': {'prefetch': (1, math.inf), 'max_bad_share': (0, 1)},
-  'health': {'every_steps': (0, math.inf)},
-  'probe': {'every_steps': (0, math.inf)},
-  'model': {
-    **dict.fromkeys(('patch_size', 'unroll'), (1, math.inf)),
-    **dict.fromkeys(('width', 'depth', 'heads', 'mlp_dim'), (1, math.inf)),
-    'predictor_width': (1, math.inf),
-    'predictor_depth': (1, math.inf),
-    'predictor_heads': (1, math.inf),
-  },
-}
-
-
-def check_ranges(config, name: str, ranges: dict) -> None:
-  """Refuses numbers of `config`, which is called `name`, that can't be.
-
-  Args:
-    ranges: knob -> (least, greatest); one that is None is left to others.
-
-  Raises:
-    ValueError: one sentence with the value and the limit.
-  """
-  for knob, (least, greatest) in ranges.items():
-    value = config.get(knob)
-    if value is not None and not least <= value <= greatest:
-      full = f'{name}.{knob}' if name else knob
-      upper = '' if greatest == math.inf else f' and up to {greatest:g}'
-      raise ValueError(f'{full} is {value}: take {least:g} or more{upper}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +83,8 @@ def build(config) -> Run:
 
 def _build(config) -> Run:
   c, d = config.optim, config.data
-  for name, ranges in _RANGES.items():
-    check_ranges(config[name] if name else config, name, ranges)
+  for name, ranges in limits.RANGES.items():
+    limits.check(config[name] if name else config, name, ranges)
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
   on = mesh.devices.flat[0].platform
   if config.model.attention == 'cudnn' and on != 'gpu':

@@ -18,6 +18,7 @@ FLOORS = {
   'decode': 0,
   'cache': 0,
   'interruption': 0,
+  'limits': 0,
   'parallel': 0,
   'randaugment': 0,
   'raycast': 0,

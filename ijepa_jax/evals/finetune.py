@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 
 import flax
 import jax
@@ -22,6 +21,7 @@ from ijepa_jax import (
   checkpoint,
   data,
   interruption,
+  limits,
   metrics,
   randaugment,
   recipe,
@@ -71,11 +71,10 @@ class Classifier:
 
 
 _RANGES = {
-  'epochs': (1, math.inf),
-  'batch_size': (1, math.inf),
-  **dict.fromkeys(('lr', 'final_lr', 'weight_decay'), (0, math.inf)),
-  **dict.fromkeys(('mixup', 'cutmix'), (0, math.inf)),
-  **dict.fromkeys(('layer_decay', 'smoothing'), (0, 1)),
+  **limits.each(limits.AT_LEAST_1, 'epochs', 'batch_size'),
+  **limits.each(limits.AT_LEAST_0, 'lr', 'final_lr', 'weight_decay'),
+  **limits.each(limits.AT_LEAST_0, 'mixup', 'cutmix'),
+  **limits.each((0, 1), 'layer_decay', 'smoothing'),
   'drop_path': (0, 0.99),
 }
 
@@ -104,9 +103,7 @@ def run(config, workdir: str) -> dict:
   with recipe.told():
     if config.which == 'pixels':
       raise ValueError('which is pixels: fine-tuning needs an encoder.')
-    recipe.check_ranges(
-      c, 'finetune', _RANGES | {'warmup_epochs': (0, c.epochs)}
-    )
+    limits.check(c, 'finetune', _RANGES | {'warmup_epochs': (0, c.epochs)})
     if c.batch_size % mesh.size or not 1 <= c.batch_size <= n:
       raise ValueError(
         f'finetune.batch_size is {c.batch_size}: take a multiple of the '

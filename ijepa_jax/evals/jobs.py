@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from ijepa_jax import metrics, recipe, sharding, sources
+from ijepa_jax import limits, metrics, recipe, sharding, sources
 from ijepa_jax.evals import features, knn, linear, subsets, tasks
 from ijepa_jax.interop import load
 
@@ -60,8 +60,7 @@ def set_up(config, workdir: str) -> Bench:
       raise ValueError('init_from is empty: set it to the --workdir of a run.')
     if not epath.Path(config.init_from).exists():
       raise ValueError(f'There is nothing at init_from = {config.init_from}.')
-    if config.batch_size < 1:
-      raise ValueError(f'batch_size is {config.batch_size}: take 1 or more.')
+    limits.check(config, '', {'batch_size': limits.AT_LEAST_1})
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     task = tasks.get(config.task)
     if path := config.data.path:
