@@ -17,6 +17,7 @@ from ijepa_jax import checkpoint, ijepa, recipe, sharding, vit
 from ijepa_jax.evals import finetune, jobs
 from ijepa_jax.interop import (
   architecture,
+  export,
   huggingface,
   load,
   position_tables,
@@ -306,6 +307,18 @@ def test_a_context_encoder_is_told(params, tmp_path, caplog):
   )
   assert 'context' in ijepa_jax.load_encoder(tmp_path / 'hf').name
   assert 'CONTEXT encoder' in caplog.text
+
+
+def test_what_a_file_does_not_hold(folder, tmp_path, caplog):
+  """It is said; and what nobody knows any more is not made up."""
+  found = ijepa_jax.load_encoder(folder, which='context')
+  assert 'target encoder' in found.name
+  assert 'holds the target encoder alone' in caplog.text
+  export.export(folder, tmp_path / 'ours', 'orbax')
+  with pytest.raises(
+    recipe.UserError, match="'untrained': only a training run"
+  ):
+    ijepa_jax.load_encoder(tmp_path / 'ours', which='untrained')
 
 
 @pytest.mark.parametrize('part', ['target', 'context'])

@@ -3,8 +3,8 @@
     python main.py --config=configs/evals/knn.py --config.task=cifar10 \
         --config.init_from=runs/mine
 
-Results go to --workdir, by default init_from/evals: <task>-<job>.json, and
-features/, computed once for all of them.
+Results go to --workdir, by default init_from/evals: <task>-<job>.json, with -2
+and so on where another evaluation has that name, and features/, computed once.
 """
 
 from ml_collections import ConfigDict, config_dict
