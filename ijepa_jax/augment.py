@@ -10,6 +10,7 @@ from ijepa_jax.decode import BadImage, Encoded, decode
 
 __all__ = 'BadImage', 'CentreCrop', 'Encoded', 'RandomCrop', 'Whole', 'decode'
 
+_MAX_PIXELS = 2**26  # that the whole of an image may have on the way
 FILTERS = {
   'bilinear': Image.Resampling.BILINEAR,
   'bicubic': Image.Resampling.BICUBIC,
@@ -181,6 +182,10 @@ class CentreCrop:
     width, height = size_of(image)
     scale = self.resize / min(width, height)
     whole = max(round(height * scale), 1), max(round(width * scale), 1)
+    if math.prod(whole) > _MAX_PIXELS:
+      raise BadImage(
+        f'{width} x {height} pixels are too long and thin to cut out the middle'
+      )
     pixels = crop(image, (0, 0, width, height), whole, 'bicubic')
     top, left = ((a - b) // 2 for a, b in zip(whole, self.size, strict=True))
     return pixels[top : top + self.size[0], left : left + self.size[1]]

@@ -46,11 +46,13 @@ class _Failures:
         self.reasons[key] = reason
     # Of the first thousand as a whole: one of the first ten is no tenth.
     if self.count > self.max_share * max(self.seen, 1000):
-      some = ', '.join(list(self.reasons)[:3])
+      some = ', '.join([*list(self.reasons)[:3], '...'][: len(self.reasons)])
+      limit = 'and here all have to be'
+      if self.max_share:
+        limit = f'more than data.max_bad_share = {self.max_share:g}'
       raise RuntimeError(
-        f'{self.count} of {self.seen} images can not be read ({some}, ...), '
-        f'more than data.max_bad_share = {self.max_share:g}: repair or remove '
-        'them; the log has all names and reasons.'
+        f'{self.count} of {self.seen} images can not be read ({some}), '
+        f'{limit}: repair or remove them; the log has all names and reasons.'
       )
     return batch
 

@@ -17,6 +17,7 @@ sources/arrayrecord.py tells the format; --config.data.source=arrayrecord
 
 import argparse
 import collections
+import contextlib
 import gzip
 import json
 import os
@@ -74,10 +75,13 @@ def pack(
     'resize': encoding.resize,
     'quality': encoding.quality,
   }
+  if encoding.alpha:
+    plan['alpha'] = True
   unfinished = out / arrayrecord.UNFINISHED
   if (out / arrayrecord.MANIFEST).exists():
     manifest = arrayrecord.read_manifest(str(out))
     _check_plan(out, manifest['plan'], plan)
+    arrayrecord.check_sizes(str(out), manifest['shards'])
     shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
   if (unfinished / 'plan.json').exists():
@@ -139,11 +143,11 @@ def _check_plan(out, there, plan):
       f'{out} has images from {there.get("source")}, and those of '
       f'{plan["source"]} are others, or have changed: take another folder.'
     )
-  for key in ('shards', 'resize', 'quality'):
-    if there.get(key) != plan[key]:
+  for key in ('shards', 'resize', 'quality', 'alpha'):
+    if there.get(key) != plan.get(key):
       raise ValueError(
         f'{out} was begun with {key} = {there.get(key)}, and now it is '
-        f'{plan[key]}: take another folder.'
+        f'{plan.get(key)}: take another folder.'
       )
 
 
@@ -208,6 +212,9 @@ def _check_shard(_, *job):
 def main(arguments=None) -> int:
   """-> the exit status: 0, 1 after a fault, 130 when stopped."""
   args = _parse(arguments)
+  with contextlib.suppress(AttributeError):  # not under pytest
+    # Names of files may be of any bytes.
+    sys.stdout.reconfigure(errors='backslashreplace')
   before = signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     return _verify(args) if args.verify else _pack(args)
@@ -236,6 +243,7 @@ def _parse(arguments):
   add('--count', type=int, default=20_000, help='pictures of scenes (20000)')
   add('--resize', type=int, default=0, help='shorter side of larger images')
   add('--quality', type=int, default=0, help='make all JPEG, of 1 to 100')
+  add('--alpha', action='store_true', help='keep it, as a fourth channel')
   add('--shard_mb', type=float, default=256, help='about this size (256)')
   add('--shards', type=int, default=0, help='so many instead')
   add('--processes', type=int, default=parallel.cores(), help='(all cores)')
@@ -266,7 +274,7 @@ def _pack(args):
     source,
     args.out,
     words=', '.join(filter(None, words)),
-    encoding=shards.Encoding(args.resize, args.quality),
+    encoding=shards.Encoding(args.resize, args.quality, args.alpha),
     shard_mb=args.shard_mb,
     shard_count=args.shards,
     processes=args.processes,

@@ -32,16 +32,21 @@ class Encoding:
       is encoded again, JPEG and WebP as JPEG of quality 95 and everything else
       without loss, as PNG. Arrays of 1 or 3 channels become PNG, and of any
       other number .npy files.
+    alpha: transparency is kept, as a fourth channel of every image; what is
+      encoded again becomes PNG.
   """
 
   resize: int = 0
   quality: int = 0
+  alpha: bool = False
 
   def __post_init__(self):
     if self.resize < 0:
       raise ValueError(f'resize is {self.resize}: take 1 pixel or more.')
     if not 0 <= self.quality <= 100:
       raise ValueError(f'quality is {self.quality}: take 1 to 100.')
+    if self.alpha and self.quality:
+      raise ValueError('JPEG has no alpha: leave quality, or alpha.')
 
   def __call__(
     self, image: bytes | np.ndarray
@@ -60,8 +65,16 @@ class Encoding:
         return self._as_array(image)
       pixels = image[..., 0] if image.shape[-1] == 1 else image
       image = _encode(Image.fromarray(pixels), 'PNG')
-    pixels = augment.decode(image, 3)
-    if size := self._smaller(*pixels.size):
+    pixels = augment.decode(image, 4 if self.alpha else 3)
+    size = self._smaller(*pixels.size)
+    if self.alpha:
+      if not size:
+        return image, pixels
+      whole = 0, 0, *pixels.size
+      array = augment.crop(pixels, whole, size[::-1], 'bicubic')
+      pixels = Image.fromarray(array)
+      return _encode(pixels, 'PNG'), pixels
+    if size:
       pixels = pixels.resize(size, Image.Resampling.BICUBIC)
     elif not self.quality:
       return image, pixels

@@ -30,6 +30,14 @@ def test_a_crop_is_pillows(size):
   )
 
 
+def test_too_long_and_thin_to_cut_out_the_middle():
+  """A file of some bytes would take gigabytes."""
+  thin = Image.new('L', (20_000, 4))
+  with pytest.raises(augment.BadImage, match='20000 x 4 pixels are too long'):
+    augment.CentreCrop((224, 224), 256)(thin)
+  assert augment.CentreCrop((24, 24), 32)(thin).shape == (24, 24, 1)
+
+
 def boxes(crop, width, height, count=4000):
   rng = np.random.default_rng(0)
   found = [crop.box(width, height, rng) for _ in range(count)]

@@ -328,7 +328,9 @@ def test_bad_images_are_replaced_and_named(caplog):
 def test_too_many_bad_images_stop_the_run():
   """More than the share of those seen, or of a thousand in the beginning."""
   source = Encoded(50, gone=[7])
-  with pytest.raises(RuntimeError, match=r'21 of 1\d\d\d .*\(gone/7, .*0\.02'):
+  with pytest.raises(
+    RuntimeError, match=r'21 of 1\d\d\d .*\(gone/7\), .*0\.02'
+  ):
     take(source, 500, max_bad_share=0.02)
   take(source, 100, max_bad_share=0.021)
 

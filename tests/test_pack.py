@@ -238,6 +238,33 @@ def test_grey_images_have_one_mean(tmp_path):
   assert manifest['channels'] == len(manifest['mean']) == 1
 
 
+def test_alpha_is_kept_if_asked(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 4), np.uint8)
+  images = [encoded(pixels, 'PNG'), encoded(pixels[..., :3])]
+  alpha = shards.Encoding(resize=4, alpha=True)
+  manifest = run(Given(images), tmp_path / 'out', encoding=alpha)
+  assert manifest['channels'] == len(manifest['std']) == 4
+  first, second = (
+    np.asarray(augment.decode(e['image'], 4)) for e in opened(tmp_path / 'out')
+  )
+  wanted = Image.fromarray(pixels[..., 3]).resize((4, 4), 3)
+  assert np.abs(first[..., 3].astype(int) - np.asarray(wanted)).max() <= 1
+  assert (second[..., 3] == 255).all()
+  assert run(Given(images), tmp_path / 'rgb')['channels'] == 3
+  with pytest.raises(ValueError, match='begun with alpha = True'):
+    run(Given(images), tmp_path / 'out', encoding=shards.Encoding(resize=4))
+  with pytest.raises(ValueError, match='JPEG has no alpha'):
+    shards.Encoding(quality=90, alpha=True)
+
+
+def test_a_finished_pack_is_looked_at_again(packed, tmp_path):
+  source, _, _ = packed
+  run(source, tmp_path / 'out', shard_count=3)
+  next((tmp_path / 'out').glob('*-00001-*')).unlink()
+  with pytest.raises(ValueError, match='is missing, and'):
+    run(source, tmp_path / 'out', shard_count=3)
+
+
 def test_arrays_of_many_channels(tmp_path):
   """Packed as they are, resized if asked; trained on as the manifest says."""
   rng = np.random.default_rng(0)
@@ -336,9 +363,10 @@ def test_stopped_and_started_again(tmp_path):
 
 def test_sigterm_is_told(tmp_path):
   """Of a process of its own, with a status that says it was stopped."""
-  write(tmp_path / 'tree', *(f'{i}.png' for i in range(1, 5)))
-  out, pipe = tmp_path / 'out', tmp_path / 'tree/0.png'
-  os.mkfifo(pipe)  # who reads it waits for what is written
+  write(tmp_path / 'tree', '0.png')
+  for i in range(1, 9000):  # which take seconds
+    os.link(tmp_path / 'tree/0.png', tmp_path / f'tree/{i}.png')
+  out = tmp_path / 'out'
   module = sys.executable, '-m', 'ijepa_jax.pack'
   options = '--shards=2', '--processes=1'
   process = subprocess.Popen(
@@ -350,8 +378,6 @@ def test_sigterm_is_told(tmp_path):
     assert process.poll() is None
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
-  time.sleep(0.2)
-  pipe.write_bytes(b'')
   _, words = process.communicate(timeout=60)
   assert process.returncode == 130
   assert 'the same command goes on from here' in words
@@ -489,7 +515,11 @@ def test_a_bucket_is_copied_once(packed, remote, cache_folder):  # noqa: F811
     remote.rm(name)
   (cache_folder / 'shards/left.tmp').touch()
   assert_same(source, opened('memory://bucket/images/train', split=''))
+  copies = sorted((cache_folder / 'shards').glob('*.array_record'))
   assert len(list((cache_folder / 'shards').glob('*'))) == 4  # and the lock
+  remote.put(str(out / 'train'), '/bucket/images/', recursive=True)
+  copies[0].write_bytes(copies[0].read_bytes()[:-1])
+  assert_same(source, opened('memory://bucket/images/'))
 
 
 def test_buckets_that_can_not_be_read(packed, remote, monkeypatch):

@@ -244,6 +244,25 @@ def test_tfds(prepared):
   assert len(message) < 1000 and pickle.loads(message)[4]['image'] == png(4)
 
 
+def test_prepared_anew_it_is_another(tmp_path, monkeypatch):
+  """Where its name and its length are the same, and its images are not."""
+  first, again = (
+    make_source('tfds', path=str(prepare(TinyNoise, tmp_path / name)))
+    for name in 'ab'
+  )
+  assert again.identity == first.identity
+  more = TinyNoise._generate_examples
+  monkeypatch.setattr(
+    TinyNoise,
+    '_generate_examples',
+    lambda self: (
+      (i, x | {'image': io.BytesIO(png(i, height=30))}) for i, x in more(self)
+    ),
+  )
+  other = make_source('tfds', path=str(prepare(TinyNoise, tmp_path / 'c')))
+  assert len(other) == len(first) and other.identity != first.identity
+
+
 def test_rules(tmp_path):
   """Labels worked out of the record, in workers too."""
   folder = str(prepare(TinyClevr, tmp_path))
@@ -431,6 +450,30 @@ def test_links(tmp_path):
   (tmp_path / 'tree/b').symlink_to(tmp_path / 'other')
   (tmp_path / 'tree/a/up').symlink_to(tmp_path / 'tree')
   assert tree(tmp_path).keys() == ['tree/a/1.png', 'tree/b/2.png']
+  # To each other, which goes on for ever; to nothing; to no file.
+  (tmp_path / 'tree/a/other').symlink_to(tmp_path / 'other')
+  (tmp_path / 'other/a').symlink_to(tmp_path / 'tree/a')
+  (tmp_path / 'tree/a/none.png').symlink_to(tmp_path / 'nothing')
+  os.mkfifo(tmp_path / 'tree/a/pipe.png')
+  assert tree(tmp_path).keys() == [
+    *('tree/a/1.png', 'tree/a/other/2.png'),
+    *('tree/b/2.png', 'tree/b/a/1.png'),
+  ]
+
+
+def test_a_folder_that_can_not_be_read(tmp_path, monkeypatch):
+  """Is told: without it the classes would be others."""
+  write(tmp_path / 'tree', 'a/1.png', 'b/2.png', 'c/3.png')
+  scandir = os.scandir
+
+  def refusing(path):
+    if path.endswith('/b'):
+      raise PermissionError(13, 'Permission denied', path)
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', refusing)
+  with pytest.raises(ValueError, match=r'tree/b can not be read \(Permission'):
+    tree(tmp_path)
 
 
 # ---- lists of names ----
@@ -460,6 +503,14 @@ def test_list_of_names(tmp_path):
       sources.from_list(keys, str(path))
   with pytest.raises(ValueError, match=r'can not be read \(No such'):
     sources.from_list(keys, str(tmp_path / 'none'))
+
+
+def test_lists_as_they_come(tmp_path):
+  """From Windows, from find, with one image under two names."""
+  path = tmp_path / 'list.txt'
+  path.write_bytes(b'\xef\xbb\xbfb.png\r\n./a.png\r\na\r\nt/b.png\r\n')
+  found = sources.from_list(['t/a.png', 't/b.png', 't/c.png'], str(path))
+  assert found.tolist() == [0, 1]
 
 
 def test_a_list_restricts_any_source(named, tmp_path):
@@ -541,6 +592,19 @@ def test_hugging_face(tmp_path, form, monkeypatch):
     assert len(test) == 3 and test.identity != source.identity
   with pytest.raises(ValueError, match="no split 'val' of a Hugging Face"):
     make_source('huggingface', path=path, split='val')
+
+
+def test_hugging_face_without_an_image(tmp_path):
+  datasets = pytest.importorskip('datasets')
+  datasets.disable_progress_bars()
+  features = datasets.Features({'image': datasets.Image()})
+  rows = {'image': [{'bytes': png(0), 'path': None}, None]}
+  datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / 'x')
+  source = make_source('huggingface', path=str(tmp_path / 'x'))
+  assert source[0]['image'] == png(0)
+  assert source.keys() == ['x/train/0', 'x/train/1']
+  with pytest.raises(OSError, match="no image: 'x/train/1'"):
+    source[1]
 
 
 def test_hugging_face_that_can_not_be_read(tmp_path, monkeypatch):

@@ -87,6 +87,8 @@ def read_manifest(folder: str) -> dict:
   try:
     manifest = json.loads(bucket.read(path))
     kind = manifest['format'], manifest['version']
+    if kind == (FORMAT, VERSION):
+      _ = [manifest[name] for name in ('shards', 'labels', 'count', 'plan')]
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f'{path} is damaged ({error}): pack again.') from error
   if kind != (FORMAT, VERSION):
@@ -140,7 +142,10 @@ class ArrayRecord(Opened):
     if not remote:
       path = os.path.abspath(os.path.expanduser(path))
     path = path.rstrip('/')
-    if split and bucket.exists(f'{path}/{split}/{MANIFEST}'):
+    inside = f'{path}/{split}'
+    if split and any(
+      bucket.exists(f'{inside}/{name}') for name in (MANIFEST, UNFINISHED)
+    ):
       path = f'{path}/{split}'
     elif split not in ('', 'train'):
       # Else one would test on what one trained on.

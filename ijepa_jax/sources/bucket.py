@@ -74,7 +74,11 @@ def copied(url: str, shards: list[dict], ending: str) -> list[str]:
     for left in folder.glob('*.tmp'):  # by one that was killed
       left.unlink()
     pairs = zip(paths, shards, strict=True)
-    missing = [(p, s) for p, s in pairs if not p.exists()]
+    missing = [
+      (p, s)
+      for p, s in pairs
+      if not p.exists() or p.stat().st_size != s['bytes']
+    ]
     need = sum(shard['bytes'] for _, shard in missing)
     free = shutil.disk_usage(folder).free
     if need > free:

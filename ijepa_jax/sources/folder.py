@@ -161,24 +161,27 @@ def _walk(root) -> tuple[list[str], dict[str, int]]:
 
 def _look(root, below) -> tuple[int, list[str], list[str]]:
   """One folder: its time, its images and its folders, below root."""
-  files, folders, changed = [], [], -1
+  files, folders = [], []
   try:
     # Before it is listed: a change in between is seen the next time.
     changed = _changed(root, below)
     with os.scandir(os.path.join(root, below)) as entries:
       for entry in entries:
         name = os.path.join(below, entry.name)
-        if entry.name.startswith('.'):
+        if entry.name.startswith('.') or entry.name == 'lost+found':
           continue
         if entry.is_dir():
-          if not (entry.is_symlink() and _leads_up(entry.path)):
+          if not (entry.is_symlink() and _leads_up(root, name)):
             folders.append(name)
-        elif entry.name.lower().endswith(ENDINGS):
+        # Not what waits for a writer, nor a link to nothing.
+        elif entry.name.lower().endswith(ENDINGS) and entry.is_file():
           files.append(name)
   except OSError as error:
-    logging.warning('Passed over a folder that can not be read: %s.', error)
-    # To be allowed in changes its time; another fault may just go away.
-    return changed if isinstance(error, PermissionError) else -1, [], []
+    # Without it the classes would be others.
+    raise ValueError(
+      f'{os.path.join(root, below)} can not be read ({error.strerror}): make '
+      'it readable, or move it away.'
+    ) from error
   return changed, files, folders
 
 
@@ -188,11 +191,15 @@ def _changed(root, below) -> int:
   return max(stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _leads_up(link) -> bool:
-  """Whether it is a link to a folder that it lies in: there is no end to it."""
-  target = os.path.realpath(link)
-  inside = os.path.realpath(os.path.dirname(link))
-  return os.path.commonpath([target, inside]) == target
+def _leads_up(root, link) -> bool:
+  """Whether it is a link to a folder on the way to it, which has no end."""
+  target = os.path.realpath(os.path.join(root, link))
+  while link:
+    link = os.path.dirname(link)
+    way = os.path.realpath(os.path.join(root, link))
+    if os.path.commonpath([target, way]) == target:
+      return True
+  return False
 
 
 def _index(root):

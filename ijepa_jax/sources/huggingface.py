@@ -1,5 +1,6 @@
 """Image data sets of Hugging Face's `datasets` that lie on this machine."""
 
+import errno
 import functools
 import os
 
@@ -57,6 +58,8 @@ class HuggingFace(Opened):
 
   def __getitem__(self, index):
     row = self._data[0][index]
+    if row[self._image] is None:
+      raise OSError(errno.ENODATA, 'no image', self._key_of(index, None))
     image, path = row[self._image]['bytes'], row[self._image]['path']
     if image is None:
       with open(path, 'rb') as file:

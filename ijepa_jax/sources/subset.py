@@ -49,8 +49,11 @@ def from_list(keys, path: str) -> np.ndarray:
       or several.
   """
   try:
-    with open(path, encoding='utf-8', errors='surrogateescape') as file:
-      lines = [line.strip().strip('/') for line in file]
+    # The sig is what editors on Windows begin with.
+    with open(
+      os.path.expanduser(path), encoding='utf-8-sig', errors='surrogateescape'
+    ) as file:
+      lines = [line.strip().removeprefix('./').strip('/') for line in file]
   except OSError as error:
     raise ValueError(
       f'The list {path} can not be read ({error.strerror}): check its path.'
@@ -67,7 +70,7 @@ def from_list(keys, path: str) -> np.ndarray:
       end = '/'.join(parts[-depth - 1 :])
       if end in whole:
         whole[end].append(i)
-      elif (stem := os.path.splitext(end)[0]) in stems:
+      if (stem := os.path.splitext(end)[0]) in stems:
         stems[stem].append(i)
   found = {line: whole[line] or stems[line] for line in lines}
   for wrong, words in (
@@ -80,4 +83,4 @@ def from_list(keys, path: str) -> np.ndarray:
         f'{len(wrong)} of the {len(lines)} names in {path} {words} ({some}): '
         f'names look like {keys[0]} here.'
       )
-  return np.sort(np.array([found[line][0] for line in lines]))
+  return np.unique([found[line][0] for line in lines])

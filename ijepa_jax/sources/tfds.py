@@ -32,7 +32,7 @@ class TFDS(Opened):
   """
 
   def __init__(self, path: str, split: str = 'train', rules=None):
-    self._key = path, split
+    self._key = os.path.expanduser(path), split
     self._rules = dict(rules or {})
     data, info, _ = self._data
     import tensorflow_datasets as tfds
@@ -41,8 +41,11 @@ class TFDS(Opened):
     self._folder = os.fspath(info.data_dir)
     self._name = next((n for n in _NAMES if n in info.features), None)
     self._shown = f'{info.full_name}/{split}'
+    # Prepared anew it has the same name.
+    sizes = [(n, s.num_bytes, s.shard_lengths) for n, s in info.splits.items()]
+    digest = hashlib.sha256(repr(sorted(sizes)).encode()).hexdigest()[:16]
     self.identity = ' '.join(
-      ['tfds', self._shown, str(self._length), *self._rules]
+      ['tfds', self._shown, str(self._length), digest, *self._rules]
     )
     classes = {
       name: feature
@@ -95,7 +98,8 @@ class TFDS(Opened):
 
   def _key_of(self, index, record):
     name = record[self._name] if self._name else index
-    name = name.decode() if isinstance(name, bytes) else name
+    if isinstance(name, bytes):
+      name = os.fsdecode(name)
     return f'{self._shown}/{name}'
 
   def __getitem__(self, index):
