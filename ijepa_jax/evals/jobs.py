@@ -118,7 +118,7 @@ def _place(folder, name: str, found: dict):
   """
 
   def same(path):
-    # Of a bucket or a damaged file too: it is only a name.
+    # What can't be read is somebody's all the same.
     with contextlib.suppress(OSError, ValueError, AttributeError):
       old = json.loads(path.read_text()).get('config') or {}
       return _asked(old) == _asked(found['config'])

@@ -169,13 +169,13 @@ def _from_elsewhere(path, read, mesh, which, step, heads, size) -> dict:
     found = _read_torch(path, heads, size)
   else:
     found = read(path)
-  words = {'target': 'target', 'encoder': 'context'}
-  if name not in found.params:
-    (name,) = found.params.keys() & words.keys()
-    # Of a file with one encoder, the target is what everybody asks for.
-    logging.warning('%s holds the %s encoder alone: taken.', path, words[name])
+  only = name not in found.params
+  if only:
+    (name,) = found.params.keys() & {'encoder', 'target'}
   c, params = found.config, found.params[name]
-  words = words[name]
+  words = {'target': 'target', 'encoder': 'context'}[name]
+  if only:
+    logging.warning('%s holds the %s encoder alone: taken.', path, words)
   return dict(
     encoder=architecture.models(c)[0],
     params=jax.device_put(params, sharding.state_sharding(params, mesh)),
