@@ -1,20 +1,36 @@
-"""What can be made again: where it is kept, and how files appear whole."""
+"""What can be made again: where it is kept, its name, and that it is whole."""
 
 import contextlib
+import hashlib
+import json
 import os
 import pathlib
 import uuid
 
-try:
-  import fcntl
-except ImportError:  # not on Windows
-  fcntl = None
+from ijepa_jax import paths
 
 
 def folder() -> pathlib.Path:
   """$IJEPA_JAX_CACHE, else ~/.cache/ijepa_jax; it may not exist."""
-  given = os.environ.get('IJEPA_JAX_CACHE')
-  return pathlib.Path(given or pathlib.Path.home() / '.cache/ijepa_jax')
+  given = os.environ.get('IJEPA_JAX_CACHE') or '~/.cache/ijepa_jax'
+  return pathlib.Path(paths.resolve(given))
+
+
+def name_of(**depends_on) -> str:
+  """Names what is kept by EVERYTHING that it depends on: 24 hex digits.
+
+  What is left out here is a wrong number later: the same name would stand for
+  two results.
+
+  Args:
+    **depends_on: values that JSON has; the identity of a source, the
+      fingerprint of an encoder, the repr of a transform, a seed, ...
+
+  Raises:
+    TypeError: a value has no text of its own in JSON.
+  """
+  text = json.dumps(depends_on, sort_keys=True, allow_nan=False)
+  return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @contextlib.contextmanager
@@ -38,17 +54,3 @@ def replacing(path):
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink()
-
-
-@contextlib.contextmanager
-def only_one(path):
-  """One process at a time holds the file `path`; the others wait.
-
-  Where the disk knows no locks, nobody waits.
-  """
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'w') as file:
-    with contextlib.suppress(OSError, AttributeError):
-      fcntl.flock(file, fcntl.LOCK_EX)
-    yield

@@ -22,6 +22,8 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ijepa_jax import paths
+
 # Several processes agree on the clock only this often: it stalls the devices.
 _CLOCK_STEPS = 10
 _MISMATCHES_SHOWN = 5
@@ -75,7 +77,7 @@ class Checkpointer:
       keep_best_mode: 'max' or 'min', which is best.
 
     Raises:
-      ValueError: a number is too small.
+      ValueError: a number is too small, or nothing can be read at such a path.
     """
     numbers = every_steps, every_minutes, keep_every
     if min(numbers) < 0 or keep_last < 1:
@@ -87,10 +89,10 @@ class Checkpointer:
       raise ValueError(
         f'checkpoint.keep_best_mode is {keep_best_mode!r}: take max or min.'
       )
-    directory = os.fspath(directory)
-    if '://' not in directory:
-      directory = os.path.abspath(directory)  # Orbax takes no relative one.
-    self.directory = ocp.path.Path(directory)
+    # Orbax takes no relative one.
+    directory = paths.resolve(directory)
+    paths.check_checkpoints(directory, save=False)
+    self.directory = ocp.path.Path(os.fspath(directory))
     self._every_steps, self._every_minutes = every_steps, every_minutes
     self._keep_last, self._keep_every = keep_last, keep_every
     self._keep_best, self._keep_best_mode = keep_best, keep_best_mode
@@ -280,8 +282,10 @@ class Checkpointer:
       values: metrics of this state, for `keep_best`.
 
     Raises:
+      ValueError: nothing can be saved to such a path, see paths.py.
       CheckpointError: this save, or the one before, failed.
     """
+    paths.check_checkpoints(self.directory)
     self.wait()
     sums = checksums(state)
     with self._telling(step):
@@ -450,6 +454,34 @@ def checksums(state) -> dict[str, int]:
   sums = _sums({k: x for k, x in named.items() if k not in host})
   sums = jax.device_get(sums) | {k: _host_sum(named[k]) for k in host}
   return {name: int(sums[name]) for name in named}
+
+
+@jax.jit
+def _digests(tree):
+  """Of each leaf's bits and where they stand, uint32 [2]; of any layout."""
+
+  def one(x):
+    bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
+    bits, at = bits.astype(jnp.uint32), jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+      at = at * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    # Odd weights by place, of Knuth's and of Murmur's multiplier.
+    weights = (at * np.uint32(m) ^ at >> 15 for m in (2654435761, 2246822507))
+    return jnp.stack(
+      [jnp.sum(bits * (w | 1), dtype=jnp.uint32) for w in weights]
+    )
+
+  return jax.tree.map(one, tree)
+
+
+def digests(tree) -> dict[str, list[int]]:
+  """Names arrays on devices by their values, the same for any layout.
+
+  Unlike `checksums` it sees two values that changed places, as those of a
+  kernel that was transposed: it is to tell one model from another.
+  """
+  named = jax.device_get(_digests(_named(tree)))
+  return {name: x.tolist() for name, x in named.items()}
 
 
 def _host_sum(x: np.ndarray):

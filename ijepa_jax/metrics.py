@@ -20,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
+import uuid
 
 import tqdm
 from absl import logging
@@ -259,7 +260,8 @@ def replace(path: epath.Path, text: str) -> None:
   if '://' in str(path):
     path.write_text(text)  # A bucket shows the whole object or the old one.
     return
-  temporary = path.parent / f'.{path.name}.{os.getpid()}'
+  # Of no number of a process: another machine may have the same.
+  temporary = path.parent / f'.{path.name}.{uuid.uuid4().hex}'
   with open(temporary, 'w', encoding='utf-8') as file:
     file.write(text)
     file.flush()

@@ -3,13 +3,13 @@
 What a run is made of stands in recipe.py; the story of a run is `pretrain`.
 """
 
+import contextlib
 import json
 import math
 import time
 
 import jax
 from absl import logging
-from etils import epath
 from ml_collections import ConfigDict
 
 from ijepa_jax import (
@@ -17,7 +17,9 @@ from ijepa_jax import (
   data,
   ijepa,
   interruption,
+  locks,
   metrics,
+  paths,
   recipe,
 )
 from ijepa_jax.evals import online, watch
@@ -50,8 +52,9 @@ def pretrain(config, workdir: str) -> ijepa.State:
 
   Args:
     config: see configs/base.py.
-    workdir: receives config.json, metrics.jsonl, tensorboard/, checkpoints/
-      and, with the probe on, report.json and curves.png; a folder or gs://.
+    workdir: receives config.json, images.json, metrics.jsonl, tensorboard/,
+      checkpoints/ and, with the probe on, report.json and curves.png; a folder
+      or gs://.
 
   Returns:
     The last state.
@@ -66,10 +69,9 @@ def pretrain(config, workdir: str) -> ijepa.State:
   config = recipe.from_manifest(config)
   run = recipe.build(config)
   source = recipe.make_source(config)
-  workdir = epath.Path(workdir)
-  if '://' not in str(workdir):
-    workdir = workdir.expanduser().absolute()
   with recipe.told():
+    workdir = paths.resolve(workdir)
+    paths.check_checkpoints(workdir)
     there = metrics.read_config(workdir)
   if there and there.get('job') != 'pretrain':
     raise recipe.UserError(
@@ -81,7 +83,11 @@ def pretrain(config, workdir: str) -> ijepa.State:
     checkpoints = checkpoint.Checkpointer(
       workdir / 'checkpoints', **config.checkpoint.to_dict()
     )
-  with recipe.told(checkpoint.CheckpointError), checkpoints:
+  with (
+    recipe.told(checkpoint.CheckpointError, locks.Busy),
+    locks.only_writer(workdir, job=True),
+    checkpoints,
+  ):
     with recipe.told():
       restored = checkpoints.restore(abstract)
     if restored:
@@ -107,6 +113,7 @@ def pretrain(config, workdir: str) -> ijepa.State:
     if first and start < config.total_steps:
       for change in metrics.write_config(workdir, config.to_json_best_effort()):
         logging.warning('Not as in the run so far: %s.', change)
+      note_images(workdir, source, start)
     with metrics.Metrics(
       workdir,
       start_step=start,
@@ -127,6 +134,34 @@ def pretrain(config, workdir: str) -> ijepa.State:
   if probe and int(state.step) == config.total_steps:
     report(config, workdir, probe, state, make_state, began)
   return state
+
+
+def note_images(workdir, source, start: int) -> None:
+  """Keeps in images.json which images the run takes, and says a difference.
+
+  The file is a list of {'from_step', 'images', 'listing'}: one for the start
+  and one for each time that the images were others than before.
+  """
+  path = workdir / 'images.json'
+  now = {'images': len(source), 'listing': getattr(source, 'listing', '')}
+  history = []
+  with contextlib.suppress(OSError, ValueError):
+    history = [
+      x for x in json.loads(path.read_text()) if x['from_step'] < start
+    ]
+  before = {k: history[-1].get(k) for k in now} if history else now
+  if before != now:
+    logging.warning(
+      'The images are not those of the run so far (%d now, %d before, or other '
+      'names, order or labels): from step %d on their order is another, so '
+      'that the run is no longer bit for bit that of one start.',
+      now['images'],
+      before['images'],
+      start + 1,
+    )
+  if not history or before != now:
+    history.append({'from_step': start, **now})
+    metrics.replace(path, json.dumps(history, indent=2))
 
 
 def check_unchanged(there: dict, model: ijepa.IJEPA) -> None:

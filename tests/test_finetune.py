@@ -163,15 +163,17 @@ def test_mistakes_are_told(changes, words, small_run, images, tmp_path):
 def test_another_run_has_another_folder():
   """Or a sweep would report its first run for every learning rate."""
 
-  def name(encoder='a', images='b', **changes):
+  def name(encoder='a', images='b', label='c', **changes):
     c = finetune_full.get_config()
     c.update_from_flattened_dict(changes)
-    return finetune.run_name(c, encoder, images)
+    depends_on = {'encoder': encoder, 'images': images, 'label': label}
+    return finetune.run_name(c, depends_on)
 
   assert name() == name() == name(**{'finetune.checkpoint_steps': 7})
   others = [
     name(encoder='c'),
-    name(images='c'),
+    name(images='d'),
+    name(label='d'),
     name(seed=1),
     name(task='cifar10'),
     *(

@@ -3,8 +3,9 @@
     python main.py --config=configs/evals/knn.py --config.task=cifar10 \
         --config.init_from=runs/mine
 
-Results go to --workdir, by default init_from/evals: <task>-<job>.json, with -2
-and so on where another evaluation has that name, and features/, computed once.
+Results go to --workdir, by default init_from/evals (of a file, file.evals):
+<task>-<job>.json, with -2 and so on where another evaluation has that name, and
+features/, computed once.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -6,13 +6,12 @@ cache_dir/<key>/labels.npy  int32 [N, L]
 cache_dir/<key>/done.json   {"rows": how many are there, ...}: an interrupted
                             pass goes on from it
 
-The key is a hash of the parameters, the data and the transform.
+The key is a hash of the parameters, the data and the transform. One process at
+a time writes to a folder; who wants the same features waits for them.
 """
 
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
 
 import jax
@@ -21,7 +20,7 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
-from ijepa_jax import data, recipe, sharding
+from ijepa_jax import cache, data, locks, paths, recipe, sharding
 from ijepa_jax.interop import load
 
 VERSION = 1  # raise it whenever the same input gives other features
@@ -69,9 +68,19 @@ def extract(
   Raises:
     UserError: the images don't fit the encoder, or one can't be read.
   """
-  names = (VERSION, frozen.fingerprint, source.identity, repr(transform))
-  key = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:24]
-  folder = pathlib.Path(cache_dir) / key
+  key = cache.name_of(
+    kind='features',
+    version=VERSION,
+    encoder=[frozen.fingerprint, frozen.channels],
+    images=source.identity,
+    transform=repr(transform),
+  )
+  if paths.is_url(cache_dir):
+    raise recipe.UserError(
+      f'Features can not be kept in {cache_dir}: set cache_dir to a folder of '
+      'this machine.'
+    )
+  folder = pathlib.Path(paths.resolve(cache_dir)) / key
   n = len(source)
   image = jnp.zeros((1, *transform.size, frozen.channels), jnp.uint8)
   last, last4 = jax.eval_shape(frozen.pooled, frozen.params, image)
@@ -80,11 +89,15 @@ def extract(
     'last4': (n, last4.shape[1]),
     'labels': (n, len(source.labels)),
   }
-  done = _agree(_done(folder, shapes))
-  if done < n:
-    _compute(
-      frozen, source, transform, mesh, folder, shapes, done, batch_size, workers
-    )
+  if _agree(_done(folder, shapes)) < n:
+    with locks.only_writer(folder, wait=True, job=True):
+      # Perhaps it was these that the process before was making.
+      done = _agree(_done(folder, shapes))
+      if done < n:
+        _compute(
+          *(frozen, source, transform, mesh, folder, shapes, done),
+          *(batch_size, workers),
+        )
   return Features(
     **{k: np.load(folder / f'{k}.npy', mmap_mode='r') for k in shapes}, key=key
   )
@@ -130,11 +143,9 @@ def _compute(
   def note(rows):
     for array in arrays.values():
       array.flush()
-    text = json.dumps({'rows': rows, 'shapes': shapes})
-    temporary = folder / f'.done.{os.getpid()}'
     if writer:
-      temporary.write_text(text)
-      temporary.replace(folder / 'done.json')
+      with cache.replacing(folder / 'done.json') as path:
+        path.write_text(json.dumps({'rows': rows, 'shapes': shapes}))
 
   # The batch before is fetched while this one runs.
   pending = None

@@ -6,8 +6,6 @@ smoothing and drop path: the paper's 1% and full recipes are configs of it.
 
 import dataclasses
 import functools
-import hashlib
-import json
 
 import flax
 import jax
@@ -18,11 +16,14 @@ from absl import logging
 
 from ijepa_jax import (
   augment,
+  cache,
   checkpoint,
   data,
   interruption,
   limits,
+  locks,
   metrics,
+  paths,
   randaugment,
   recipe,
   schedules,
@@ -79,14 +80,17 @@ _RANGES = {
 }
 
 
-def run_name(config, encoder: str, images: str) -> str:
-  """Another for whatever trains another network, told by its fingerprint and
-  that of the images: a sweep must not find its first run finished.
+def run_name(config, depends_on: dict) -> str:
+  """Another name for whatever trains another network.
+
+  Args:
+    depends_on: see jobs.Bench; a sweep must not find its first run finished.
   """
   c = {k: v for k, v in config.finetune.items() if k != 'checkpoint_steps'}
-  text = json.dumps([encoder, images, config.seed, c], sort_keys=True)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-  return f'{config.task}-finetune-{digest}'
+  name = cache.name_of(
+    kind='finetune', trained_on=depends_on, course=c, seed=config.seed
+  )
+  return f'{config.task}-finetune-{name}'
 
 
 def run(config, workdir: str) -> dict:
@@ -97,10 +101,11 @@ def run(config, workdir: str) -> dict:
   """
   c = config.finetune
   bench = jobs.set_up(config, workdir)
-  name = run_name(config, bench.frozen.fingerprint, bench.train.identity)
+  name = run_name(config, bench.depends_on)
   folder = bench.workdir / name
   n, mesh = len(bench.train), bench.mesh
   with recipe.told():
+    paths.check_checkpoints(folder)
     if config.which == 'pixels':
       raise ValueError('which is pixels: fine-tuning needs an encoder.')
     limits.check(c, 'finetune', _RANGES | {'warmup_epochs': (0, c.epochs)})
@@ -154,7 +159,11 @@ def run(config, workdir: str) -> dict:
     values = {'loss': loss, 'grad_norm': optax.tree.norm(grad)}
     return State(state.step + 1, params, opt_state), values
 
-  with recipe.told(checkpoint.CheckpointError), checkpoints:
+  with (
+    recipe.told(checkpoint.CheckpointError),
+    locks.only_writer(folder, wait=True, job=True),
+    checkpoints,
+  ):
     with recipe.told():
       restored = checkpoints.restore(abstract)
     state, start = restored or (

@@ -8,13 +8,22 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 
 import jax
 import numpy as np
 from absl import logging
 from etils import epath
 
-from ijepa_jax import limits, metrics, recipe, sharding, sources
+from ijepa_jax import (
+  limits,
+  locks,
+  metrics,
+  paths,
+  recipe,
+  sharding,
+  sources,
+)
 from ijepa_jax.evals import features, knn, linear, subsets, tasks
 from ijepa_jax.interop import load
 
@@ -34,6 +43,15 @@ class Bench:
   classes: int
   mesh: jax.sharding.Mesh
   workdir: epath.Path
+
+  @property
+  def depends_on(self) -> dict:
+    """What anything that is trained on the training images depends on."""
+    return {
+      'encoder': [self.frozen.fingerprint, self.frozen.channels],
+      'images': self.train.identity,
+      'label': [self.task.label, self.column, self.classes],
+    }
 
   def features(self, config, source) -> features.Features:
     """Of one of the sources, without augmentation."""
@@ -58,8 +76,14 @@ def set_up(config, workdir: str) -> Bench:
   with recipe.told():
     if not config.init_from:
       raise ValueError('init_from is empty: set it to the --workdir of a run.')
-    if not epath.Path(config.init_from).exists():
+    start = paths.resolve(config.init_from)
+    if not start.exists():
       raise ValueError(f'There is nothing at init_from = {config.init_from}.')
+    if not workdir:
+      # A file has no room for a folder: <file>.evals beside it.
+      inside = start.is_dir()
+      workdir = start / 'evals' if inside else f'{os.fspath(start)}.evals'
+    workdir = paths.resolve(workdir)
     limits.check(config, '', {'batch_size': limits.AT_LEAST_1})
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     task = tasks.get(config.task)
@@ -75,7 +99,6 @@ def set_up(config, workdir: str) -> Bench:
     image_size=config.image_size,
     pos_embed=config.pos_embed,
   )
-  workdir = epath.Path(workdir or epath.Path(config.init_from) / 'evals')
   logging.info(
     '%s on %s: %d training and %d test images, %d classes.',
     frozen.name,
@@ -105,8 +128,9 @@ def report(config, bench: Bench, ours: dict[str, float], details: dict) -> dict:
       which += '-{}x{}'.format(*bench.frozen.image_size)
     if config.pos_embed != 'recompute':
       which += f'-{config.pos_embed}'
-    path = _place(bench.workdir, f'{config.task}-{config.job}{which}', found)
-    metrics.replace(path, json.dumps(found, indent=2))
+    with locks.only_writer(bench.workdir, wait=True):
+      path = _place(bench.workdir, f'{config.task}-{config.job}{which}', found)
+      metrics.replace(path, json.dumps(found, indent=2))
     words = tasks.table(config.task, ours, theirs, bench.task.note)
     print(f'\n{bench.frozen.name}\n\n{words}\n\n{path}')
   return found

@@ -6,7 +6,6 @@ the heads are saved, and the same command goes on from there.
 """
 
 import functools
-import hashlib
 import time
 
 import jax
@@ -14,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from ijepa_jax import checkpoint, data, recipe, sharding
+from ijepa_jax import cache, checkpoint, data, locks, paths, recipe, sharding
 from ijepa_jax.evals import fit_heads, heads, jobs
+
+VERSION = 1  # raise it whenever the same course gives other heads
 
 
 def run(config, workdir: str) -> dict:
@@ -26,25 +27,40 @@ def run(config, workdir: str) -> dict:
       f'linear.inputs are {tuple(c.inputs)}: take last, last4 or both.'
     )
   bench = jobs.set_up(config, workdir)
+  with recipe.told():
+    paths.check_checkpoints(bench.workdir)
   test = bench.features(config, bench.test)
   train = None if c.augment else bench.features(config, bench.train)
   test_y = test.labels[:, bench.column]
   inputs = {k: getattr(test, k) for k in c.inputs}
   task = bench.task
   epochs = c.epochs or task.epochs
+  course = dict(
+    protocol=c.protocol or task.protocol,
+    widths={k: x.shape[1] for k, x in inputs.items()},
+    classes=bench.classes,
+    examples=len(bench.train),
+    batch_size=c.batch_size or task.batch_size,
+    epochs=epochs,
+    milestones=[round(m * epochs / task.epochs) for m in task.milestones],
+    lrs=tuple(c.lrs) or None,
+    weight_decays=tuple(c.weight_decays) or None,
+  )
+  transforms = bench.task.transforms(bench.frozen.image_size)
+  name = cache.name_of(
+    kind='heads',
+    version=VERSION,
+    trained_on=bench.depends_on,
+    transform=repr(transforms[0 if c.augment else 1]),
+    course=course,
+    inputs=list(c.inputs),
+    seed=config.seed,
+  )
+  folder = bench.workdir / 'heads' / name
   with recipe.told():
-    sweep = heads.make_sweep(
-      c.protocol or task.protocol,
-      {k: x.shape[1] for k, x in inputs.items()},
-      classes=bench.classes,
-      examples=len(bench.train),
-      batch_size=c.batch_size or task.batch_size,
-      epochs=epochs,
-      milestones=[round(m * epochs / task.epochs) for m in task.milestones],
-      lrs=tuple(c.lrs) or None,
-      weight_decays=tuple(c.weight_decays) or None,
-    )
-    state = _train(config, bench, sweep, train, test.key)
+    sweep = heads.make_sweep(**course)
+    with locks.only_writer(folder, wait=True, job=True):
+      state = _train(config, bench, sweep, train, folder)
     scores = fit_heads.accuracies(sweep, state, inputs, test_y, mesh=bench.mesh)
   found = fit_heads.report(sweep, scores)
   ours = {'linear': found['best']['accuracy']}
@@ -52,18 +68,14 @@ def run(config, workdir: str) -> dict:
   return jobs.report(config, bench, ours, found)
 
 
-def _train(config, bench, sweep, train, test_key):
-  """The heads after the last epoch, going on from what is saved."""
-  # Another encoder, data set, transform, course or seed is another folder.
-  course = [test_key, config.linear.to_dict(), sweep.heads, config.seed]
-  name = hashlib.sha256(repr(course).encode()).hexdigest()[:16]
+def _train(config, bench, sweep, train, folder):
+  """The heads after the last epoch, going on from what is in `folder`."""
   make = fit_heads.compiled(sweep, bench.mesh)[0]
   whole = sharding.replicated(bench.mesh)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
     jax.eval_shape(make, jax.random.key(0)),
   )
-  folder = bench.workdir / 'heads' / name
   with checkpoint.Checkpointer(folder, keep_last=1) as checkpoints:
     state, start = checkpoints.restore(abstract) or (None, 0)
     if start:

@@ -49,7 +49,7 @@ class Frozen:
   @functools.cached_property
   def fingerprint(self) -> str:
     """Changes with any parameter and whatever else changes the features."""
-    identity = [checkpoint.checksums(self.params), repr(self.encoder)]
+    identity = [checkpoint.digests(self.params), repr(self.encoder)]
     identity += [self.mean, self.std, self.image_size, self.channels]
     if self.table is not None:
       digest = hashlib.sha256(self.table.tobytes()).hexdigest()

@@ -10,7 +10,7 @@ import fsspec
 import tqdm
 from absl import logging
 
-from ijepa_jax import cache
+from ijepa_jax import cache, locks
 
 _COPIES = 8  # shards at a time
 _EXTRAS = {'gs': 'gcs', 'gcs': 'gcs', 's3': 's3'}
@@ -70,7 +70,7 @@ def copied(url: str, shards: list[dict], ending: str) -> list[str]:
   folder = cache.folder() / 'shards'
   paths = [folder / f'{shard["sha256"]}{ending}' for shard in shards]
   # All processes of this machine want the same: the first one copies.
-  with cache.only_one(folder / 'lock'):
+  with locks.only_writer(folder, wait=True):
     for left in folder.glob('*.tmp'):  # by one that was killed
       left.unlink()
     pairs = zip(paths, shards, strict=True)

@@ -1,0 +1,180 @@
+"""One writer at a time, for whatever two processes may write.
+
+A lock is a file that the writer holds and that says who it is. On a disk of
+this machine, or a network disk that knows locks, the kernel lets go of it when
+its owner dies. Elsewhere (a bucket) the owner writes the file again every
+BEAT seconds; who comes later watches it for two and a half beats.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from ijepa_jax import paths
+
+try:
+  import fcntl
+except ImportError:  # not on Windows
+  fcntl = None
+
+BEAT = 20.0  # seconds
+_NO_LOCKS = errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK
+_NO_LOCKS += (errno.EINVAL,)
+
+
+class Busy(ValueError):
+  """Another process holds the lock: one sentence that says which."""
+
+
+@contextlib.contextmanager
+def only_writer(folder, *, wait: bool = False, job: bool = False):
+  """Holds `folder`/.lock, so that nobody else writes to the folder.
+
+  Args:
+    folder: on a disk, where it is made if need be, or on a bucket.
+    wait: until the other one is done or dead; otherwise it is refused.
+    job: one lock for all processes of this job, which call alike; process 0
+      takes it. Otherwise each process is a writer of its own.
+
+  Raises:
+    Busy: somebody else holds the lock, and `wait` is False.
+    OSError: the lock can't be written.
+  """
+  with contextlib.ExitStack() as stack:
+    if not job:
+      _enter(stack, folder, wait)
+    else:
+      _enter_as_one(stack, folder, wait)
+    yield
+
+
+def _enter_as_one(stack, folder, wait):
+  """Process 0 takes the lock, or all processes refuse."""
+  import jax
+  from jax.experimental import multihost_utils
+
+  refusal = None
+  if jax.process_index() == 0:
+    try:
+      _enter(stack, folder, wait)
+    except (Busy, OSError) as error:
+      refusal = error
+  if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(
+    np.int32(refusal is not None)
+  ):
+    refusal = refusal or Busy(f'Process 0 can not write to {folder}.')
+  if refusal:
+    raise refusal
+
+
+def _enter(stack, folder, wait):
+  path = epath.Path(folder) / '.lock'
+  if paths.is_url(folder) or fcntl is None:
+    stack.enter_context(_lease(path, wait))
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  while True:
+    # Not 'w', which would wipe out the name of the owner.
+    file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
+    stack.callback(file.close)
+    if not _flock(file, path, wait):
+      stack.enter_context(_lease(path, wait))
+      return
+    # The owner before may have removed the file that was waited for.
+    with contextlib.suppress(OSError):
+      if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+        break
+    file.close()
+  file.truncate(0)
+  file.write(_signature())
+  file.flush()
+  stack.callback(_remove, path)
+
+
+def _remove(path):
+  with contextlib.suppress(OSError):
+    path.unlink()
+
+
+def _flock(file, path, wait) -> bool:
+  """Takes the kernel's lock; False where the disk knows none."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    owner = _owner(path)
+    if not wait:
+      raise _busy(path, owner) from None
+    logging.info('Waiting for %s, which writes to %s.', owner, path.parent)
+    fcntl.flock(file, fcntl.LOCK_EX)
+  except OSError as error:
+    if error.errno not in _NO_LOCKS:
+      raise
+    return False
+  return True
+
+
+@contextlib.contextmanager
+def _lease(path, wait):
+  """Holds a file by writing it again and again."""
+  while True:
+    if not (before := _read(path)):
+      break
+    logging.info('Watching whether %s still writes to %s.', _owner(path), path)
+    time.sleep(2.5 * BEAT)
+    if _read(path) == before:
+      break
+    if not wait:
+      raise _busy(path, _owner(path))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  signature, stop = _signature(), threading.Event()
+
+  def beat():
+    for count in range(1 << 62):
+      with contextlib.suppress(OSError):  # The next one may pass.
+        path.write_text(f'{signature} {count}')
+      if stop.wait(BEAT):
+        break
+
+  path.write_text(signature)
+  thread = threading.Thread(target=beat, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    stop.set()
+    thread.join()
+    _remove(path)
+
+
+def _signature() -> str:
+  return json.dumps([socket.gethostname(), os.getpid(), uuid.uuid4().hex])
+
+
+def _read(path) -> str:
+  with contextlib.suppress(OSError):
+    return path.read_text()
+  return ''
+
+
+def _owner(path) -> str:
+  """Who holds the lock, in words."""
+  with contextlib.suppress(ValueError, TypeError):
+    (host, pid, _), _ = json.JSONDecoder().raw_decode(_read(path))
+    return f'process {pid} on {host}'
+  return 'another process'
+
+
+def _busy(path, owner) -> Busy:
+  return Busy(
+    f'{owner} writes to {path.parent}: wait until it is done or end it, or '
+    'take another folder (--workdir).'
+  )
