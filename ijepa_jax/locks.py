@@ -81,7 +81,7 @@ def _enter(stack, folder, wait):
   if paths.is_url(folder) or fcntl is None:
     stack.enter_context(_lease(path, wait))
     return
-  path.parent.mkdir(parents=True, exist_ok=True)
+  stack.enter_context(_folder(path.parent))
   while True:
     # Not 'w', which would wipe out the name of the owner.
     file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
@@ -98,6 +98,22 @@ def _enter(stack, folder, wait):
   file.write(_signature())
   file.flush()
   stack.callback(_remove, path)
+
+
+@contextlib.contextmanager
+def _folder(path):
+  """Makes a folder, and removes what of it is empty at the end.
+
+  A job that refuses its config inside of its lock has written nothing.
+  """
+  new = [p for p in (path, *path.parents) if not p.exists()]
+  path.mkdir(parents=True, exist_ok=True)
+  try:
+    yield
+  finally:
+    with contextlib.suppress(OSError):
+      for parent in new:
+        os.rmdir(parent)
 
 
 def _remove(path):

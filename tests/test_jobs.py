@@ -2,16 +2,21 @@
 
 import functools
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
 from configs.evals import knn as knn_config
 from configs.evals import linear as linear_config
 from configs.evals import logistic as logistic_config
 from ijepa_jax import checkpoint, recipe, sharding
-from ijepa_jax.evals import jobs, sweep
+from ijepa_jax.evals import jobs, sweep, tasks
 
+ROOT = pathlib.Path(__file__).parents[1]
 RUN = {'knn': jobs.run_knn, 'logistic': jobs.run_logistic, 'linear': sweep.run}
 CONFIG = {
   'knn': knn_config,
@@ -135,3 +140,59 @@ def test_mistakes_are_told(changes, words, small_run, images, tmp_path):
   with pytest.raises(recipe.UserError, match=words):
     jobs.run_logistic(config, tmp_path)
   assert not list(tmp_path.glob('*.json'))
+
+
+def test_another_label_has_heads_of_its_own(small_run, tmp_path, monkeypatch):
+  """In one workdir, of the same test images; and with augmentation others."""
+  made = {'kind': 'scenes', 'flavour': 'scenes'}
+  for label in 'class', 'hue':
+    task = tasks.Task(
+      train=made | {'seed': 0, 'count': 48},
+      test=made | {'seed': 1, 'count': 16},
+      label=label,
+      whole=True,
+      flip=False,
+    )
+    monkeypatch.setitem(tasks.TASKS, f'small_{label}', task)
+  for label, augment in (('class', False), ('hue', False), ('hue', True)):
+    config = make_config('linear', small_run, '')
+    config.task = f'small_{label}'
+    config.linear.augment, config.linear.epochs = augment, 1
+    sweep.run(config, tmp_path)
+  assert len(list((tmp_path / 'heads').iterdir())) == 3
+
+
+def test_two_evaluations_at_once(small_run, images, tmp_path):
+  """They want the same features at the same time, in processes of their own."""
+  line = [
+    *(sys.executable, str(ROOT / 'main.py')),
+    f'--config={ROOT}/configs/evals/knn.py',
+    *('--config.task=folder', '--config.data.test=test'),
+    *(f'--config.init_from={small_run}', f'--config.data.path={images}'),
+    *('--config.data.workers=0', '--config.batch_size=8'),
+    *('--config.knn.ks=(3,)', f'--workdir={tmp_path}'),
+  ]
+  both = [
+    subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for _ in range(2)
+  ]
+  for process in both:
+    words = process.communicate()[1]
+    assert process.returncode == 0, words
+  for path in tmp_path.rglob('last.npy'):
+    assert np.abs(np.load(path)).sum(1).all()
+  (found,) = tmp_path.glob('*.json')
+  assert json.loads(found.read_text())['accuracy'] == {'knn': 1.0}
+
+
+def test_where_results_go(small_run, images, tmp_path, monkeypatch):
+  """~ is the home folder for every path, and a file has its results beside."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'images').symlink_to(images)
+  (tmp_path / 'run').symlink_to(small_run)
+  config = make_config('knn', '~/run', '~/images', cache_dir='~/kept')
+  jobs.run_knn(config, '~/x')
+  assert (tmp_path / 'x' / 'folder-knn.json').exists()
+  assert len(list((tmp_path / 'kept').rglob('last.npy'))) == 2
+  bench = jobs.set_up(config, '')
+  assert bench.workdir == epath.Path(tmp_path / 'run' / 'evals')

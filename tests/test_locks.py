@@ -101,3 +101,12 @@ def test_where_there_are_no_locks(monkeypatch):
   with locks.only_writer('gs://bucket/run'):
     pass
   assert not lock.exists()
+
+
+def test_nothing_is_left(tmp_path):
+  with locks.only_writer(tmp_path / 'a' / 'b'):
+    assert (tmp_path / 'a' / 'b').exists()
+  assert not list(tmp_path.iterdir())
+  with locks.only_writer(tmp_path / 'a' / 'b'):
+    (tmp_path / 'a' / 'kept').touch()
+  assert [p.name for p in (tmp_path / 'a').iterdir()] == ['kept']

@@ -419,3 +419,47 @@ def test_recipes_make_sense(path):
   run = recipe.build(config)
   assert len(run.sampler.shapes) <= 12
   assert 0 < config.optim.warmup_steps < config.total_steps
+
+
+def test_two_runs_in_one_workdir(tmp_path):
+  """The second is refused, and the first ends as if it had been alone."""
+  script = (
+    'import sys, time; from ijepa_jax import locks\n'
+    'with locks.only_writer(sys.argv[1]):\n'
+    '  print("held", flush=True); sys.stdin.read()\n'
+  )
+  with subprocess.Popen(
+    [sys.executable, '-c', script, str(tmp_path)],
+    cwd=ROOT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as other:
+    assert other.stdout.readline() == 'held\n'
+    words = f'process {other.pid} on .* writes to {tmp_path}'
+    with pytest.raises(recipe.UserError, match=words):
+      train.pretrain(make_config(), tmp_path)
+    other.stdin.close()
+  assert not list(tmp_path.iterdir())
+
+
+def test_other_images_after_a_stop(straight, tmp_path, caplog):
+  """They are said, and the run remembers both."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(straight, workdir)
+  train.pretrain(make_config(total_steps=22), workdir)
+  assert 'not those of the run so far' not in caplog.text
+  train.pretrain(make_config(total_steps=24, **{'data.count': 299}), workdir)
+  assert '299 now, 300 before' in caplog.text
+  history = json.loads((workdir / 'images.json').read_text())
+  assert [(x['from_step'], x['images']) for x in history] == [
+    (0, 300),
+    (22, 299),
+  ]
+
+
+@pytest.mark.parametrize('name', ['lr[1e-3]', 'a*', 'a\\b'])
+def test_a_workdir_that_would_lose_its_checkpoints(name, tmp_path):
+  with pytest.raises(recipe.UserError, match='checkpoints can not be saved'):
+    train.pretrain(make_config(), f'{tmp_path}/{name}')
+  assert not list(tmp_path.iterdir())

@@ -92,7 +92,7 @@ def set_up(config, workdir: str) -> Bench:
       task = task.read_from(d.source, path, train=d.train, test=d.test)
     train, test, column, classes = task.open()
   frozen = load.load(
-    config.init_from,
+    start,
     mesh=mesh,
     which=config.which,
     step=config.step,

@@ -52,6 +52,7 @@ def run(config, workdir: str) -> dict:
     version=VERSION,
     trained_on=bench.depends_on,
     transform=repr(transforms[0 if c.augment else 1]),
+    anew=bool(c.augment),  # in another order too
     course=course,
     inputs=list(c.inputs),
     seed=config.seed,
