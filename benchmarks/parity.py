@@ -19,7 +19,6 @@ import numpy as np
 from ijepa_jax import ijepa, optim, schedules, vit
 from ijepa_jax.interop import release
 
-
 # Bounds; tests/close.py says why they are shares.
 FLOAT64, FLOAT32, TRAINED = 1e-9, 2e-5, 5e-4
 # AdamW turns a gradient that is rounding alone into a step of any size up to

@@ -31,7 +31,7 @@ def close(actual, desired, share=FLOAT32, *, scale=None, within=None, name=''):
   one: grey levels, shares of examples, quantiles of a sample.
 
   Raises:
-    AssertionError: they differ by more, or in shape; nan differs from anything.
+    AssertionError: they differ by more or in shape, or hold nan or infinity.
   """
   actual, desired = (np.asarray(x, np.float64) for x in (actual, desired))
   where = f'{name}: ' if name else ''
@@ -44,14 +44,16 @@ def close(actual, desired, share=FLOAT32, *, scale=None, within=None, name=''):
     bound, why = share * scale, f'{share:g} of {scale:.3g}, the largest element'
   else:
     bound, why = within, 'in the unit of the values'
-  error = np.abs(actual - desired)
-  if not (error <= bound).all():  # nan is not near anything
-    at = np.unravel_index(np.argmax(~(error <= bound) * error), error.shape)
+  with np.errstate(invalid='ignore'):
+    error = np.abs(actual - desired)
+  wrong = ~(np.isfinite(error) & (error <= bound))
+  if wrong.any():
+    at = np.unravel_index(np.argmax(wrong * error), error.shape)
     raise AssertionError(
       f'{where}{actual[at]:.9g} at {[int(i) for i in at]}, not '
       f'{np.broadcast_to(desired, error.shape)[at]:.9g}: they differ by '
       f'{error[at]:.3g}, and the bound is {bound:.3g} ({why}). '
-      f'{(~(error <= bound)).sum()} of {error.size} elements are beyond it. '
+      f'{wrong.sum()} of {error.size} elements are beyond it. '
       'tests/close.py says which differences may depend on the machine.'
     )
 
