@@ -1,43 +1,84 @@
 # On a fresh machine `make train` and `make test` are enough: each sets up .venv.
 PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= dev
 CONFIG ?= configs/tiny.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
 ARGS ?=
-BIN := .venv/bin
+BIN := $(VENV)/bin
 
 # Without huge pages a step on a CPU spends a third of its time in page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: train test test-slow lint clean
+# The rooms whose tests compare computed numbers, and what they run on: all that
+# the CPU has, and what older ones have (in XLA, NumPy, OpenBLAS and PyTorch).
+NUMERIC := $(addprefix tests/test_,$(addsuffix .py,close encoder features \
+  finetune heads health ijepa knn linear parity position_tables schedules \
+  torch_optimizer vit))
+ISAS ?= native AVX2 AVX
+BEYOND_AVX2 := AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL \
+  AVX512_SPR X86_V4
+AS_native :=
+AS_AVX2 := XLA_FLAGS="$$XLA_FLAGS --xla_cpu_max_isa=AVX2" \
+  NPY_DISABLE_CPU_FEATURES="$(BEYOND_AVX2)" \
+  OPENBLAS_CORETYPE=Haswell ATEN_CPU_CAPABILITY=avx2
+AS_AVX := XLA_FLAGS="$$XLA_FLAGS --xla_cpu_max_isa=AVX" \
+  NPY_DISABLE_CPU_FEATURES="$(BEYOND_AVX2) AVX2 FMA3 X86_V3" \
+  OPENBLAS_CORETYPE=Sandybridge ATEN_CPU_CAPABILITY=default
 
-train: .venv/installed
+.PHONY: train test test-slow test-portable test-oldest lint clean its-python
+
+train: $(VENV)/installed
 	$(BIN)/python main.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
-test: .venv/installed-dev
+test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: .venv/installed-dev
+test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
 
-lint: .venv/installed-dev
+test-portable: $(ISAS:%=portable-%)
+
+portable-%: $(VENV)/installed-dev
+	$(AS_$*) $(BIN)/python -m pytest -m "not slow" $(NUMERIC)
+
+# Every requirement at its lower bound, in a venv of its own.
+test-oldest:
+	mkdir -p .venv-oldest
+	grep -oE "[A-Za-z_-]+>=[0-9.]+" setup.py | sed 's/>=/==/' | sort -u \
+	  > .venv-oldest/constraints.txt
+	PIP_CONSTRAINT=$(CURDIR)/.venv-oldest/constraints.txt $(MAKE) test \
+	  VENV=.venv-oldest \
+	  PYTHON=$(if $(filter file,$(origin PYTHON)),python3.11,$(PYTHON))
+
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-.venv/pip:
+$(VENV)/pip:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	  sys.exit(0 if (3, 11) <= v < (3, 14) else "Python %d.%d is here, and \
 	  3.11 to 3.13 are needed: make PYTHON=python3.12 ..." % v)'
-	$(PYTHON) -m venv .venv || { echo "The venv module of $(PYTHON) is \
+	[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV) || { echo "The venv module of $(PYTHON) is \
 	  missing: on Debian and Ubuntu, apt-get install python3-venv."; exit 1; }
 	touch $@
 
-.venv/installed: setup.py | .venv/pip
+# A venv keeps the Python that it was made with, whatever PYTHON says later.
+its-python: | $(VENV)/pip
+ifneq ($(origin PYTHON),file)
+	@ours=$$($(BIN)/python -V) && asked=$$($(PYTHON) -V) && \
+	  [ "$$ours" = "$$asked" ] || { echo "$(VENV) is of $$ours and" \
+	  "PYTHON=$(PYTHON) is $$asked: give it a venv of its own, as in" \
+	  "make VENV=.venv-other ..., or remove $(VENV)."; exit 1; }
+endif
+
+$(VENV)/installed: setup.py | its-python
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-.venv/installed-dev: setup.py | .venv/pip
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch .venv/installed $@
+$(VENV)/installed-dev: setup.py | its-python
+	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $(VENV)/installed $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-oldest build *.egg-info

@@ -21,32 +21,34 @@ setup(
     'grain>=0.2.15,<0.4',
     # tensorflow-datasets 4.9.10 imports it without naming it.
     'importlib_resources>=6',
-    'jax>=0.8,<0.12',
-    'matplotlib>=3.8',
+    'jax>=0.8,<0.13',
+    'matplotlib>=3.9',  # the first for NumPy 2
     'ml_collections>=1.0',
-    'msgpack>=1',
+    'msgpack>=1.0.5',
     'numpy>=2',
     'optax>=0.2.6,<0.4',
     'orbax-checkpoint>=0.12,<0.14',
     'pillow>=10.3',
     'tensorboardX>=2.6.2',
     'tensorflow-datasets>=4.9.7',
-    'tqdm>=4.66',
+    'tqdm>=4.66.3',
   ],
   extras_require={
     'cuda': ['jax[cuda12]'],
     # data.fast: decodes and resizes JPEGs in less time than Pillow.
-    'fast': ['simplejpeg>=1.9', 'cykooz-resizer>=4'],
+    'fast': ['simplejpeg>=1.9', 'cykooz-resizer>=4.0.1'],
     'gcs': ['gcsfs'],  # a workdir or packed images on gs://
     'huggingface': ['datasets>=3'],  # its data sets on disk
     's3': ['s3fs'],  # packed images on s3://
     'tpu': ['jax[tpu]'],
-    'torch': ['torch>=2.2'],  # released .pth.tar files, in and out
+    'torch': [
+      'torch>=2.3'
+    ],  # released .pth.tar files; 2.3 is the first for NumPy 2
     # What the tests of files from elsewhere compare with.
-    'interop': ['torch>=2.2', 'transformers>=4.57'],
+    'interop': ['torch>=2.3', 'transformers>=4.57.1'],
     'dev': [
       'hypothesis>=6.100',
-      'ipykernel>=6',
+      'ipykernel>=6.29',
       'nbclient>=0.10',
       'pytest>=8',
       'ruff==0.15.0',

@@ -9,6 +9,7 @@ from test_sources import png
 
 from configs import tiny
 from ijepa_jax import augment, colour, recipe, scenes
+from tests.close import close
 
 
 @pytest.mark.parametrize('size', [(16, 16), (40, 12), (90, 130)])
@@ -63,17 +64,13 @@ def test_boxes_are_uniform():
   def uniform(x):
     return np.quantile(x, [0.1, 0.25, 0.5, 0.75, 0.9])
 
-  np.testing.assert_allclose(
-    (uniform(w * h / 1e6) - 0.1) / 0.3, [0.1, 0.25, 0.5, 0.75, 0.9], atol=0.04
+  close(
+    (uniform(w * h / 1e6) - 0.1) / 0.3, [0.1, 0.25, 0.5, 0.75, 0.9], within=0.04
   )
   aspect = np.log(w / h) / np.log(4 / 3)
-  np.testing.assert_allclose(
-    uniform(aspect), [-0.8, -0.5, 0, 0.5, 0.8], atol=0.07
-  )
+  close(uniform(aspect), [-0.8, -0.5, 0, 0.5, 0.8], within=0.07)
   for place in (left / (1000 - w), top / (1000 - h)):
-    np.testing.assert_allclose(
-      uniform(place), [0.1, 0.25, 0.5, 0.75, 0.9], atol=0.04
-    )
+    close(uniform(place), [0.1, 0.25, 0.5, 0.75, 0.9], within=0.04)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +141,7 @@ def test_strengths(strength):
     values = np.array([value for at, value in drawn if at == i]) - (i < 3)
     assert len(values) > 250 and abs(values).max() <= far * strength
     quarters = np.quantile(values / (far * strength), [0.25, 0.5, 0.75])
-    np.testing.assert_allclose(quarters, [-0.5, 0, 0.5], atol=0.12)
+    close(quarters, [-0.5, 0, 0.5], within=0.12)
   orders = {tuple(i for i, _ in drawn[k : k + 4]) for k in range(0, 800, 4)}
   assert len(orders) == 24
 
@@ -163,10 +160,10 @@ def test_operations():
   ):
     for factor in (0.4, 1.3):
       expected = np.clip(still + factor * (pixels - still), 0, 255)
-      np.testing.assert_allclose(operation(image, factor), expected, atol=1)
+      close(operation(image, factor), expected, within=1)
   turned = np.asarray(hue(image, 1 / 3))
-  np.testing.assert_allclose(turned, np.roll(pixels, 1, axis=-1), atol=6)
-  np.testing.assert_allclose(turned, hue(image, -2 / 3), atol=6)
+  close(turned, np.roll(pixels, 1, axis=-1), within=6)
+  close(turned, hue(image, -2 / 3), within=6)
 
 
 def test_crops_stay_those_without():

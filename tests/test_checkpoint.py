@@ -469,7 +469,8 @@ def test_two_processes(tmp_path, cpus):
       for a, b in zip(restored['w'].addressable_shards, w.addressable_shards):
         np.testing.assert_array_equal(a.data, b.data)
   """
-  flags = '--xla_force_host_platform_device_count=4'
+  # Of several the last one counts.
+  flags = os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=4'
   processes = [
     run_python(code, i, port, tmp_path, XLA_FLAGS=flags) for i in range(2)
   ]

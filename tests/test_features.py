@@ -12,6 +12,7 @@ from configs import tiny
 from ijepa_jax import augment, checkpoint, metrics, recipe, sharding
 from ijepa_jax.evals import features
 from ijepa_jax.interop import huggingface, load
+from tests.close import close
 
 SOURCE_COUNT = 45
 
@@ -64,13 +65,13 @@ def test_they_are_the_encoders(workdir, source, tmp_path):
       {'params': p}, frozen.normalize(x), layers='tokens'
     )
   )(frozen.params, images)
-  np.testing.assert_allclose(found.last, tokens.mean(1), atol=2e-5)
+  close(found.last, tokens.mean(1))
   norm = frozen.params['norm']
   x = layers[-4:]
   x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1)[..., None] + 1e-6)
   x = (x * norm['scale'] + norm['bias']).mean(2)
   expected = np.moveaxis(np.asarray(x), 0, 1).reshape(SOURCE_COUNT, -1)
-  np.testing.assert_allclose(found.last4, expected, atol=2e-5)
+  close(found.last4, expected)
   labels = np.stack([source[i]['label'] for i in range(SOURCE_COUNT)])
   np.testing.assert_array_equal(found.labels, labels)
 
@@ -82,7 +83,7 @@ def test_what_to_compare_with(workdir, source, tmp_path):
   assert untrained.fingerprint == before.fingerprint
   pixels = extract(load.load(workdir, which='pixels'), source, tmp_path).last
   first = source[0]['image'].reshape(-1) / 255
-  np.testing.assert_allclose(pixels[0], first, atol=1e-6)
+  close(pixels[0], first)
 
 
 def test_eight_devices_and_workers_change_nothing(
@@ -93,7 +94,7 @@ def test_eight_devices_and_workers_change_nothing(
   eight = load.load(workdir, mesh=sharding.make_mesh(devices=cpus))
   assert eight.fingerprint == one.fingerprint
   second = extract(eight, source, tmp_path / '8', workers=1)
-  np.testing.assert_allclose(first.last4, second.last4, atol=1e-5)
+  close(first.last4, second.last4)
   np.testing.assert_array_equal(first.labels, second.labels)
 
 
@@ -156,7 +157,7 @@ def test_a_hugging_face_folder(workdir, source, tmp_path):
   assert found.image_size == (48, 48)
   expected = extract(frozen, source, tmp_path / '1')
   again = extract(found, source, tmp_path / '2')
-  np.testing.assert_allclose(again.last4, expected.last4, atol=1e-5)
+  close(again.last4, expected.last4)
   with pytest.raises(recipe.UserError, match='only a training run'):
     load.load(tmp_path / 'hf', which='untrained')
 

@@ -11,6 +11,7 @@ import pytest
 from configs.evals import finetune_full
 from ijepa_jax import checkpoint, metrics, recipe, vit
 from ijepa_jax.evals import finetune, layer_decay, mixing
+from tests.close import close
 
 
 def test_layer_decay_by_hand():
@@ -34,22 +35,14 @@ def test_layer_decay_by_hand():
   moved = jax.device_get(step(params))
   encoder = moved['encoder']
   # Blocks from the last: 1/2, 1/4, 1/8; the patches' embedding 1/16.
-  np.testing.assert_allclose(
-    encoder['blocks']['fc1']['bias'][:, 0], [-0.0125, -0.025, -0.05], rtol=1e-4
-  )
-  np.testing.assert_allclose(
-    encoder['patch_embed']['bias'], -0.1 / 16, rtol=1e-4
-  )
-  np.testing.assert_allclose(encoder['norm']['scale'], -0.1, rtol=1e-4)
-  np.testing.assert_allclose(moved['head']['bias'], -0.1, rtol=1e-4)
-  np.testing.assert_allclose(moved['head']['kernel'], -0.12, rtol=1e-4)
+  close(encoder['blocks']['fc1']['bias'][:, 0], [-0.0125, -0.025, -0.05])
+  close(encoder['patch_embed']['bias'], -0.1 / 16)
+  close(encoder['norm']['scale'], -0.1)
+  close(moved['head']['bias'], -0.1)
+  close(moved['head']['kernel'], -0.12)
   kernel = np.asarray(params['encoder']['blocks']['fc1']['kernel'])
   factor = np.array([0.125, 0.25, 0.5])[:, None, None]
-  np.testing.assert_allclose(
-    encoder['blocks']['fc1']['kernel'],
-    -0.1 * factor * (1 + 0.2 * kernel),
-    rtol=1e-4,
-  )
+  close(encoder['blocks']['fc1']['kernel'], -0.1 * factor * (1 + 0.2 * kernel))
 
 
 def test_drop_path():
@@ -69,7 +62,7 @@ def test_drop_path():
   plain = jax.jit(lambda: encoder.apply(params, image, layers='tokens')[1])()
   some = layers(jax.random.key(0))
   # The first block has rate 0, the last one loses a branch of half the images.
-  np.testing.assert_allclose(some[0], plain[0], atol=1e-6)
+  close(some[0], plain[0])
   same = np.abs(some[1] - some[0]).max((1, 2)) == 0  # both branches are out
   assert 0.1 < same.mean() < 0.45
   assert (layers(jax.random.key(1)) != some).any()
@@ -88,10 +81,10 @@ def test_labels_are_mixed_as_images_are(mixup, cutmix):
   cuts = []
   for seed in range(8):
     mixed, labels = jax.device_get(run(jax.random.key(seed)))
-    np.testing.assert_allclose(labels.sum(1), 1, rtol=1e-5)
+    close(labels.sum(1), 1)
     share = labels[0, 0]  # the first image's of itself; the rest is the last's
-    np.testing.assert_allclose(labels[0, 7], 1 - share, atol=1e-5)
-    np.testing.assert_allclose(mixed[0].mean(), 1 - share, atol=1e-4)
+    close(labels[0, 7], 1 - share, scale=1)
+    close(mixed[0].mean(), 1 - share, scale=1)
     cuts.append(set(np.unique(mixed[0])) <= {0.0, 1.0})
   assert any(cuts) == bool(cutmix) and all(cuts) == (not mixup)
 
@@ -101,7 +94,7 @@ def test_nothing_to_mix():
     jnp.ones((2, 4, 4, 3)),
     mixing.soft_labels(jnp.ones(2, int), 4, 0.1),
   )
-  np.testing.assert_allclose(target[0], [0.025, 0.925, 0.025, 0.025], rtol=1e-5)
+  close(target[0], [0.025, 0.925, 0.025, 0.025])
   found = mixing.mix(jax.random.key(0), image, target, mixup=0, cutmix=0)
   assert found == (image, target)
 

@@ -10,6 +10,7 @@ import pytest
 
 from ijepa_jax import sharding
 from ijepa_jax.evals import fit_heads, heads
+from tests.close import FLOAT64, TRAINED, close, trees_close
 
 CLASSES, BATCH, N = 5, 32, 150
 WIDTHS = {'last': 6, 'last4': 24}
@@ -133,15 +134,17 @@ def test_each_head_equals_one_trained_alone(cpus, protocol):
       x = features[head.input][rows].astype(np.float64)
       alone.step(x, labels[rows], lr)
     ends.append(alone.w)
-    assert np.abs(alone.w - first['kernel'][run]).max() > 5e-4
-    np.testing.assert_allclose(last['kernel'][run], alone.w, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(last['bias'][run], alone.b, atol=1e-5, rtol=0)
+    moved = alone.w - first['kernel'][run]
+    assert np.abs(moved).max() > 5e-4
+    close(last['kernel'][run] - first['kernel'][run], moved, 1e-3)
+    close(last['bias'][run], alone.b, TRAINED)
     right = alone.right(test_x[head.input], test_y)
-    assert found[i] == right / len(test_y), head.name
+    # One answer may hang on the last digits of two logits.
+    close(found[i], right / len(test_y), within=1.5 / 70, name=head.name)
     if head.batch_norm:
       norm = state['norms'][head.input]
-      np.testing.assert_allclose(norm['mean'], alone.mean, atol=1e-5, rtol=0)
-      np.testing.assert_allclose(norm['var'], alone.var, atol=1e-5, rtol=0)
+      close(norm['mean'], alone.mean)
+      close(norm['var'], alone.var)
   for pair in itertools.combinations(ends, 2):
     if pair[0].shape == pair[1].shape:
       assert np.abs(pair[0] - pair[1]).max() > 1e-4
@@ -160,7 +163,7 @@ def test_evaluation_normalises_by_running_statistics(cpus):
     judge(state, {k: x[[i]] for k, x in features.items()}, labels[[i]])
     for i in range(N)
   )
-  np.testing.assert_array_equal(together, alone)
+  close(together, alone, within=1)  # one may hang on the last digits
   # Those labelled -1 count as nothing.
   assert not judge(state, features, np.full(N, -1)).any()
 
@@ -178,12 +181,8 @@ def test_any_devices_give_the_numbers_of_one(cpus):
     )
     results.append((jax.device_get(state), found))
   (state, found), (state_8, found_8) = results
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0),
-    state,
-    state_8,
-  )
-  np.testing.assert_array_equal(found, found_8)
+  trees_close(state_8, state, TRAINED)
+  close(found_8, found, within=1.5 / 70)
 
 
 def test_stopped_and_gone_on_equals_straight(cpus):
@@ -205,8 +204,8 @@ def test_stopped_and_gone_on_equals_straight(cpus):
   assert seen[0]['loss'].shape == seen[0]['accuracy'].shape == (16,)
   assert (seen[2]['loss'] < seen[0]['loss']).all()
   other = jax.device_get(run(seed=1))
-  last = other['heads']['last']['params']['kernel']
-  assert not np.allclose(last, straight['heads']['last']['params']['kernel'])
+  last, theirs = (s['heads']['last']['params'] for s in (other, straight))
+  assert np.abs(last['kernel'] - theirs['kernel']).max() > 1e-3
 
 
 def test_streamed_features(cpus):
@@ -227,9 +226,7 @@ def test_streamed_features(cpus):
     raw = {k: 2 * x[rows] for k, x in features.items()}
     state, metrics = step(state, raw, labels[rows], k)
   wanted = fit_heads.train(sweep, features, labels, mesh=one(cpus))
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, atol=1e-6), state, wanted
-  )
+  trees_close(state, wanted, TRAINED)
   assert metrics['loss'].shape == (16,)
 
 
@@ -248,11 +245,11 @@ def test_schedules(protocol, epochs, milestones, values):
   steps = sweep.steps_per_epoch
   assert steps == 4
   for epoch, value in values.items():
-    assert sweep.schedule(epoch * steps) == pytest.approx(value)
+    close(sweep.schedule(epoch * steps), value, FLOAT64)
     if epoch in milestones:
-      assert sweep.schedule(epoch * steps - 1) == pytest.approx(10 * value)
+      close(sweep.schedule(epoch * steps - 1), 10 * value, FLOAT64)
     traced = jax.jit(sweep.schedule)(epoch * steps)
-    assert float(traced) == pytest.approx(value, rel=1e-5)
+    close(traced, value)
 
 
 def test_heads_of_the_protocols():

@@ -5,9 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ijepa_jax import ijepa, optim, schedules, vit
+from tests.close import close, trees_close
 
 B, GRID, P = 4, (4, 6), 4
 
@@ -49,13 +51,16 @@ def make_batch(contexts=1):
   }
 
 
-def step_fn(model, tx, **kwargs):
+RATE = schedules.linear(0.004, 0.0, 10)
+
+
+def step_fn(model, tx, ema_rate=RATE, **kwargs):
   return jax.jit(
     functools.partial(
       ijepa.train_step,
       model=model,
       tx=tx,
-      ema_rate=schedules.linear(0.004, 0.0, 10),
+      ema_rate=ema_rate,
       **kwargs,
     )
   )
@@ -66,14 +71,13 @@ def loss_and_grad(model, state, batch):
   return ijepa.loss_and_grad(model, state.params, state.target, batch)
 
 
-def assert_trees_close(a, b, **kwargs):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_allclose(x, y, **kwargs)
+def assert_same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_target_starts_as_a_copy():
   state = make_state(*make())
-  assert_trees_close(state.target, state.params['encoder'], rtol=0)
+  assert_same(state.target, state.params['encoder'])
 
 
 def test_no_gradient_reaches_the_target():
@@ -82,8 +86,8 @@ def test_no_gradient_reaches_the_target():
   state, batch = make_state(model, tx), make_batch()
   out = loss_and_grad(model, state, batch)
   assert set(out[1]) == {'encoder', 'predictor'}
-  # With the targets given as constants the gradient is the very same: nothing
-  # of it came through them.
+  # With the targets given as constants the gradient is the same: nothing of it
+  # came through them.
   y, _ = model.targets(state.target, batch['image'], batch['targets'])
   y = np.asarray(y)
 
@@ -94,14 +98,14 @@ def test_no_gradient_reaches_the_target():
     return model.distance(predictions, y)
 
   grad = jax.jit(jax.grad(loss))(state.params)
-  assert_trees_close(grad, out[1], rtol=1e-5, atol=1e-8)
+  trees_close(grad, out[1])
   # And the target moves by the average alone, even where the rate is zero.
   still = jax.jit(
     functools.partial(
       ijepa.train_step, model=model, tx=tx, ema_rate=lambda s: 0.0 * s
     )
   )(state, batch)[0]
-  assert_trees_close(still.target, state.target, rtol=0)
+  assert_same(still.target, state.target)
 
 
 def test_no_target_pixel_reaches_the_predictor():
@@ -134,9 +138,9 @@ def test_targets_are_layer_normed_full_image_features():
   state, batch = make_state(model, tx), make_batch()
   y, h = model.targets(state.target, batch['image'], batch['targets'])
   assert h.shape == (B, 24, 32)
-  np.testing.assert_allclose(np.mean(y, -1), 0, atol=1e-5)
-  np.testing.assert_allclose(np.std(y, -1), 1, atol=1e-4)
-  raw, _ = make(normalize_targets=False)[0].targets(
+  close(np.mean(y, -1), 0, scale=1)
+  close(np.std(y, -1), 1, 1e-4)  # LayerNorm adds an epsilon
+  raw, h = make(normalize_targets=False)[0].targets(
     state.target, batch['image'], batch['targets']
   )
   np.testing.assert_array_equal(raw[1, 1, 2], h[1, batch['targets'][1, 1, 2]])
@@ -146,17 +150,22 @@ def test_ema():
   """target <- m target + (1 - m) encoder, after the update, m from step 0."""
   model, tx = make()
   state, batch = make_state(model, tx), make_batch()
-  step = step_fn(model, tx)
+  # A hundred times the usual rate, to be seen above rounding.
+  step = step_fn(model, tx, schedules.linear(0.4, 0.0, 10))
   for s in range(3):
-    m = 0.996 + s * 0.004 / 10
+    m = 0.6 + s * 0.04
     before = jax.device_get(state.target)
     state, metrics = step(state, batch)
-    assert metrics['momentum'] == pytest.approx(m, abs=1e-7)
+    close(metrics['momentum'], m)
     expected = jax.tree.map(
       lambda t, e, m=m: m * t + (1 - m) * e, before, state.params['encoder']
     )
-    assert_trees_close(state.target, expected, atol=1e-6)
+    trees_close(state.target, expected)
   assert state.step == 3
+
+
+def moments(state):
+  return optax.tree_utils.tree_get(state.opt_state, 'mu')
 
 
 @pytest.mark.parametrize('accumulate', [2, 4])
@@ -166,8 +175,10 @@ def test_accumulation_equals_the_whole_batch(accumulate):
   whole, metrics = step_fn(model, tx)(state, batch)
   parts, other = step_fn(model, tx, accumulate=accumulate)(state, batch)
   for name in 'loss', 'grad_norm':
-    np.testing.assert_allclose(metrics[name], other[name], rtol=1e-5)
-  assert_trees_close(parts.target, whole.target, atol=1e-5)
+    close(metrics[name], other[name])
+  # The first moment is a tenth of the gradient; what AdamW makes of elements
+  # near zero is as good as random.
+  trees_close(moments(parts), moments(whole))
 
 
 def test_several_contexts():
@@ -181,16 +192,16 @@ def test_several_contexts():
     )[0]
     for e in range(2)
   ]
-  assert both == pytest.approx(np.mean(alone), rel=1e-5)
+  close(both, np.mean(alone))
 
 
 def test_losses():
   predictions = jnp.array([0.5, 3.0]).reshape(1, 1, 1, 1, 2)
   targets = jnp.zeros((1, 1, 1, 2))
   smooth = make()[0].distance(predictions, targets)
-  assert smooth == pytest.approx((0.125 + 2.5) / 2)
+  close(smooth, (0.125 + 2.5) / 2)
   l2 = make(loss='l2')[0].distance(predictions, targets)
-  assert l2 == pytest.approx((0.25 + 9) / 2)
+  close(l2, (0.25 + 9) / 2)
   with pytest.raises(ValueError, match=r"'l1'.*smooth_l1"):
     make(loss='l1')
 
@@ -198,10 +209,8 @@ def test_losses():
 def test_pixels_are_normalised_on_the_device():
   model, _ = make()
   white = model.normalize(jnp.full((1, 1, 1, 3), 255, jnp.uint8))
-  np.testing.assert_allclose(
-    white[0, 0, 0],
-    (1 - np.array(ijepa.IMAGENET_MEAN)) / ijepa.IMAGENET_STD,
-    rtol=1e-5,
+  close(
+    white[0, 0, 0], (1 - np.array(ijepa.IMAGENET_MEAN)) / ijepa.IMAGENET_STD
   )
   image = jnp.ones((1, 1, 1, 3), jnp.float32)
   assert model.normalize(image) is image

@@ -5,6 +5,7 @@ import pytest
 
 from ijepa_jax import sharding
 from ijepa_jax.evals import knn
+from tests.close import close
 
 KS = (1, 5, 20, 100)
 TEMPERATURES = (0.07, 0.5)
@@ -20,6 +21,12 @@ def features(n=1500, d=16, classes=7, noise=1.5):
 
 def split(x, y, n=1100):
   return x[:n], y[:n], x[n:], y[n:]
+
+
+def same_but_one(found, wanted, n=400):
+  """Of n answers one may hang on the last digits of two cosines."""
+  assert found.keys() == wanted.keys()
+  close([found[k] for k in wanted], list(wanted.values()), within=1.5 / n)
 
 
 def plain(train_x, train_y, test_x, test_y, k, temperature):
@@ -50,8 +57,9 @@ def test_sweep_by_its_definition(cpus):
       mesh=sharding.make_mesh(fsdp=fsdp, devices=cpus[:devices]),
       block=150,
     )
-    assert result.accuracies == wanted
-  assert wanted[result.best] == max(wanted.values())
+    same_but_one(result.accuracies, wanted)
+    found = result.accuracies
+    assert found[result.best] == max(found.values())
 
 
 def test_equals_scikit_learn():
@@ -63,7 +71,8 @@ def test_equals_scikit_learn():
     judge = neighbors.KNeighborsClassifier(
       k, metric='cosine', weights=lambda distance, t=t: np.exp(-distance / t)
     )
-    assert judge.fit(train_x, train_y).score(test_x, test_y) == accuracy
+    wanted = judge.fit(train_x, train_y).score(test_x, test_y)
+    close(accuracy, wanted, within=1.5 / len(test_y))
 
 
 def test_chunks(monkeypatch, cpus):
@@ -74,7 +83,7 @@ def test_chunks(monkeypatch, cpus):
   knn._compiled.cache_clear()
   result = knn.knn(*data, classes=7, ks=(100,), mesh=mesh)
   knn._compiled.cache_clear()
-  assert result.accuracies[100, 0.07] == plain(*data, 100, 0.07)
+  same_but_one(result.accuracies, {(100, 0.07): plain(*data, 100, 0.07)})
 
 
 @pytest.mark.parametrize('chunk', [2, 100])
@@ -85,7 +94,7 @@ def test_equals_come_in_order(chunk, monkeypatch):
   labels = np.array([5, 3, 2, 4, 1, 0], np.int32)
   query = np.eye(4, dtype=np.float32)[[1, 2]]
   cosine, label = knn.nearest(bank, labels, query, 3)
-  np.testing.assert_array_equal(cosine, [[1, 1, 1], [0, 0, 0]])
+  close(cosine, np.array([[1, 1, 1], [0, 0, 0]]))
   np.testing.assert_array_equal(label, [[3, 2, 4], [5, 3, 2]])
   np.testing.assert_array_equal(knn.votes(cosine, label, 3, 0.07), [2, 2])
   np.testing.assert_array_equal(knn.votes(cosine, label, 2, 0.07), [2, 3])
@@ -96,14 +105,16 @@ def test_lengths_do_not_matter():
   length = np.random.default_rng(1).uniform(1e-3, 1e3, (len(x), 1))
   scaled = (x * length).astype(np.float32)
   a, b = (knn.knn(*split(z, y), classes=7, ks=(10,)) for z in (x, scaled))
-  assert a == b
+  same_but_one(a.accuracies, b.accuracies)
 
 
 def test_low_temperature_is_the_nearest():
   """Weights that underflow or overflow a naive exp leave an answer."""
   data = split(*features())
   result = knn.knn(*data, classes=7, ks=(1, 50), temperatures=(1e-6,))
-  assert result.accuracies[1, 1e-6] == result.accuracies[50, 1e-6] > 0.5
+  one, fifty = (result.accuracies[k, 1e-6] for k in (1, 50))
+  close(one, fifty, within=1.5 / 400)
+  assert fifty > 0.5
 
 
 def test_mistakes():

@@ -5,6 +5,7 @@ import pytest
 
 from ijepa_jax import sharding
 from ijepa_jax.evals import linear, online, subsets
+from tests.close import close
 
 
 def features(n=600, d=8, classes=3, noise=0.1):
@@ -37,8 +38,9 @@ def test_fit_is_the_minimum():
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     error = p - np.eye(3)[y]
-    np.testing.assert_allclose(x.T @ error / len(x) + l2 * w, 0, atol=2e-4)
-    np.testing.assert_allclose(error.mean(0), 0, atol=2e-4)
+    # L-BFGS stops near it; the largest entry of a gradient is about 1.
+    close(x.T @ error / len(x) + l2 * w, 0, 5e-4, scale=np.abs(x).max())
+    close(error.mean(0), 0, 5e-4, scale=1)
 
 
 @pytest.mark.parametrize('rank', [1, 3, 8])
@@ -46,7 +48,7 @@ def test_rankme_of_known_rank(rank):
   """Equal singular values: the effective rank is the rank."""
   q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 8)))
   x = q[:, :rank] @ np.eye(rank, 8)
-  assert linear.rankme(x) == pytest.approx(rank, rel=1e-4)
+  close(linear.rankme(x), rank, 1e-4)  # it adds 1e-7 to each share
 
 
 def test_majority():
@@ -90,7 +92,7 @@ def test_logistic_equals_scikit_learn(cpus):
     result = linear.logistic(
       train_x, train_y, test_x, test_y, classes=5, l2s=(l2,)
     )
-    assert result.accuracy == pytest.approx(wanted, abs=1e-3)
+    close(result.accuracy, wanted, within=1e-3)
     assert result.l2 == l2 and not result.held_out
 
 
@@ -111,10 +113,15 @@ def test_logistic_on_any_devices(cpus):
     )
     for devices, fsdp in ((1, 1), (8, 2))
   ]
-  assert results[0] == results[1] and results[0].accuracy > 0.6
-  best = results[0].held_out[results[0].l2]
-  assert set(results[0].held_out) == set(linear.L2)
-  assert best == max(results[0].held_out.values())
+  one, eight = results
+  assert one.accuracy > 0.6
+  assert one.held_out.keys() == eight.held_out.keys() == set(linear.L2)
+  # An example may lie on a border to the last digit, and tip the choice.
+  close(
+    list(one.held_out.values()), list(eight.held_out.values()), within=1.5 / 80
+  )
+  close(one.accuracy, eight.accuracy, within=4.5 / 202)
+  assert one.held_out[one.l2] == max(one.held_out.values())
 
 
 def test_penalty_is_chosen_on_held_out_examples():

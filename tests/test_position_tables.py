@@ -4,20 +4,17 @@ import numpy as np
 import pytest
 
 from ijepa_jax.interop import position_tables
+from tests.close import close
 
 
 def test_resized_table():
   """Numbers of PyTorch; a table of its own grid is left as it is."""
   table = np.array([[0, 7], [1, 7], [4, 7], [-1, 7]], np.float32)
   narrow = position_tables.resize(table, (1, 4), (1, 3))
-  np.testing.assert_allclose(
-    narrow[:, 0], [0.09143519, 3.0625, -0.23032407], atol=1e-6
-  )
-  np.testing.assert_allclose(narrow[:, 1], 7, atol=1e-6)
+  close(narrow[:, 0], [0.09143519, 3.0625, -0.23032407])
+  close(narrow[:, 1], 7)
   high = position_tables.resize(table[:2], (2, 1), (4, 1))
-  np.testing.assert_allclose(
-    high[:, 0], [-0.10546875, 0.2265625, 0.7734375, 1.10546875], atol=1e-6
-  )
+  close(high[:, 0], [-0.10546875, 0.2265625, 0.7734375, 1.10546875])
   assert position_tables.resize(table, (2, 2), (2, 2)) is table
   with pytest.raises(ValueError, match='4 positions is not of 2 x 3'):
     position_tables.resize(table, (2, 3), (4, 4))
@@ -44,4 +41,4 @@ def test_resized_table_is_pytorchs(old, new):
   )
   found = position_tables.resize(table, old, new)
   wanted = wanted.permute(0, 2, 3, 1).reshape(-1, 8).numpy()
-  np.testing.assert_allclose(found, wanted, atol=1e-5)
+  close(found, wanted)

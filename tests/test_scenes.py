@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax import gallery, scenes
+from tests.close import close
 
 # Seed 0, images 0 to 2: labels, and means over 16 x 16 blocks and channels.
 GOLDEN = {
@@ -38,7 +39,7 @@ def test_golden_images(flavour):
     image, found = scenes.render(flavour, 0, index)
     means = image.reshape(3, 16, 3, 16, 3).mean((1, 3, 4))
     assert found.tolist() == labels
-    np.testing.assert_allclose(means, blocks, atol=1)
+    close(means, blocks, within=1)
 
 
 @pytest.mark.parametrize('flavour', scenes.FLAVOURS)

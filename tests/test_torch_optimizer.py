@@ -11,6 +11,7 @@ import pytest
 from benchmarks import parity
 from ijepa_jax import optim
 from ijepa_jax.interop import release, torch_files
+from tests.close import trees_close
 from tests.test_parity import GOLDEN
 from tests.test_torch_files import CONFIG
 
@@ -135,12 +136,6 @@ def continued(golden, params, optimizer):
   return optax.apply_updates(params, updates)
 
 
-def close(a, b):
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b
-  )
-
-
 def test_moments_of_torch(torch, golden, after_three, save):
   trained, adamw = copy.deepcopy(after_three)
   loaded = read(save(trained, adamw.state_dict()))
@@ -153,7 +148,7 @@ def test_moments_of_torch(torch, golden, after_three, save):
   # The next step is the same here and there.
   ours = continued(golden, loaded.params, loaded.optimizer)
   step(golden, trained, adamw)
-  close(ours, tree(trained))
+  trees_close(ours, tree(trained))
 
 
 @pytest.mark.parametrize('order', [(0, 2, 1, 3), (3, 2, 1, 0)])
@@ -200,7 +195,7 @@ def test_there_and_back(torch, golden, after_three, save, tmp_path):
     group.update({k: theirs[k] for k in ('lr', 'weight_decay')})
   for networks_, optimizer in (trained, adamw), (other, back):
     step(golden, networks_, optimizer)
-  equal(tree(other), tree(trained))
+  trees_close(tree(other), tree(trained))
 
 
 def entry(key, change, number=4):
