@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from ijepa_jax import limits, metrics, recipe, sharding, sources
+from ijepa_jax import decode, limits, metrics, recipe, sharding, sources
 from ijepa_jax.evals import features, knn, linear, subsets, tasks
 from ijepa_jax.interop import load
 
@@ -62,10 +62,17 @@ def set_up(config, workdir: str) -> Bench:
       raise ValueError(f'There is nothing at init_from = {config.init_from}.')
     limits.check(config, '', {'batch_size': limits.AT_LEAST_1})
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    decode.limit_pixels(config.data.max_pixels)
     task = tasks.get(config.task)
-    if path := config.data.path:
-      d = config.data
-      task = task.read_from(d.source, path, train=d.train, test=d.test)
+    d = config.data
+    if d.path:
+      task = task.read_from(d.source, d.path, train=d.train, test=d.test)
+    elif (d.source, d.train, d.test) != ('folder', 'train', ''):
+      raise ValueError(
+        f'data.path is empty, so that data.source = {d.source!r}, data.train = '
+        f'{d.train!r} and data.test = {d.test!r} mean nothing: say where the '
+        'images are, or leave these three.'
+      )
     train, test, column, classes = task.open()
   frozen = load.load(
     config.init_from,
