@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
   c.data = ConfigDict()
   c.data.source = 'scenes'  # scenes folder tfds arrayrecord huggingface
   c.data.path = ''  # a folder or bucket; tfds: a name or a prepared directory
-  c.data.split = 'train'
+  c.data.split = 'train'  # '': the path itself
   c.data.list_file = ''  # of the images to take, a name a line; '': all
   c.data.flavour = 'scenes'  # of `scenes`: scenes, crowd
   c.data.count = 20_000  # of `scenes`: pictures
@@ -93,6 +93,7 @@ def get_config() -> ConfigDict:
   c.data.workers = 8  # processes a host; 0: in this process
   c.data.prefetch = 2  # batches on the device ahead of the step
   c.data.max_bad_share = 0.01  # of images that can't be decoded, then stop
+  c.data.max_pixels = 89_478_485  # of an image that is decoded; 0: no limit
 
   c.mesh = ConfigDict()
   c.mesh.data = -1  # devices over which only the batch is split; -1: the rest

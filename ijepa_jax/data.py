@@ -85,7 +85,9 @@ def _check(source, batch_size, seed, image_size, channels, fast, workers):
       f'data.channels is {channels}: encoded images have 1 (grey), 2 (grey and '
       'alpha), 3 (RGB) or 4 (RGB and alpha); more come as .npy files.'
     )
-  if fast and decode.missing():
+  if fast and not encoded:
+    logging.warning('data.fast is passed over: the images are not encoded.')
+  if fast and encoded and decode.missing():
     raise ValueError(
       f'data.fast needs {" and ".join(decode.missing())}: pip install '
       "'ijepa_jax[fast]', or set it to False."
@@ -129,6 +131,10 @@ def _epochs(count: int, seed: int) -> grain.MapDataset:
   return grain.MapDataset.range(count).shuffle(int(order)).repeat()
 
 
+def _alone(index: int) -> list[int]:
+  return [index]
+
+
 def make_dataset(
   source,
   sampler,
@@ -148,7 +154,8 @@ def make_dataset(
   """The batches of one process, from global step `start`.
 
   An image that can't be read or decoded is replaced by the next one in the
-  source that can, and named once in the log.
+  source that can, and named once in the log. So is one of more pixels than
+  decode.limit_pixels allows here; workers are told.
 
   Args:
     source: see sources/.
@@ -191,9 +198,19 @@ def make_dataset(
   else:
     order = _epochs(len(source), seed)
   make_rows = rows.Rows(
-    source, sampler, transform, channels, fast, count, process_count, seed
+    source,
+    sampler,
+    transform,
+    channels,
+    fast,
+    count,
+    process_count,
+    seed,
+    decode.most_pixels(),
   )
-  dataset = order.batch(count, batch_fn=list).map_with_index(make_rows)
+  # Grain's batches of one of an endless stream are more than it can count.
+  order = order.batch(count, batch_fn=list) if count > 1 else order.map(_alone)
+  dataset = order.map_with_index(make_rows)
   # Of the batches of `count` images, every process_count-th is this process's.
   dataset = dataset[process_index + start * process_count :: process_count]
   # Decoders work without the interpreter's lock; all else would only fight for

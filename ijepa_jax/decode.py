@@ -12,13 +12,16 @@ import contextlib
 import importlib.util
 import io
 import logging
+import re
 import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ijepa_jax.bare import bare
+
 # No others: what is called .jpg and is PostScript would start Ghostscript.
-FORMATS = 'JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'PPM', 'TIFF'
+FORMATS = 'JPEG', 'PNG', 'WEBP', 'BMP', 'DIB', 'GIF', 'PPM', 'TIFF'
 ARRAY = np.lib.format.MAGIC_PREFIX  # what a .npy file begins with
 MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # by number of channels
 FAST = 'simplejpeg', 'cykooz_resizer'  # what `fast` needs: the extra [fast]
@@ -48,12 +51,25 @@ class BadImage(Exception):
   """Bytes that are no whole image of a sane size."""
 
 
+def limit_pixels(most: int) -> None:
+  """Lets this process refuse images of more pixels from now on; 0: none.
+
+  It is Pillow's own limit against decompression bombs.
+  """
+  Image.MAX_IMAGE_PIXELS = most or None
+
+
+def most_pixels() -> int:
+  """What `limit_pixels` was last given."""
+  return Image.MAX_IMAGE_PIXELS or 0
+
+
 def decode(data: bytes, channels: int) -> Image.Image:
   """The whole image as Pillow's L, LA, RGB or RGBA, for 1 to 4 channels.
 
   Raises:
-    BadImage: it is of no kind in FORMATS, cut short, larger than Pillow's limit
-      against decompression bombs, or its pixels are floating-point numbers or
+    BadImage: it is of no kind in FORMATS, cut short, larger than
+      `limit_pixels` allows, or its pixels are floating-point numbers or
       integers of more than 16 bits.
   """
   return Encoded(data, channels).pixels()
@@ -63,8 +79,8 @@ def array(data: bytes) -> np.ndarray:
   """The pixels in a .npy file: uint8 [H, W, C], for any number of channels.
 
   Raises:
-    BadImage: it holds anything else, is cut short, or is larger than Pillow's
-      limit; nothing in it is executed.
+    BadImage: it holds anything else, is cut short, or is larger than
+      `limit_pixels` allows; nothing in it is executed.
   """
   with _told():
     pixels = np.load(io.BytesIO(data), allow_pickle=False)
@@ -119,7 +135,7 @@ class Encoded:
     self._data, self._mode = data, MODES[channels]
     self._done = {}  # by scale
     with _told():
-      self._opened = self._open()
+      self._opened = self._try(self._open)
       self.size = self._opened.size
       self._is_jpeg = self._opened.format in ('JPEG', 'MPO')
       if not self._is_jpeg:  # these may know what is up when they are loaded
@@ -129,6 +145,22 @@ class Encoded:
       self._turned = orientation > 1
       if orientation >= 5:
         self.size = self.size[::-1]
+
+  def _try(self, function, *args):
+    """With the file as it is, and then with its pixels alone."""
+    try:
+      return function(*args)
+    except BadImage:
+      raise
+    except Exception as error:
+      less = bare(self._data)
+      if less == self._data:
+        raise
+      self._data, self._opened = less, None
+      try:
+        return function(*args)
+      except Exception:
+        raise error from None
 
   def _open(self):
     image = Image.open(io.BytesIO(self._data), formats=FORMATS)
@@ -162,7 +194,7 @@ class Encoded:
     """The whole image at 1/scale: Pillow's, or, if fast, uint8 [h, w, C]."""
     if scale not in self._done:
       with _told():
-        self._done[scale] = self._pixels(scale)
+        self._done[scale] = self._try(self._pixels, scale)
     return self._done[scale]
 
   def _pixels(self, scale):
@@ -186,9 +218,11 @@ class Encoded:
 
 
 def _check_size(width, height):
-  limit = Image.MAX_IMAGE_PIXELS
+  limit = most_pixels()
   if limit and width * height > limit:
-    raise BadImage(f'{width} x {height} pixels are over the limit of {limit}')
+    raise BadImage(
+      f'{width} x {height} pixels are more than max_pixels = {limit}'
+    )
 
 
 @contextlib.contextmanager
@@ -199,6 +233,11 @@ def _told():
     raise
   except UnidentifiedImageError:  # its words name an object in memory
     raise BadImage(f'none of {", ".join(FORMATS)}') from None
+  except Image.DecompressionBombError as error:  # at twice the limit
+    size = re.search(r'\d+', str(error))[0]
+    raise BadImage(
+      f'{size} pixels are more than max_pixels = {most_pixels()}'
+    ) from None
   # Decoders raise whatever they stumble over; MemoryError where a header asks
   # for what no image needs.
   except Exception as error:

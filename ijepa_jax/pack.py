@@ -28,7 +28,7 @@ import sys
 
 import numpy as np
 
-from ijepa_jax import augment, cache, parallel, shards, sources
+from ijepa_jax import augment, cache, decode, parallel, shards, sources
 from ijepa_jax.sources import arrayrecord, bucket
 
 _SAMPLE = 256  # images, whose sizes stand for all
@@ -206,6 +206,8 @@ def _pack_shard(source, out, index, count, encoding) -> dict:
 
 
 def _check_shard(_, *job):
+  # They are here because they were wanted, whatever their size.
+  decode.limit_pixels(0)
   return shards.check(*job, parallel.tick)
 
 
@@ -216,6 +218,7 @@ def main(arguments=None) -> int:
     # Names of files may be of any bytes.
     sys.stdout.reconfigure(errors='backslashreplace')
   before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  most = decode.most_pixels()
   try:
     return _verify(args) if args.verify else _pack(args)
   except (ValueError, OSError) as error:
@@ -226,6 +229,7 @@ def main(arguments=None) -> int:
     return 130
   finally:
     signal.signal(signal.SIGTERM, before)
+    decode.limit_pixels(most)
 
 
 def _parse(arguments):
@@ -240,10 +244,16 @@ def _parse(arguments):
   add('--verify', metavar='OUT', help='read a packed data set back')
   add('--split', default='train', help='of the source (train)')
   add('--list_file', default='', help='of the images to take, a name a line')
-  add('--count', type=int, default=20_000, help='pictures of scenes (20000)')
+  add('--count', type=int, help='pictures of scenes (20000)')
   add('--resize', type=int, default=0, help='shorter side of larger images')
   add('--quality', type=int, default=0, help='make all JPEG, of 1 to 100')
   add('--alpha', action='store_true', help='keep it, as a fourth channel')
+  add(
+    '--max_pixels',
+    type=int,
+    default=decode.most_pixels(),
+    help='more are left out; 0: none (%(default)s)',
+  )
   add('--shard_mb', type=float, default=256, help='about this size (256)')
   add('--shards', type=int, default=0, help='so many instead')
   add('--processes', type=int, default=parallel.cores(), help='(all cores)')
@@ -260,12 +270,22 @@ def _pack(args):
     raise ValueError(
       f'The source is {kind}: say of what kind, as in folder:{kind}.'
     )
+  if kind == 'scenes' and args.split != 'train':
+    raise ValueError(
+      f'--split is {args.split}, and scenes have none: leave it.'
+    )
+  if kind != 'scenes' and args.count is not None:
+    raise ValueError(
+      f'--count is {args.count}, and only scenes have one: name the images in '
+      '--list_file, or leave it.'
+    )
+  decode.limit_pixels(args.max_pixels)
   more = {'flavour': path or 'scenes'} if kind == 'scenes' else {'path': path}
   source = sources.make_source(
     kind,
     split=args.split,
     list_file=args.list_file,
-    count=args.count,
+    count=20_000 if args.count is None else args.count,
     **more,
   )
   words = [args.source, f'split {args.split}' if kind != 'scenes' else '']
@@ -274,7 +294,9 @@ def _pack(args):
     source,
     args.out,
     words=', '.join(filter(None, words)),
-    encoding=shards.Encoding(args.resize, args.quality, args.alpha),
+    encoding=shards.Encoding(
+      args.resize, args.quality, args.alpha, args.max_pixels
+    ),
     shard_mb=args.shard_mb,
     shard_count=args.shards,
     processes=args.processes,

@@ -20,6 +20,7 @@ from ijepa_jax import (
   checkpoint,
   colour,
   data,
+  decode,
   ijepa,
   limits,
   masks,
@@ -281,8 +282,15 @@ def on_devices(dataset, mesh, *keys: str, depth: int = 2):
 
 
 def make_source(config):
+  """The images, as `data` has them; in this process none may be larger.
+
+  Raises:
+    UserError: they can't be had; or a knob says what they are, and is void.
+  """
   d = config.data
   with told():
+    limits.check_void(config)
+    decode.limit_pixels(d.max_pixels)
     return sources.make_source(
       d.source,
       path=d.path,

@@ -24,9 +24,11 @@ class Rows:
   rows: int  # of this process in a step
   processes: int
   seed: int
+  max_pixels: int
 
   def __call__(self, i: int, indices: list[int]) -> dict:
     """Part i % processes of step i // processes, from images `indices`."""
+    decode.limit_pixels(self.max_pixels)
     step, part = divmod(i, self.processes)
     shape = self.rows, *self.transform.size, self.channels
     images, labels, failures = np.empty(shape, np.uint8), [], []

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from ijepa_jax import augment, cache
+from ijepa_jax import augment, cache, decode
 from ijepa_jax.sources import arrayrecord
 
 # A record is a group of its own, else every image read at random would read its
@@ -34,11 +34,13 @@ class Encoding:
       other number .npy files.
     alpha: transparency is kept, as a fourth channel of every image; what is
       encoded again becomes PNG.
+    max_pixels: images of more are no good; 0: no limit.
   """
 
   resize: int = 0
   quality: int = 0
   alpha: bool = False
+  max_pixels: int = decode.most_pixels()
 
   def __post_init__(self):
     if self.resize < 0:
@@ -142,6 +144,7 @@ def write(
     OSError: it can't be written.
     ValueError: not all images have as many channels.
   """
+  decode.limit_pixels(encoding.max_pixels)  # of this process
   keys, sizes, skipped, sums = [], [], [], []
   with cache.replacing(path) as temporary:
     writer = _Writer(temporary, path)

@@ -143,7 +143,7 @@ def note_images(workdir, source, start: int) -> None:
   and one for each time that the images were others than before.
   """
   path = workdir / 'images.json'
-  now = {'images': len(source), 'listing': getattr(source, 'listing', '')}
+  now = {'images': len(source), 'listing': source.listing}
   history = []
   with contextlib.suppress(OSError, ValueError):
     history = [

@@ -194,6 +194,38 @@ def test_one_image_is_enough():
   assert (take(Arrays(1), 2)[1]['label'] == 0).all()
 
 
+def test_batches_of_one_image():
+  """They are batches still: rows of those of two, and of one pass."""
+  alone = take(Encoded(5), 6, batch_size=1)
+  assert [b['image'].shape for b in alone] == 6 * [(1, 16, 24, 3)]
+  parts = [
+    take(Encoded(5), 3, batch_size=2, process_index=i, process_count=2)
+    for i in range(2)
+  ]
+  pairs = take(Encoded(5), 3, batch_size=2)
+  for step, pair in enumerate(pairs):
+    joined = {k: np.concatenate([p[step][k] for p in parts]) for k in pair}
+    assert_same([pair], [joined])
+  once = take(Encoded(5), 9, batch_size=1, one_pass=True)
+  assert [b['label'].tolist() for b in once] == [[[i]] for i in range(5)]
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_the_most_pixels_of_an_image(workers, monkeypatch, caplog):
+  """Are as many in workers; encoded or not."""
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
+  data.decode.limit_pixels(24 * 36 - 1)
+  with pytest.raises(RuntimeError, match=r'36 x 24 pixels are more .* = 863'):
+    take(Encoded(9), 1)
+  # Pillow's own refusal comes at twice that.
+  data.decode.limit_pixels(24 * 36)
+  dataset = make(Encoded(9), workers=workers)
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+  with contextlib.closing(iter(dataset)) as batches:
+    assert next(batches)['image'].shape == (8, 16, 24, 3)
+  assert not caplog.text
+
+
 @pytest.mark.parametrize('channels', [1, 3, 4, 5])
 def test_channels_of_arrays(channels):
   (batch,) = take(Arrays(9, channels), 1, channels=channels)
@@ -271,6 +303,12 @@ def test_fast_needs_its_extra(monkeypatch):
     ValueError, match=r'fast needs some and other: pip install'
   ):
     make(Encoded(9), fast=True)
+
+
+def test_fast_is_of_encoded_images(monkeypatch, caplog):
+  monkeypatch.setattr(data.decode, 'missing', lambda: ['some'])
+  make(Arrays(9), fast=True)
+  assert 'data.fast is passed over' in caplog.text
 
 
 def test_fast_batches_are_near():

@@ -64,6 +64,7 @@ def grey(colour):
     ('PNG', {}),
     ('WEBP', {'lossless': True}),
     ('BMP', {}),
+    ('DIB', {}),
     ('GIF', {}),
     ('PPM', {}),
     ('TIFF', {}),
@@ -287,11 +288,94 @@ def bomb(kind, width, height) -> bytes:
 def test_huge(kind):
   """Refused by their header, whatever the file holds."""
   with pytest.raises(
-    augment.BadImage, match='10000 x 10000 pixels are over the'
+    augment.BadImage, match='10000 x 10000 pixels are more than max_pixels'
   ):
     decode.decode(bomb(kind, 10_000, 10_000), 3)
-  with pytest.raises(augment.BadImage, match='exceeds limit of'):
+  with pytest.raises(
+    augment.BadImage, match='3600000000 pixels are more than max_pix'
+  ):
     decode.decode(bomb(kind, 60_000, 60_000), 3)
+
+
+def chunk(kind, data, checksum=None) -> bytes:
+  checksum = zlib.crc32(kind + data) if checksum is None else checksum
+  return (
+    struct.pack('>L', len(data)) + kind + data + struct.pack('>L', checksum)
+  )
+
+
+LONG = zlib.compress(bytes(3_000_000))
+NOTES = {
+  'text': chunk(b'zTXt', b'a\0\0' + LONG),
+  'international text': chunk(b'iTXt', b'a\0\1\0\0\0' + LONG),
+  'profile': chunk(b'iCCP', b'a\0\0' + LONG),
+  'damaged profile': chunk(b'iCCP', b'a\0\0damaged'),
+  'all of it': 70 * chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(10**6))),
+  'checksum': chunk(b'tEXt', b'a\0b', 7),
+  'short gamma': chunk(b'gAMA', b''),
+  'animation': chunk(b'acTL', b'') + chunk(b'fcTL', b'x'),
+  'EXIF': chunk(b'eXIf', bytes(10**6), 7),
+  'unknown': chunk(b'prVt', bytes(9), 7),
+}
+
+
+@pytest.mark.parametrize('notes', NOTES)
+def test_notes_in_a_png(notes):
+  """Do not hide its pixels, before them or after, whole or cut short."""
+  plain = encoded(halves(), 'PNG')
+  start, end = 33, plain.index(b'IEND') - 4
+  for data in (
+    plain[:start] + NOTES[notes] + plain[start:],
+    plain[:end] + NOTES[notes] + plain[end:],
+    plain[:end] + NOTES[notes][:-3],
+  ):
+    np.testing.assert_array_equal(decode.decode(data, 3), halves())
+  with pytest.raises(augment.BadImage):
+    decode.decode(plain[:start] + NOTES[notes] + plain[start : end - 20], 3)
+
+
+@pytest.mark.parametrize('fast', [False, True])
+def test_notes_in_a_jpeg(fast):
+  if fast and decode.missing():
+    pytest.skip('the extra is not installed')
+  image, exif = halves(), Image.Exif()
+  exif[0x0112] = 6
+  plain = encoded(image, 'JPEG', exif=exif)
+  expected = np.asarray(decode.decode(plain, 3))
+  for marker, notes in (
+    (0xE0, b'JFIF\0'),
+    (0xE1, b'Exif\0\0II*\0' + bytes(60_000)),
+    (0xE2, b'ICC_PROFILE\0'),
+    (0xE2, b'MPF\0II*\0\x08\0\0\0'),
+    (0xED, b'Photoshop 3.0\x008BIM\3\xed'),
+    (0xFE, bytes(60_000)),
+  ):
+    segment = struct.pack('>BBH', 0xFF, marker, len(notes) + 2) + notes
+    at = 20 if marker == 0xE1 else 2
+    data = plain[:at] + segment + plain[at:] + bytes(1000)
+    if marker == 0xE1:  # the first one counts
+      data = plain + bytes(1000)
+    pixels = decode.Encoded(data, 3, fast).pixels()
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_notes_in_others():
+  web = encoded(
+    *(halves(), 'WEBP'), lossless=True, icc_profile=bytes(99), xmp=bytes(999)
+  )
+  assert_halves(web[:-9], atol=0)
+  assert_halves(web + bytes(99), atol=0)
+  gif = encoded(halves(), 'GIF')
+  at = 13 + 3 * 2 ** ((gif[10] & 7) + 1)
+  for notes in (b'!\xff\x0bNETSCAPE2.0\0', b'!\xf9\1x\0', b'!\xfe\2ab\0'):
+    assert_halves(gif[:at] + notes + gif[at:])
+  # XMP as words of a kind that has no length.
+  pixels = np.asarray(halves()).tobytes()
+  plain = tiff(8, 3, pixels)
+  at = 8 + len(pixels) + 2 + 12 * 7  # in the place of a tag with a default
+  notes = struct.pack('<HHLL', 700, 12, 1, 5)
+  data = plain[:at] + plain[at + 12 : at + 24] + notes + plain[at + 24 :]
+  assert_halves(data, atol=0)
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF'])
@@ -347,7 +431,7 @@ def test_arrays_that_are_no_images(data, words):
 
 def test_huge_arrays():
   data = npy(np.zeros((10**4, 10**4), np.uint8))
-  with pytest.raises(augment.BadImage, match='10000 x 10000 pixels are over'):
+  with pytest.raises(augment.BadImage, match='10000 x 10000 pixels are more'):
     decode.array(data)
   bomb = data[:128].replace(b'(10000, 10000)', b'(9999999999,9)')
   with pytest.raises(augment.BadImage):
@@ -374,4 +458,6 @@ def test_pillow_is_quiet():
     text=True,
   )
   assert done.stderr == ''
-  assert done.stdout == '10000 x 10000 pixels are over the limit of 89478485\n'
+  assert (
+    done.stdout == '10000 x 10000 pixels are more than max_pixels = 89478485\n'
+  )

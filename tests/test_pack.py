@@ -1,9 +1,11 @@
 """Packing: what is read is what went in, and nothing is lost on the way."""
 
+import contextlib
 import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -511,7 +513,7 @@ def test_a_bucket_is_copied_once(packed, remote, cache_folder):  # noqa: F811
   first = opened('memory://bucket/images/')
   assert_same(source, first)
   assert first.keys() == source.keys()
-  assert first.identity == opened(out).identity
+  assert first.listing == opened(out).listing
   for name in remote.glob('/bucket/images/train/*.array_record'):
     remote.rm(name)
   (cache_folder / 'shards/left.tmp').touch()
@@ -553,3 +555,47 @@ def test_format_is_documented():
   assert record == (
     b'\x83\xa5image\xc4\x02\x00\xff\xa5label\x92\x03\xff\xa3key\xa4a/\xc3\xa9'
   )
+
+
+def test_large_images(tmp_path, capsys):
+  """Are left out, with the knob's name, or taken; by name, never by size."""
+  write(tmp_path / 'images', *(f'{i}.png' for i in range(3)))
+  (tmp_path / 'images/1.png').write_bytes(png(1, 40, 50))
+  for limit, count in ((1999, 2), (2000, 3), (0, 3)):
+    out = tmp_path / f'out{limit}'
+    words = [f'folder:{tmp_path}/images', str(out), f'--max_pixels={limit}']
+    assert pack.main([*words, '--processes=1', '--shards=1']) == 0
+    manifest = arrayrecord.read_manifest(str(out))
+    assert manifest['count'] == count
+  (left,) = arrayrecord.read_manifest(str(tmp_path / 'out1999'))['skipped']
+  assert left[1] == '50 x 40 pixels are more than max_pixels = 1999'
+  capsys.readouterr()
+  assert pack.main(['scenes', 'x', '--split=val']) == 1
+  assert '--split is val' in capsys.readouterr().err
+  assert pack.main([f'folder:{tmp_path}/images', 'x', '--count=2']) == 1
+  assert '--count is 2' in capsys.readouterr().err
+
+
+def test_shards_exchanged_in_place(packed, tmp_path):
+  """Are others, also with the sizes and times that they had."""
+  _, out, _ = packed
+  shutil.copytree(out, tmp_path / 'x')
+  before = opened(tmp_path / 'x')
+  one, other = sorted((tmp_path / 'x/train').glob('*.array_record'))[:2]
+  assert before.identity == opened(tmp_path / 'x').identity
+  one.rename(tmp_path / 'one')
+  other.rename(one)
+  (tmp_path / 'one').rename(other)
+  with contextlib.suppress(ValueError):  # where their sizes differ
+    after = opened(tmp_path / 'x')
+    assert after.identity != before.identity
+
+
+def test_one_packed_in_another(packed, tmp_path):
+  """Which of the two is meant is not guessed."""
+  _, out, _ = packed
+  shutil.copytree(out / 'train', tmp_path / 'x')
+  shutil.copytree(out / 'train', tmp_path / 'x/train')
+  with pytest.raises(ValueError, match="holds another one, 'train': for the"):
+    opened(tmp_path / 'x')
+  assert len(opened(tmp_path / 'x', split='')) == 10

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import tiny
-from ijepa_jax import recipe, scenes, sources
+from ijepa_jax import decode, recipe, scenes, sources
 from ijepa_jax.evals import tasks
 from ijepa_jax.sources import folder as folder_source
 from ijepa_jax.sources import make_source
@@ -250,7 +250,7 @@ def test_prepared_anew_it_is_another(tmp_path, monkeypatch):
     make_source('tfds', path=str(prepare(TinyNoise, tmp_path / name)))
     for name in 'ab'
   )
-  assert again.identity == first.identity
+  assert again.listing == first.listing
   more = TinyNoise._generate_examples
   monkeypatch.setattr(
     TinyNoise,
@@ -260,7 +260,7 @@ def test_prepared_anew_it_is_another(tmp_path, monkeypatch):
     ),
   )
   other = make_source('tfds', path=str(prepare(TinyNoise, tmp_path / 'c')))
-  assert len(other) == len(first) and other.identity != first.identity
+  assert len(other) == len(first) and other.listing != first.listing
 
 
 def test_rules(tmp_path):
@@ -316,9 +316,90 @@ def test_file_names_of_any_bytes(tmp_path):
 
 
 def test_endings_cover_what_pillow_reads():
+  """All but floating-point pixels, which `decode` refuses."""
   Image.init()
-  endings = set(sources.ENDINGS) - {'.npy'}
-  assert endings <= set(Image.registered_extensions())
+  kinds = *decode.FORMATS, 'MPO'
+  read = {e for e, k in Image.registered_extensions().items() if k in kinds}
+  assert set(sources.ENDINGS) == read - {'.pfm'} | {'.npy', '.jif', '.jfi'}
+
+
+# ---- what folders may hold ----
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+def test_a_class_that_is_called_as_a_split(tmp_path, split):
+  """Is refused, with how to say what is meant, unless it can't be a class."""
+  write(tmp_path, 'bus/1.png', f'{split}/2.png', 'car/x/3.png')
+  with pytest.raises(ValueError, match=f'folder {split!r}, .* bus, car: for'):
+    make_source('folder', path=str(tmp_path), split=split)
+  whole = make_source('folder', path=str(tmp_path), split='')
+  assert len(whole) == 3 and len(whole.class_names) == 3
+  alone = make_source('folder', path=str(tmp_path / split), split='')
+  assert len(alone) == 1
+  # Another split, or nothing but other things beside it.
+  other = {'train': 'val', 'val': 'train', 'test': 'validation'}[split]
+  (tmp_path / other).mkdir()
+  assert len(make_source('folder', path=str(tmp_path), split=split)) == 1
+  (tmp_path / other).rmdir()
+  shutil.rmtree(tmp_path / 'bus')
+  (tmp_path / 'car/x/3.png').rename(tmp_path / 'car/x/3.txt')
+  assert len(make_source('folder', path=str(tmp_path), split=split)) == 1
+  write(tmp_path, 'a.png')
+  with pytest.raises(ValueError, match=f'folder {split!r}, .* in a.png: for'):
+    make_source('folder', path=str(tmp_path), split=split)
+
+
+def test_splits_are_no_classes(tmp_path):
+  write(tmp_path, 'training/a/1.png', 'val/a/2.png')
+  with pytest.raises(ValueError, match=r'no folder train in .* training, val:'):
+    make_source('folder', path=str(tmp_path))
+  assert len(make_source('folder', path=str(tmp_path), split='')) == 2
+  write(tmp_path, 'control/1.png')
+  assert len(make_source('folder', path=str(tmp_path))) == 3
+
+
+def test_stray_images_are_named(tmp_path, caplog):
+  """Where labels are asked for, too."""
+  for split in 'train', 'val':
+    write(tmp_path, f'{split}/a/1.png', f'{split}/b/2.png')
+  write(tmp_path, 'train/preview.png', 'train/x.png')
+  task = tasks.get('folder').read_from('folder', str(tmp_path), 'train', 'val')
+  words = r'none \(preview\.png and 1 more beside the 2 folders of images: move'
+  with pytest.raises(ValueError, match=f"no label 'label': they have {words}"):
+    task.open()
+  assert 'no labels for preview.png and 1 more beside' in caplog.text
+  for name in 'preview.png', 'x.png':
+    (tmp_path / 'train' / name).unlink()
+  assert task.open()[3] == 2
+
+
+def test_files_that_are_passed_over(tmp_path, caplog, index, looks):
+  """Are counted in the log, also when the index is read; classes are told."""
+  endings = 'JFIF', 'jpe', 'dib', 'pnm', 'PbM', 'apng', 'mpo', 'jif'
+  write(tmp_path / 'tree', *(f'a/{i}.{e}' for i, e in enumerate(endings)))
+  write(tmp_path / 'tree', 'A/x.png', 'A/.y.png', 'c/1.heic', 'c/2.HEIC')
+  write(tmp_path / 'tree', 'a/name', 'a/x.jpg/3.png', 'a/notes.txt')
+  (tmp_path / 'tree/a/empty.png').touch()
+  (tmp_path / 'tree/a/nothing.png').symlink_to(tmp_path / 'nothing')
+  for _ in range(2):
+    caplog.clear()
+    source = tree(tmp_path)
+    assert len(source) == len(endings) + 3
+    assert source.class_names == ('A', 'a')
+    for words in (
+      'passed over 2 .heic, ',
+      '1 hidden',
+      '1 without an ending',
+      '1 .txt',
+      '1 no files',
+      'no class without an image that is read: c.',
+      'classes that differ in case alone: A, a.',
+    ):
+      assert words in caplog.text
+  assert len(looks) == 1
+  shutil.rmtree(tmp_path / 'tree/a'), shutil.rmtree(tmp_path / 'tree/A')
+  with pytest.raises(ValueError, match=r'no image .*, and there are 2 \.heic'):
+    tree(tmp_path)
 
 
 # ---- the index of a folder ----
@@ -400,11 +481,11 @@ def test_a_changed_folder_is_looked_through_again(
 
 def test_an_overwritten_file_is_read_as_it_is(tmp_path, index, looks):
   write(tmp_path / 'tree', 'a/1.png', 'b/2.png')
-  before = tree(tmp_path)
+  before = tree(tmp_path).identity
   (tmp_path / 'tree/b/2.png').write_bytes(b'other')
   after = tree(tmp_path)
   assert len(looks) == 1 and after[1]['image'] == b'other'
-  assert after.identity != before.identity  # its size is another
+  assert after.identity != before
 
 
 def test_a_damaged_index_is_made_again(tmp_path, index, looks, caplog):

@@ -32,6 +32,7 @@ def get_config(job: str) -> ConfigDict:
   c.data.path = ''  # '': the task's own TFDS data set
   c.data.train = 'train'  # splits
   c.data.test = ''  # '': as the task has it by default
+  c.data.max_pixels = 89_478_485  # of an image that is decoded; 0: no limit
   c.data.workers = 4  # processes a host; 0: in this process
 
   c.mesh = ConfigDict()

@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from ijepa_jax import (
+  decode,
   limits,
   locks,
   metrics,
@@ -86,10 +87,17 @@ def set_up(config, workdir: str) -> Bench:
     workdir = paths.resolve(workdir)
     limits.check(config, '', {'batch_size': limits.AT_LEAST_1})
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    decode.limit_pixels(config.data.max_pixels)
     task = tasks.get(config.task)
-    if path := config.data.path:
-      d = config.data
-      task = task.read_from(d.source, path, train=d.train, test=d.test)
+    d = config.data
+    if d.path:
+      task = task.read_from(d.source, d.path, train=d.train, test=d.test)
+    elif (d.source, d.train, d.test) != ('folder', 'train', ''):
+      raise ValueError(
+        f'data.path is empty, so that data.source = {d.source!r}, data.train = '
+        f'{d.train!r} and data.test = {d.test!r} mean nothing: say where the '
+        'images are, or leave these three.'
+      )
     train, test, column, classes = task.open()
   frozen = load.load(
     start,

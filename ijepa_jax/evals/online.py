@@ -39,8 +39,9 @@ def load(source, indices, transform, channels: int) -> Images:
   """
   if not source.labels:
     raise ValueError(
-      'probe.every_steps is set and the images have no labels: set it to 0, or '
-      'give data.path class folders.'
+      'probe.every_steps is set and the images have no labels '
+      f'({sources.labels_in_words(source)}): set it to 0, or give data.path '
+      'class folders.'
     )
   dataset = data.make_dataset(
     sources.Subset(source, indices),

@@ -162,7 +162,7 @@ class Task:
       if self.label not in source.labels:
         raise ValueError(
           f'The {which} images have no label {self.label!r}: they have '
-          f'{", ".join(source.labels) or "none"}.'
+          f'{sources.labels_in_words(source)}.'
         )
     if one := unlike(train, test):
       raise ValueError(

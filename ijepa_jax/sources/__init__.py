@@ -9,8 +9,13 @@ An image that can't be read raises OSError.
 it is empty when there are none. `source.class_names` has the names of those
 values where there is one label and they are known, and is () otherwise.
 `source.keys()` lists the keys of all images without decoding one.
-`source.identity` is text that differs where the images or labels do, as far as
-can be known without reading them.
+`source.identity` is text that differs where the images or labels may do, as far
+as can be known without reading them: it also holds where files lie and when
+they changed, which may ask the disk for each of them. What is computed of the
+images is kept by it.
+`source.listing` is text of which images there are and of their order, the same
+wherever they lie: a run that goes on with another one sees other images.
+`source.unlabelled` says why there are no labels, where that may be a mistake.
 """
 
 from ijepa_jax.sources.arrayrecord import ArrayRecord
@@ -29,6 +34,7 @@ __all__ = [
   'Scenes',
   'Subset',
   'from_list',
+  'labels_in_words',
   'make_source',
   'restrict',
 ]
@@ -38,6 +44,12 @@ _OF_FILES = {
   'arrayrecord': ArrayRecord,
   'huggingface': HuggingFace,
 }
+
+
+def labels_in_words(source) -> str:
+  """The names of a source's labels, or why it has none."""
+  reason = getattr(source, 'unlabelled', '')
+  return ', '.join(source.labels) or f'none{reason and f" ({reason})"}'
 
 
 def make_source(

@@ -33,7 +33,7 @@ import msgpack
 import numpy as np
 
 from ijepa_jax.sources import bucket
-from ijepa_jax.sources.opened import Opened, image, read
+from ijepa_jax.sources.opened import Opened, image, read, stamp
 
 FORMAT, VERSION = 'ijepa_jax', 1
 MANIFEST, KEYS, ENDING = 'manifest.json', 'keys.json.gz', '.array_record'
@@ -146,7 +146,13 @@ class ArrayRecord(Opened):
     if split and any(
       bucket.exists(f'{inside}/{name}') for name in (MANIFEST, UNFINISHED)
     ):
-      path = f'{path}/{split}'
+      if bucket.exists(f'{path}/{MANIFEST}'):
+        raise ValueError(
+          f'{path} is a packed data set and holds another one, {split!r}: for '
+          'the outer one set data.split to the empty text; for the inner one '
+          f'data.path to {inside} too.'
+        )
+      path = inside
     elif split not in ('', 'train'):
       # Else one would test on what one trained on.
       raise ValueError(
@@ -163,8 +169,13 @@ class ArrayRecord(Opened):
     self._counts = [shard['count'] for shard in shards]
     self.labels = dict(self.manifest['labels'])
     self.class_names = tuple(self.manifest['class_names'])
-    content = json.dumps([self.labels, [s['sha256'] for s in shards]])
-    digest = hashlib.sha256(content.encode()).hexdigest()
+    content = json.dumps(
+      [self.labels, self.class_names, [s['sha256'] for s in shards]]
+    )
+    self.listing = hashlib.sha256(content.encode()).hexdigest()
+    # Copies of a bucket's shards had those checksums when they were made.
+    stamps = [] if remote else [stamp(p) for p in self._paths]
+    digest = hashlib.sha256(f'{content} {stamps}'.encode()).hexdigest()
     self.identity = f'arrayrecord {digest}'
 
   @functools.cached_property

@@ -1,6 +1,7 @@
 """What the sources share."""
 
 import errno
+import os
 
 import numpy as np
 
@@ -14,6 +15,30 @@ class Opened:
 
   def __getstate__(self):
     return {k: v for k, v in vars(self).items() if k != '_data'}
+
+
+def stamp(path) -> tuple[int, int, int]:
+  """Of a file: differs where its bytes may have changed, or it is another.
+
+  The time of its last change may be set to anything, as rsync and mv leave it
+  what it was; the time of the change of its entry may not.
+  """
+  try:
+    stat = os.stat(path)
+  except OSError:  # it is gone
+    return -1, -1, -1
+  return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def stamps(folder: str) -> str:
+  """Of all files of a folder and of folders in it, with their paths there."""
+  found = []
+  for where, folders, files in os.walk(folder):
+    folders.sort()
+    for name in sorted(files):
+      path = os.path.join(where, name)
+      found.append((os.path.relpath(path, folder), *stamp(path)))
+  return repr(found)
 
 
 def image(data: bytes, name: str) -> bytes | np.ndarray:

@@ -1,6 +1,7 @@
 """The embedded pictures as a source."""
 
 import functools
+import hashlib
 
 from ijepa_jax import gallery, scenes
 from ijepa_jax.sources.opened import Opened
@@ -17,6 +18,7 @@ class Scenes(Opened):
     self._data  # noqa: B018
     self.labels = dict(scenes.LABELS[flavour])
     self.identity = f'scenes {scenes.VERSION} {flavour} {seed} {count}'
+    self.listing = hashlib.sha256(self.identity.encode()).hexdigest()
 
   @functools.cached_property
   def _data(self):

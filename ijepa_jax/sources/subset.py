@@ -13,8 +13,18 @@ class Subset:
     self._source, self._indices = source, np.asarray(indices)
     self.labels = source.labels
     self.class_names = getattr(source, 'class_names', ())
+    self.unlabelled = getattr(source, 'unlabelled', '')
     digest = hashlib.sha256(self._indices.astype(np.int64).tobytes())
-    self.identity = f'{source.identity} {digest.hexdigest()}'
+    self._digest = digest.hexdigest()
+
+  @property
+  def identity(self) -> str:
+    return f'{self._source.identity} {self._digest}'
+
+  @property
+  def listing(self) -> str:
+    both = f'{self._source.listing} {self._digest}'
+    return hashlib.sha256(both.encode()).hexdigest()
 
   def __len__(self):
     return len(self._indices)

@@ -12,7 +12,7 @@ import tqdm
 from absl import logging
 
 from ijepa_jax import cache
-from ijepa_jax.sources.opened import Opened, read
+from ijepa_jax.sources.opened import Opened, read, stamps
 
 # Features that name an image, as some data sets have.
 _NAMES = 'file_name', 'filename'
@@ -43,10 +43,10 @@ class TFDS(Opened):
     self._shown = f'{info.full_name}/{split}'
     # Prepared anew it has the same name.
     sizes = [(n, s.num_bytes, s.shard_lengths) for n, s in info.splits.items()]
-    digest = hashlib.sha256(repr(sorted(sizes)).encode()).hexdigest()[:16]
-    self.identity = ' '.join(
-      ['tfds', self._shown, str(self._length), digest, *self._rules]
-    )
+    content = self._shown, self._length, sorted(sizes), *self._rules
+    self.listing = hashlib.sha256(repr(content).encode()).hexdigest()
+    digest = hashlib.sha256(stamps(self._folder).encode()).hexdigest()
+    self.identity = f'tfds {self._shown} {self.listing} {digest}'
     classes = {
       name: feature
       for name, feature in info.features.items()
