@@ -109,9 +109,7 @@ class ImageEncoder:
     self._frozen, self._mesh = frozen, mesh
     self._split = sharding.batch_sharding(mesh)
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    self._transform = augment.CentreCrop(
-      self.image_size, round(max(self.image_size) * 256 / 224)
-    )
+    self._transform = augment.evaluation_crop(self.image_size)
     # Pillow decodes when pixels are first asked for, and the same picture may
     # stand in a list twice.
     self._lock = threading.Lock()

@@ -176,6 +176,18 @@ def _from_elsewhere(path, read, mesh, which, step, heads, size) -> dict:
   words = {'target': 'target', 'encoder': 'context'}[name]
   if only:
     logging.warning('%s holds the %s encoder alone: taken.', path, words)
+  if missing := {'mean', 'std'} - c.keys():
+    missing = ' and '.join(sorted(missing))
+    if c['channels'] != 3:
+      raise ValueError(
+        f'{path} does not say the {missing} of its {c["channels"]} channels: '
+        'export it anew from the run that it is of.'
+      )
+    logging.warning(
+      "%s does not say the %s of its pixels: ImageNet's are taken.",
+      path,
+      missing,
+    )
   return dict(
     encoder=architecture.models(c)[0],
     params=jax.device_put(params, sharding.state_sharding(params, mesh)),
