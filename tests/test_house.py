@@ -18,6 +18,8 @@ FLOORS = {
   'decode': 0,
   'cache': 0,
   'interruption': 0,
+  'jax_flags': 0,
+  'paths': 0,
   'limits': 0,
   'parallel': 0,
   'randaugment': 0,

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from PIL import Image
 
-from ijepa_jax import augment, decode, sharding
+from ijepa_jax import augment, decode, paths, sharding
 from ijepa_jax.interop import load
 
 
@@ -253,7 +252,7 @@ class ImageEncoder:
     try:
       if isinstance(picture, str | os.PathLike):
         name = str(picture)
-        encoded = epath.Path(picture).read_bytes()
+        encoded = paths.resolve(picture).read_bytes()
         if not encoded.startswith(decode.ARRAY):
           return self._transform(decode.decode(encoded, self._decodable()))
         picture = decode.array(encoded)

@@ -6,6 +6,8 @@ bit; only then it gets its name.
 """
 
 import contextlib
+import errno
+import fcntl
 import os
 import pathlib
 import tempfile
@@ -16,6 +18,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from ijepa_jax import paths
 from ijepa_jax.interop import (
   anything,
   architecture,
@@ -67,7 +70,11 @@ def export(
     ValueError: something does not fit; with its name. Nothing is left at `out`.
     OSError, checkpoint.CheckpointError: reading or writing failed; the same.
   """
-  out = pathlib.Path(out)
+  if '://' in os.fspath(out):
+    raise ValueError(f'{out} is no place on this machine: copy it afterwards.')
+  source, out = paths.resolve(source), pathlib.Path(paths.writable(out))
+  if out.is_symlink() and out.is_dir():
+    out = out.resolve()  # a name can be given to a folder, not to a link
   _check_asked(out, to, which, optimizer)
   loaded, config, step = _read(source, step, optimizer, heads)
   loaded = _fitting(source, loaded, to, which, optimizer)
@@ -78,11 +85,13 @@ def export(
   wanted = compare.tensors(loaded, to)
   out.parent.mkdir(parents=True, exist_ok=True)
   with (
+    _alone(out),
     tempfile.TemporaryDirectory(dir=out.parent, prefix='.partial-') as partial,
     tqdm.tqdm(
       total=2 * len(wanted), desc='writing', unit='tensor', disable=None
     ) as bar,
   ):
+    _check_asked(out, to, which, optimizer)  # another may just have ended
     made = pathlib.Path(partial) / 'made'
     with _following(bar, made.parent, wanted):
       _write(made, loaded, to, config, step)
@@ -105,12 +114,39 @@ def export(
   return _summary(out, loaded, wanted, size)
 
 
+@contextlib.contextmanager
+def _alone(out):
+  """The only export to `out`, by whatever process of whatever machine.
+
+  Raises:
+    ValueError: another one is at it.
+  """
+  path = out.with_name(f'.{out.name}.lock')
+  with path.open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      # The one before may have taken its file away since it was opened.
+      mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+      mine = False
+    except OSError as error:
+      if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        raise
+      mine = True  # this disk has no locks
+    if not mine:
+      raise ValueError(
+        f'Another process is writing {out}: wait for it, or take another name.'
+      )
+    try:
+      yield
+    finally:
+      path.unlink(missing_ok=True)  # still locked: the next one opens its own
+
+
 def _check_asked(out, to, which, optimizer) -> None:
   """Before anything is read."""
   if to not in FORMATS:
     raise ValueError(f'to is {to!r}: take one of {", ".join(FORMATS)}.')
-  if '://' in str(out) or ':/' in str(out):
-    raise ValueError(f'{out} is no place on this machine: copy it afterwards.')
   empty = out.is_dir() and not any(out.iterdir()) and to != 'release'
   taken = [] if empty else [out]
   if to == 'release':

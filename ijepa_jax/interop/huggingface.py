@@ -359,9 +359,9 @@ def _geometry_note(path, config: Mapping) -> list[str]:
   h, w = config['image_size']
   return [
     f'Its {_PREPROCESSOR} says {json.dumps(theirs)}; here the shorter side '
-    f'of a picture is brought to {ours["size"]["shortest_edge"]} pixels, bicubic, '
-    f'and its middle, {h} x {w}, is taken: what their pixels give, '
-    'load_encoder(...).features gives of arrays made their way.'
+    f'of a picture is brought to {ours["size"]["shortest_edge"]} pixels '
+    f'(bicubic) and its middle, {h} x {w}, is cut out. Arrays that are made '
+    "the folder's way are taken as they are."
   ]
 
 
