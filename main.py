@@ -33,8 +33,9 @@ def main(argv):
   # Here, since the workers of the input pipeline import this file again.
   import jax
 
-  from ijepa_jax import recipe, sharding
+  from ijepa_jax import jax_flags, recipe, sharding
 
+  jax_flags.settle()
   if len(argv) > 1:
     sys.exit(f'{argv[1]!r} is not a flag: see main.py --helpshort.')
   try:

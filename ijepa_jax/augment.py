@@ -8,7 +8,15 @@ from PIL import Image
 
 from ijepa_jax.decode import BadImage, Encoded, decode
 
-__all__ = 'BadImage', 'CentreCrop', 'Encoded', 'RandomCrop', 'Whole', 'decode'
+__all__ = (
+  'BadImage',
+  'CentreCrop',
+  'Encoded',
+  'RandomCrop',
+  'Whole',
+  'decode',
+  'evaluation_crop',
+)
 
 _MAX_PIXELS = 2**26  # that the whole of an image may have on the way
 FILTERS = {
@@ -180,8 +188,9 @@ class CentreCrop:
   ) -> np.ndarray:
     """-> uint8 [H, W, C]; `image` as in `crop`; `rng` is not looked at."""
     width, height = size_of(image)
-    scale = self.resize / min(width, height)
-    whole = max(round(height * scale), 1), max(round(width * scale), 1)
+    # The longer side is rounded down, as torchvision and transformers do.
+    short = min(width, height)
+    whole = height * self.resize // short, width * self.resize // short
     if math.prod(whole) > _MAX_PIXELS:
       raise BadImage(
         f'{width} x {height} pixels are too long and thin to cut out the middle'
@@ -189,6 +198,15 @@ class CentreCrop:
     pixels = crop(image, (0, 0, width, height), whole, 'bicubic')
     top, left = ((a - b) // 2 for a, b in zip(whole, self.size, strict=True))
     return pixels[top : top + self.size[0], left : left + self.size[1]]
+
+
+def evaluation_crop(size: tuple[int, int]) -> CentreCrop:
+  """What evaluations and `ImageEncoder` see of a picture.
+
+  Args:
+    size: (H, W) in pixels that the encoder takes.
+  """
+  return CentreCrop(size, round(max(size) * 256 / 224))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,28 +36,32 @@ class Busy(ValueError):
 
 
 @contextlib.contextmanager
-def only_writer(folder, *, wait: bool = False, job: bool = False):
-  """Holds `folder`/.lock, so that nobody else writes to the folder.
+def only_writer(
+  place, *, wait: bool = False, job: bool = False, beside: bool = False
+):
+  """Holds a lock, so that nobody else writes to `place`.
 
   Args:
-    folder: on a disk, where it is made if need be, or on a bucket.
+    place: a folder, on a disk, where it is made if need be, or on a bucket.
     wait: until the other one is done or dead; otherwise it is refused.
     job: one lock for all processes of this job, which call alike; process 0
       takes it. Otherwise each process is a writer of its own.
+    beside: the lock is .<name>.lock beside the place, which may be a file or
+      not there yet; otherwise it is .lock in the folder.
 
   Raises:
     Busy: somebody else holds the lock, and `wait` is False.
     OSError: the lock can't be written.
   """
+  place = epath.Path(place)
+  file = place.parent / f'.{place.name}.lock' if beside else place / '.lock'
   with contextlib.ExitStack() as stack:
-    if not job:
-      _enter(stack, folder, wait)
-    else:
-      _enter_as_one(stack, folder, wait)
+    enter = _enter_as_one if job else _enter
+    enter(stack, file, place, wait)
     yield
 
 
-def _enter_as_one(stack, folder, wait):
+def _enter_as_one(stack, path, place, wait):
   """Process 0 takes the lock, or all processes refuse."""
   import jax
   from jax.experimental import multihost_utils
@@ -65,29 +69,28 @@ def _enter_as_one(stack, folder, wait):
   refusal = None
   if jax.process_index() == 0:
     try:
-      _enter(stack, folder, wait)
+      _enter(stack, path, place, wait)
     except (Busy, OSError) as error:
       refusal = error
   if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(
     np.int32(refusal is not None)
   ):
-    refusal = refusal or Busy(f'Process 0 can not write to {folder}.')
+    refusal = refusal or Busy(f'Process 0 can not write to {place}.')
   if refusal:
     raise refusal
 
 
-def _enter(stack, folder, wait):
-  path = epath.Path(folder) / '.lock'
-  if paths.is_url(folder) or fcntl is None:
-    stack.enter_context(_lease(path, wait))
+def _enter(stack, path, place, wait):
+  if paths.is_url(path) or fcntl is None:
+    stack.enter_context(_lease(path, place, wait))
     return
   stack.enter_context(_folder(path.parent))
   while True:
     # Not 'w', which would wipe out the name of the owner.
     file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
     stack.callback(file.close)
-    if not _flock(file, path, wait):
-      stack.enter_context(_lease(path, wait))
+    if not _flock(file, path, place, wait):
+      stack.enter_context(_lease(path, place, wait))
       return
     # The owner before may have removed the file that was waited for.
     with contextlib.suppress(OSError):
@@ -121,15 +124,15 @@ def _remove(path):
     path.unlink()
 
 
-def _flock(file, path, wait) -> bool:
+def _flock(file, path, place, wait) -> bool:
   """Takes the kernel's lock; False where the disk knows none."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     owner = _owner(path)
     if not wait:
-      raise _busy(path, owner) from None
-    logging.info('Waiting for %s, which writes to %s.', owner, path.parent)
+      raise _busy(owner, place) from None
+    logging.info('Waiting for %s, which writes to %s.', owner, place)
     fcntl.flock(file, fcntl.LOCK_EX)
   except OSError as error:
     if error.errno not in _NO_LOCKS:
@@ -139,17 +142,18 @@ def _flock(file, path, wait) -> bool:
 
 
 @contextlib.contextmanager
-def _lease(path, wait):
+def _lease(path, place, wait):
   """Holds a file by writing it again and again."""
   while True:
     if not (before := _read(path)):
       break
-    logging.info('Watching whether %s still writes to %s.', _owner(path), path)
+    owner = _owner(path)
+    logging.info('Watching whether %s still writes to %s.', owner, place)
     time.sleep(2.5 * BEAT)
     if _read(path) == before:
       break
     if not wait:
-      raise _busy(path, _owner(path))
+      raise _busy(owner, place)
   path.parent.mkdir(parents=True, exist_ok=True)
   signature, stop = _signature(), threading.Event()
 
@@ -189,8 +193,8 @@ def _owner(path) -> str:
   return 'another process'
 
 
-def _busy(path, owner) -> Busy:
+def _busy(owner, place) -> Busy:
   return Busy(
-    f'{owner} writes to {path.parent}: wait until it is done or end it, or '
-    'take another folder (--workdir).'
+    f'{owner} writes to {place}: wait until it is done or end it, or take '
+    'another place.'
   )

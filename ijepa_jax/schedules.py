@@ -14,16 +14,19 @@ import numpy as np
 Schedule = Callable[[int | jax.Array], float | jax.Array]
 
 
-def _numpy(step):
-  return jnp if isinstance(step, jax.Array) else np
+def _share(step, total: int):
+  """`step` / `total`, at most 1, and the module that goes on with it."""
+  total = max(total, 1)
+  if isinstance(step, jax.Array):  # float32 though JAX_ENABLE_X64 is set
+    return jnp.minimum(step.astype(jnp.float32) / total, 1.0), jnp
+  return np.minimum(step / total, 1.0), np
 
 
 def cosine(first: float, last: float, total: int) -> Schedule:
   """Half a cosine from `first` at step 0 to `last` at step `total`."""
 
   def value(step):
-    xp = _numpy(step)
-    progress = xp.minimum(step / max(total, 1), 1.0)
+    progress, xp = _share(step, total)
     return last + (first - last) * (1 + xp.cos(np.pi * progress)) / 2
 
   return value
@@ -33,7 +36,7 @@ def linear(first: float, last: float, total: int) -> Schedule:
   """A straight line from `first` at step 0 to `last` at step `total`."""
 
   def value(step):
-    progress = _numpy(step).minimum(step / max(total, 1), 1.0)
+    progress, _ = _share(step, total)
     return first + progress * (last - first)
 
   return value
@@ -47,7 +50,7 @@ def warmup_cosine(
   fall = cosine(peak, final, total - warmup)
 
   def value(step):
-    xp = _numpy(step)
+    xp = jnp if isinstance(step, jax.Array) else np
     return xp.where(
       step < warmup, rise(step), xp.maximum(fall(step - warmup), final)
     )

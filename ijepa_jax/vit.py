@@ -194,7 +194,12 @@ class _Transformer(nn.Module):
       self.attention,
       keep,
       name='blocks',
-    )(x_BTD, jnp.linspace(0, drop_path, self.depth) if drop_path else None)
+    )(
+      x_BTD,
+      jnp.linspace(0, drop_path, self.depth, dtype=jnp.float32)
+      if drop_path
+      else None,
+    )
 
 
 class Encoder(_Transformer):
@@ -291,7 +296,7 @@ class Predictor(_Transformer):
   @staticmethod
   def init_token(key, shape):
     # One vector has no fan-in: .02 whatever the initialisation of the kernels.
-    return nn.initializers.normal(0.02)(key, shape)
+    return nn.initializers.normal(0.02)(key, shape, jnp.float32)
 
 
 def rescale_residuals(params):
@@ -304,7 +309,8 @@ def rescale_residuals(params):
   def rescale(path, x):
     names = [entry.key for entry in path]
     if names[-1] == 'kernel' and names[-2] in ('proj', 'fc2') and x.ndim == 3:
-      return x / jnp.sqrt(2.0 * jnp.arange(1, len(x) + 1))[:, None, None]
+      block = jnp.arange(1, len(x) + 1, dtype=jnp.float32)
+      return x / jnp.sqrt(2.0 * block)[:, None, None]
     return x
 
   return jax.tree_util.tree_map_with_path(rescale, params)

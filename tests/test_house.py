@@ -21,6 +21,7 @@ FLOORS = {
   'locks': 1,
   'paths': 0,
   'interruption': 0,
+  'jax_flags': 0,
   'limits': 0,
   'parallel': 0,
   'randaugment': 0,

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from ijepa_jax import cache, data, locks, paths, recipe, sharding
 from ijepa_jax.interop import load
 
-VERSION = 1  # raise it whenever the same input gives other features
+VERSION = 2  # raise it whenever the same input gives other features
 _FLUSH = 50  # batches between two notes of how far it is
 
 

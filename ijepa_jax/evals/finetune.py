@@ -127,8 +127,8 @@ def run(config, workdir: str) -> dict:
   params = {
     'encoder': bench.frozen.params,
     'head': {
-      'kernel': jnp.zeros((width, bench.classes)),
-      'bias': jnp.zeros(bench.classes),
+      'kernel': jnp.zeros((width, bench.classes), jnp.float32),
+      'bias': jnp.zeros(bench.classes, jnp.float32),
     },
   }
   lr = schedules.warmup_cosine(0.0, c.lr, c.final_lr, warmup, steps)

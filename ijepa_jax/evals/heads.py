@@ -217,10 +217,10 @@ def init(sweep: Sweep, key) -> dict[str, Any]:
   state = {'heads': {}, 'norms': {}}
   for name, width in sweep.widths.items():
     # Not 0: LARS moves in proportion to the weights.
-    kernel = 0.01 * jax.random.normal(key, (width, sweep.classes))
+    kernel = 0.01 * jax.random.normal(key, (width, sweep.classes), jnp.float32)
     params = {
       'kernel': jnp.repeat(kernel[None], runs, 0),
-      'bias': jnp.zeros((runs, sweep.classes)),
+      'bias': jnp.zeros((runs, sweep.classes), jnp.float32),
     }
     optimizer = jax.vmap(make_optimizer(sweep.optimizer, 0.0, 0.0).init)
     for norm in sweep.batch_norm:
@@ -228,7 +228,10 @@ def init(sweep: Sweep, key) -> dict[str, Any]:
         'params': params,
         'optimizer': optimizer(params),
       }
-    state['norms'][name] = {'mean': jnp.zeros(width), 'var': jnp.ones(width)}
+    state['norms'][name] = {
+      'mean': jnp.zeros(width, jnp.float32),
+      'var': jnp.ones(width, jnp.float32),
+    }
   return state
 
 
@@ -249,7 +252,7 @@ def update(
   Returns:
     The state and {'loss': [heads], 'accuracy': [heads]} of this batch.
   """
-  scale = sweep.batch_size / 256 * sweep.schedule(step)
+  scale = jnp.float32(sweep.batch_size / 256 * sweep.schedule(step))
   runs = np.float32([*itertools.product(sweep.lrs, sweep.weight_decays)])
   lr_R, decay_R = runs[:, 0] * scale, runs[:, 1]
   after, metrics = {'heads': {}, 'norms': {}}, []
@@ -260,7 +263,7 @@ def update(
       error = optax.losses.softmax_cross_entropy_with_integer_labels(
         logits_BC, labels_B
       ).mean()
-      accuracy = (logits_BC.argmax(-1) == labels_B).mean()
+      accuracy = (logits_BC.argmax(-1) == labels_B).mean(dtype=jnp.float32)
       return error, {'loss': error, 'accuracy': accuracy}
 
     grad, values = jax.grad(loss, has_aux=True)(one['params'])
@@ -305,7 +308,7 @@ def correct(
       x_BD = _normalise(x_BD, **state['norms'][name])
     params = state['heads'][_group(name, norm)]['params']
     logits_RBC = jax.vmap(_logits, in_axes=(0, None))(params, x_BD)
-    right.append((logits_RBC.argmax(-1) == labels_B).sum(-1))
+    right.append((logits_RBC.argmax(-1) == labels_B).sum(-1, dtype=jnp.int32))
   return jnp.concatenate(right)
 
 

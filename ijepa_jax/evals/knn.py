@@ -145,7 +145,7 @@ def nearest(bank_ND, bank_y, x_QD, k: int) -> tuple[jax.Array, jax.Array]:
     ), None
 
   nothing = (
-    jnp.full((len(x_QD), k), -jnp.inf),
+    jnp.full((len(x_QD), k), -jnp.inf, jnp.float32),
     jnp.full((len(x_QD), k), -1, jnp.int32),
   )
   chunks = bank_ND.reshape(count, size, d), bank_y.reshape(count, size)
@@ -209,7 +209,7 @@ def _compiled(mesh, ks):
       answer_TQ = jax.lax.map(
         lambda t: votes(cosine_QK, label_QK, k, t), temperature_T
       )
-      return (answer_TQ == y_Q).sum(1)
+      return (answer_TQ == y_Q).sum(1, dtype=jnp.int32)
 
     return jnp.stack([right(k) for k in ks])
 

@@ -72,8 +72,9 @@ def fit(
     def unfinished(carry):
       return (carry[0] < iterations) & (carry[1] > tolerance)
 
-    params = jnp.zeros((x_ND.shape[1], classes)), jnp.zeros(classes)
-    carry = 0, jnp.inf, params, solver.init(params)
+    shapes = (x_ND.shape[1], classes), (classes,)
+    params = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
+    carry = jnp.int32(0), jnp.float32(jnp.inf), params, solver.init(params)
     return jax.lax.while_loop(unfinished, step, carry)[2]
 
   return jax.vmap(solve)(l2_R)
@@ -82,14 +83,15 @@ def fit(
 @jax.jit
 def accuracies(params, x_ND, y_N) -> jax.Array:
   """Share of right answers for each of R regressions: [R]."""
-  return _right(params, x_ND, y_N) / len(y_N)
+  return _right(params, x_ND, y_N).astype(jnp.float32) / len(y_N)
 
 
 def _right(params, x_ND, y_N) -> jax.Array:
   """How many answers are right: int32 [R]; those to a label of -1 never are."""
   w, b = params
   logits = jnp.einsum('nd,rdc->rnc', x_ND, w, precision='highest')
-  return ((logits + b[:, None]).argmax(-1) == y_N).sum(-1)
+  right = (logits + b[:, None]).argmax(-1) == y_N
+  return right.sum(-1, dtype=jnp.int32)
 
 
 def probe(train_ND, train_y, test_ND, test_y, *, classes: int) -> float:

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def soft_labels(labels_B, classes: int, smoothing: float) -> jax.Array:
   """float32 [B, classes]: 1 - smoothing on the label, the rest on all alike."""
-  hot = jax.nn.one_hot(labels_B, classes)
+  hot = jax.nn.one_hot(labels_B, classes, dtype=jnp.float32)
   return hot * (1 - smoothing) + smoothing / classes
 
 
@@ -29,8 +30,10 @@ def mix(key, image_BHWC, target_BC, *, mixup: float, cutmix: float):
     return image_BHWC, target_BC
   which, key_share, key_box = jax.random.split(key, 3)
   cut = jax.random.bernoulli(which) if mixup and cutmix else bool(cutmix)
-  alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0)
-  share = jax.random.beta(key_share, alpha, alpha)  # of the image itself
+  alpha = jnp.where(cut, np.float32(cutmix or 1), np.float32(mixup or 1))
+  share = jax.random.beta(
+    key_share, alpha, alpha, dtype=jnp.float32
+  )  # of the image itself
   inside_HW = _box(key_box, image_BHWC.shape[1:3], 1 - share)
   # Cut off at the edge the box may be less than was drawn.
   share = jnp.where(cut, 1 - inside_HW.mean(), share)
@@ -42,10 +45,10 @@ def mix(key, image_BHWC, target_BC, *, mixup: float, cutmix: float):
 
 def _box(key, size, area) -> jax.Array:
   """float32 [H, W]: 1 in a box of this share of the area, anywhere."""
-  centre = jax.random.uniform(key, (2,))
+  centre = jax.random.uniform(key, (2,), jnp.float32)
   masks = []
   for n, at in zip(size, centre, strict=True):
     half, at = n * jnp.sqrt(area) / 2, at * n
-    i = jnp.arange(n) + 0.5
+    i = jnp.arange(n, dtype=jnp.float32) + 0.5
     masks.append((i > at - half) & (i < at + half))
   return (masks[0][:, None] & masks[1][None]).astype(jnp.float32)

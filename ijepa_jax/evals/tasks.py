@@ -141,7 +141,7 @@ class Task:
       augment.RandomCrop(
         size, scale=(0.08, 1.0), flip=self.flip, resample='bicubic'
       ),
-      augment.CentreCrop(size, round(max(size) * 256 / 224)),
+      augment.evaluation_crop(size),
     )
 
   def open(self):

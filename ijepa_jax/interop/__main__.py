@@ -38,9 +38,10 @@ def main(argv):
   # Nothing is computed: the devices are left to whoever trains beside this.
   jax.config.update('jax_platforms', 'cpu')
 
-  from ijepa_jax import recipe
+  from ijepa_jax import jax_flags, recipe
   from ijepa_jax.interop import export
 
+  jax_flags.settle()
   try:
     with recipe.told():
       words = export.export(

@@ -4,8 +4,7 @@ load.py gives one encoder on the devices, to look through; this gives every part
 that is there, on the host, to begin from or to hand on.
 """
 
-from etils import epath
-
+from ijepa_jax import paths
 from ijepa_jax.interop import architecture, load, runs, torch_files
 
 
@@ -36,6 +35,7 @@ def read(
     ValueError: there is nothing of the kind, or it does not fit.
     checkpoint.CheckpointError: a run's checkpoints are damaged.
   """
+  path = paths.resolve(path)
   reader = kind(path)
   if reader is runs.read:
     return runs.read(path, step=step, optimizer=optimizer)[0]
@@ -52,6 +52,7 @@ def kind(path):
   Raises:
     ValueError: there is nothing.
   """
-  if not epath.Path(path).exists():
+  path = paths.resolve(path)
+  if not path.exists():
     raise ValueError(f'There is nothing at {path}.')
   return load.reader(path) or runs.read

@@ -28,6 +28,7 @@ _MODEL = (
   *('predictor_width', 'predictor_depth', 'predictor_heads'),
 )
 _NAMES_SHOWN = 3
+_TYPES = {'float32', 'float64', 'float16', 'bfloat16'}
 
 
 class Optimizer(NamedTuple):
@@ -184,18 +185,20 @@ def release_shapes(config: Mapping, part: str) -> dict[str, tuple[int, ...]]:
   return wanted
 
 
+def some(names: Iterable[str]) -> str:
+  """The first few of these names, and how many more there are."""
+  names = sorted(names)
+  more = len(names) - _NAMES_SHOWN
+  shown = ', '.join(names[:_NAMES_SHOWN])
+  return f'{shown} and {more} more' if more > 0 else shown
+
+
 def check(found: Mapping, wanted: Mapping, what: str) -> None:
   """Compares {name: shape}.
 
   Raises:
     ValueError: one is missing, left over or of another shape; with names.
   """
-
-  def some(names):
-    names = sorted(names)
-    more = len(names) - _NAMES_SHOWN
-    shown = ', '.join(names[:_NAMES_SHOWN])
-    return f'{shown} and {more} more' if more > 0 else shown
 
   faults = []
   if missing := wanted.keys() - found.keys():
@@ -277,6 +280,18 @@ def sizes(
 def depth(found: Iterable[str], blocks: str) -> int:
   """How many blocks there are; `check` tells if one of them is missing."""
   return len({m[1] for m in map(re.compile(blocks).match, found) if m})
+
+
+def check_types(types: Iterable[str], what: str) -> str:
+  """The names of the types that weights are stored in, in words.
+
+  Raises:
+    ValueError: one is not of floating point.
+  """
+  names = ', '.join(sorted(types))
+  if not set(types) <= _TYPES:
+    raise ValueError(f'{what} holds weights of the types {names}: not I-JEPA.')
+  return names
 
 
 def finite(array: np.ndarray, name: str) -> np.ndarray:

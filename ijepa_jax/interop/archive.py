@@ -102,16 +102,25 @@ def check_tensor(torch, tensor, what: str) -> None:
     raise ValueError(f'{what} is no plain tensor.')
 
 
+def check_size(tensor, what: str, path) -> None:
+  """Whether so much of it is stored: a pickle may describe a tensor far larger
+  than what lies behind it.
+
+  Raises:
+    ValueError: it is larger than the file.
+  """
+  stored = min(tensor.untyped_storage().nbytes(), os.path.getsize(path))
+  if tensor.numel() * tensor.element_size() > stored:
+    raise ValueError(f'{what} is larger than what is stored of it.')
+
+
 def to_numpy(tensor, what: str, path) -> np.ndarray:
   """A tensor of the file as float32.
 
   Raises:
     ValueError: it is larger than the file, or not all of it is finite.
   """
-  # A pickle may describe a tensor far larger than what lies behind it.
-  stored = min(tensor.untyped_storage().nbytes(), os.path.getsize(path))
-  if tensor.numel() * tensor.element_size() > stored:
-    raise ValueError(f'{what} is larger than what is stored of it.')
+  check_size(tensor, what, path)
   return architecture.finite(tensor.detach().float().numpy(), what)
 
 

@@ -5,12 +5,15 @@ which licence stands in licence.py.
 """
 
 import json
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 
 import jax
 from absl import logging
 from etils import epath
 
+from ijepa_jax import augment
 from ijepa_jax.interop import architecture, licence, runs
 
 PAPER = 'https://arxiv.org/abs/2301.08243'
@@ -19,6 +22,7 @@ _LIBRARY = {
   'release': 'ijepa_jax',
   'huggingface': 'transformers',
 }
+_COLORS = 'jitter', 'grey', 'blur'
 _SIZES = {
   'width': 'width',
   'depth': 'blocks',
@@ -56,10 +60,11 @@ def text(
     f'# {licence.shown(name)}',
     _sentence(loaded),
     _architecture(loaded),
+    _pictures(loaded),
     '\n'.join(f'- {note}' for note in loaded.notes),
     _training(config, step) if trained else '',
     _evaluation(source),
-    _how_to_load(loaded, to, licence.shown(name)),
+    _how_to_load(loaded, to, name),
     f'{licence.HEADING}\n\n{told}',
   ]
   return '\n\n'.join(part for part in parts if part) + '\n'
@@ -117,6 +122,34 @@ def _architecture(loaded) -> str:
   return '## Architecture\n\n' + _table(rows)
 
 
+def _pictures(loaded) -> str:
+  """From a picture to features, as `ImageEncoder` and evaluations do it."""
+  c = loaded.config
+  (h, w), side = (
+    c['image_size'],
+    augment.evaluation_crop(c['image_size']).resize,
+  )
+  known = 'mean' in c and 'std' in c
+  if c['channels'] in (1, 3):
+    cut = (
+      f'A picture is turned upright, its shorter side is brought to {side} '
+      f'pixels (bicubic, antialiased) and its middle, {h} x {w}, is cut out.'
+    )
+  else:
+    cut = f'Arrays of {h} x {w} pixels and {c["channels"]} channels go in.'
+  scale = (
+    'Pixels are divided by 255; the mean above is taken off, and they are '
+    'divided by the standard deviation.'
+    if known
+    else 'The file does not say by which mean and standard deviation pixels '
+    "are normalized: ijepa_jax takes ImageNet's where there are 3 channels."
+  )
+  return (
+    f'## From a picture to features\n\n{cut} {scale} The features are the mean '
+    "of the last layer's tokens."
+  )
+
+
 def _training(c: Mapping, step: int) -> str:
   d, mask, o, ema = c['data'], c['mask'], c['optim'], c['ema']
   if d['source'] == 'scenes':
@@ -125,11 +158,15 @@ def _training(c: Mapping, step: int) -> str:
     data = f'{d["source"]} `{licence.shown(d["path"])}`, {d["split"]}'
   if d.get('list_file'):
     data += f', those listed in `{licence.shown(d["list_file"])}`'
+  colors = ', '.join(f'{k} {d[k]:g}' for k in _COLORS if d.get(k))
+  longer = o.get('schedule_scale', 1)
   rows = {
     'data': data,
     'crops': f'{_range(d["crop_scale"])} of the area'
-    + (', mirrored at random' if d['flip'] else ''),
-    'steps': f'{step} of {c["total_steps"]}',
+    + (', mirrored at random' if d['flip'] else '')
+    + (f'; {colors}' if colors else ''),
+    'steps': f'{step} of {c["total_steps"]}'
+    + (f', of schedules {longer:g} times as long' if longer != 1 else ''),
     'batch size': f'{c["batch_size"]} images',
     'AdamW': f'betas {o["b1"]:g} and {o["b2"]:g}'
     + (f', gradients clipped to {o["clip_norm"]:g}' if o['clip_norm'] else ''),
@@ -155,8 +192,10 @@ def _evaluation(source) -> str:
   source = epath.Path(source)
   rows = []
   folder = source / 'evals'
-  for path in sorted(folder.glob('*.json')) if folder.exists() else ():
-    rows += _readable(path, _of_an_evaluation)
+  # Not by a glob, which would take the folder's own name for a pattern.
+  for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    if path.suffix == '.json':
+      rows += _readable(path, _of_an_evaluation)
   tables = []
   if rows:
     head = [['task', 'what', 'encoder', 'ours', 'paper']]
@@ -165,8 +204,8 @@ def _evaluation(source) -> str:
     rows = _readable(source / 'report.json', _of_a_report)
     if rows:
       tables.append(
-        'At the end of training, on held-out images; accuracies in %.\n\n'
-        + _table(rows)
+        'At the end of training, on the middle of held-out images, without '
+        "the evaluations' margin; accuracies in %.\n\n" + _table(rows)
       )
   return '## Evaluation\n\n' + '\n\n'.join(tables) if tables else ''
 
@@ -181,18 +220,30 @@ def _readable(path, rows) -> list:
 
 def _of_an_evaluation(found) -> Iterator[list]:
   # 'run, step 300, target encoder': the run is in the card's title.
-  encoder = found['checkpoint'].split(', ', 1)[-1]
+  encoder = re.sub(r'^.*, (?=step \d+, )', '', found['checkpoint'], flags=re.S)
   for what, ours in found['accuracy'].items():
     paper = found['paper'].get(what)
     few = found.get('training_examples')
     images = found.get('config', {}).get('data', {}).get('path', '')
+    tried = _tried(found, what)
     yield [
-      found['task'] + (f' ({epath.Path(images).name})' if images else ''),
-      f'{what}, {few} labels' if few else what,
+      found['task'] + (f' ({licence.shown(images)})' if images else ''),
+      what
+      + (f', {few} labels' if few else '')
+      + (f', best of {tried} on the test images' if tried > 1 else ''),
       encoder,
       f'{100 * ours:.1f}',
       '-' if paper is None else f'{100 * paper:.1f}',
     ]
+
+
+def _tried(found, what: str) -> int:
+  """Of how many results this one is the best on the test images."""
+  if 'sweep' in found:  # of kNN: one for each k and temperature
+    return len(found['sweep'])
+  layers = what.removeprefix('linear_')
+  heads = found.get('heads', {})
+  return sum(what == 'linear' or head.split()[0] == layers for head in heads)
 
 
 def _of_a_report(found) -> Iterator[list]:
@@ -212,33 +263,58 @@ def _of_a_report(found) -> Iterator[list]:
 
 def _how_to_load(loaded, to: str, name: str) -> str:
   which = '' if 'target' in loaded.params else ", which='context'"
+  c, quoted = loaded.config, repr(name).replace('`', '\\x60')
+  shape = f'# float32 [2, {c["width"]}]'
   ours = [
     'import ijepa_jax',
-    f"encoder = ijepa_jax.load_encoder('{name}'{which})",
-    "features = encoder.features(['a.jpg', 'b.jpg'])  # float32 "
-    f'[2, {loaded.config["width"]}]',
+    f'encoder = ijepa_jax.load_encoder({quoted}{which})',
+    f"features = encoder.features(['a.jpg', 'b.jpg'])  {shape}",
   ]
+  mode = {1: 'L', 3: 'RGB'}.get(c['channels'])
   theirs = {
     'huggingface': [
-      'from transformers import IJepaModel',
-      f"model = IJepaModel.from_pretrained('{name}')",
+      'import torch',
+      'from PIL import Image, ImageOps',
+      'from transformers import AutoImageProcessor, IJepaModel',
+      f'processor = AutoImageProcessor.from_pretrained({quoted})',
+      f'model = IJepaModel.from_pretrained({quoted})',
+      "images = [Image.open('a.jpg'), Image.open('b.jpg')]",
+      'images = [ImageOps.exif_transpose(image) for image in images]',
+      f"images = [image.convert('{mode}') for image in images]",
+      "pixels = processor(images, return_tensors='pt')",
+      'with torch.inference_mode():',
+      '  tokens = model(**pixels).last_hidden_state',
+      f'features = tokens.mean(1)  {shape}',
     ],
     'release': [
       'import torch  # encoder, predictor, target_encoder: names and tensors',
-      f"networks = torch.load('{name}', weights_only=True)",
+      f'networks = torch.load({quoted}, weights_only=True)',
     ],
     'orbax': [],
   }[to]
+  if to == 'huggingface' and not (mode and 'mean' in c and 'std' in c):
+    # There is no processor, or none that reads a picture.
+    theirs = [
+      'from transformers import IJepaModel',
+      f'model = IJepaModel.from_pretrained({quoted})',
+    ]
   blocks = [
     '\n'.join(['```python', *lines, '```']) for lines in (ours, theirs) if lines
   ]
+  if to == 'huggingface' and len(theirs) > 2:
+    blocks.append(
+      'The processor, a CLIPImageProcessor, makes the pixels that evaluations '
+      'see where they cut out the middle, and the mean over the tokens is what '
+      'they judge. A pooler, which IJepaModel can have, would be untrained.'
+    )
+  place = shlex.quote(name).replace('`', '_')
   if loaded.optimizer and to == 'orbax':
     blocks.append(
       'A run of the same recipe goes on from it: `python main.py '
-      f'--config=... --workdir={name}`.'
+      f'--config=... --workdir={place}`.'
     )
   blocks.append(
-    f'Training and evaluations begin with it by `--config.init_from={name}`.'
+    f'Training and evaluations begin with it by `--config.init_from={place}`.'
   )
   return '\n\n'.join(['## How to load it', *blocks])
 

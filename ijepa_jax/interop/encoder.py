@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from PIL import Image
 
-from ijepa_jax import augment, decode, sharding
+from ijepa_jax import augment, decode, paths, sharding
 from ijepa_jax.interop import load
 
 
@@ -109,9 +108,7 @@ class ImageEncoder:
     self._frozen, self._mesh = frozen, mesh
     self._split = sharding.batch_sharding(mesh)
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    self._transform = augment.CentreCrop(
-      self.image_size, round(max(self.image_size) * 256 / 224)
-    )
+    self._transform = augment.evaluation_crop(self.image_size)
     # Pillow decodes when pixels are first asked for, and the same picture may
     # stand in a list twice.
     self._lock = threading.Lock()
@@ -255,7 +252,7 @@ class ImageEncoder:
     try:
       if isinstance(picture, str | os.PathLike):
         name = str(picture)
-        encoded = epath.Path(picture).read_bytes()
+        encoded = paths.resolve(picture).read_bytes()
         if not encoded.startswith(decode.ARRAY):
           return self._transform(decode.decode(encoded, self._decodable()))
         picture = decode.array(encoded)

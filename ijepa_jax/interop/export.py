@@ -16,6 +16,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from ijepa_jax import locks, paths
 from ijepa_jax.interop import (
   anything,
   architecture,
@@ -67,7 +68,13 @@ def export(
     ValueError: something does not fit; with its name. Nothing is left at `out`.
     OSError, checkpoint.CheckpointError: reading or writing failed; the same.
   """
-  out = pathlib.Path(out)
+  if '://' in os.fspath(out):
+    raise ValueError(f'{out} is no place on this machine: copy it afterwards.')
+  source, out = paths.resolve(source), pathlib.Path(paths.resolve(out))
+  if to == 'orbax':
+    paths.check_checkpoints(out)
+  if out.is_symlink() and out.is_dir():
+    out = out.resolve()  # a name can be given to a folder, not to a link
   _check_asked(out, to, which, optimizer)
   loaded, config, step = _read(source, step, optimizer, heads)
   loaded = _fitting(source, loaded, to, which, optimizer)
@@ -78,11 +85,13 @@ def export(
   wanted = compare.tensors(loaded, to)
   out.parent.mkdir(parents=True, exist_ok=True)
   with (
+    locks.only_writer(out, beside=True),
     tempfile.TemporaryDirectory(dir=out.parent, prefix='.partial-') as partial,
     tqdm.tqdm(
       total=2 * len(wanted), desc='writing', unit='tensor', disable=None
     ) as bar,
   ):
+    _check_asked(out, to, which, optimizer)  # another may just have ended
     made = pathlib.Path(partial) / 'made'
     with _following(bar, made.parent, wanted):
       _write(made, loaded, to, config, step)
@@ -109,8 +118,6 @@ def _check_asked(out, to, which, optimizer) -> None:
   """Before anything is read."""
   if to not in FORMATS:
     raise ValueError(f'to is {to!r}: take one of {", ".join(FORMATS)}.')
-  if '://' in str(out) or ':/' in str(out):
-    raise ValueError(f'{out} is no place on this machine: copy it afterwards.')
   empty = out.is_dir() and not any(out.iterdir()) and to != 'release'
   taken = [] if empty else [out]
   if to == 'release':

@@ -1,9 +1,11 @@
 """Folders of Hugging Face transformers, in and out.
 
     config.json, model.safetensors   an IJepaModel: one encoder, no predictor
-    preprocessor_config.json         size, mean and std, where they are known
+    preprocessor_config.json         from pictures to pixels, where it is known
 
-transformers is not needed for either, and nothing in a folder is executed.
+Read are also models in several files or in pytorch_model.bin, and models that
+have an IJepaModel in them, such as IJepaForImageClassification. transformers is
+not needed, and nothing in a folder is executed.
 """
 
 import json
@@ -15,16 +17,20 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from ijepa_jax import vit
+from ijepa_jax import augment, vit
 from ijepa_jax.interop import (
   architecture,
+  archive,
   position_tables,
   release,
   safetensors,
+  wrappers,
 )
 from ijepa_jax.interop import huggingface_names as names
 
 _WEIGHTS, _CONFIG = 'model.safetensors', 'config.json'
+_PICKLED = 'pytorch_model.bin'
+_PATCHES = 'embeddings.patch_embeddings.projection.weight'
 _PREPROCESSOR = 'preprocessor_config.json'
 _WHICH = 'ijepa_encoder'  # in config.json: which of the two, in files from here
 _JSON_LIMIT = 1_000_000  # bytes
@@ -61,26 +67,19 @@ def read(path) -> architecture.Loaded:
       f'{path / _CONFIG} is of a {said.get("model_type")!r} model, not of an '
       "'ijepa' one."
     )
-  if not (path / _WEIGHTS).is_file():
-    raise ValueError(
-      f'{path} has no {_WEIGHTS}: a model in several files, or in '
-      'pytorch_model.bin, has to be saved as one safetensors file first.'
-    )
-  tensors, _ = safetensors.read(path / _WEIGHTS)
-  tensors, stored = {names.older(k): x for k, x in tensors.items()}, tensors
-  if len(tensors) < len(stored):
-    raise ValueError(
-      f'{path / _WEIGHTS} holds tensors twice, named old and new.'
-    )
-  found = {name: x.shape for name, x in tensors.items()}
-  config = _config(path, said, found)
+  stored, what = _stored(path)
+  names_here = wrappers.only(stored, _PATCHES, what)
+  tensors = {names.older(k): stored[v] for k, v in names_here.items()}
+  if len(tensors) < len(names_here):
+    raise ValueError(f'{what} holds tensors twice, named old and new.')
+  found = {name: tuple(x.shape) for name, x in tensors.items()}
+  config = _config(path, what, said, found)
   wanted = names.from_release(
     {
       k: np.broadcast_to(np.float32(0), shape)
       for k, shape in architecture.release_shapes(config, 'encoder').items()
     }
   )
-  what = str(path / _WEIGHTS)
   architecture.check(found, {k: v.shape for k, v in wanted.items()}, what)
   which = said.get(_WHICH, 'encoder')
   if which not in ('encoder', 'target'):
@@ -91,19 +90,21 @@ def read(path) -> architecture.Loaded:
       "This is the CONTEXT encoder: Hugging Face's converted files hold it, "
       'while the paper evaluates the target encoder.'
     )
-  stored = ', '.join(sorted({x.dtype.name for x in tensors.values()}))
-  if stored != 'float32':
-    notes.append(f'The weights are stored as {stored} and taken as float32.')
-  notes += _epsilon_note(path, said)
+  notes += wrappers.passed_over(stored, names_here.values())
+  types = {str(x.dtype).removeprefix('torch.') for x in tensors.values()}
+  types = architecture.check_types(types, what)
+  if types != 'float32':
+    notes.append(f'The weights are stored as {types} and taken as float32.')
+  notes += _epsilon_note(path, said) + _geometry_note(path, config)
   tensors = names.to_release(
-    {k: architecture.finite(v, f'{what}: {k}') for k, v in tensors.items()}
+    {k: _array(x, f'{what}: {k}') for k, x in tensors.items()}
   )
   table = tensors[architecture.TABLES[which]][0]
   notes += position_tables.note(
     table,
     tuple(n // config['patch_size'] for n in config['image_size']),
     'folder',
-    tolerance=position_tables.tolerance_of(stored),
+    tolerance=position_tables.tolerance_of(types),
   )
   params = {which: release.from_release(tensors, 'encoder')}
   return architecture.Loaded.told(path, config, params, {which: table}, notes)
@@ -168,12 +169,64 @@ def write(
     os.replace(folder, path)  # Over an empty folder, if there is one.
 
 
-def _config(path, said: dict, found: Mapping) -> dict:
+def _stored(path) -> tuple[dict, str]:
+  """All tensors of a folder by name, still on the disk, and where they are.
+
+  Those of pytorch_model.bin are PyTorch's, the others NumPy's.
+  """
+  for whole in _WEIGHTS, _PICKLED:
+    if (path / whole).is_file():
+      return _read_file(path / whole), str(path / whole)
+    index = path / f'{whole}.index.json'
+    if not index.is_file():
+      continue
+    places = _read_json(index).get('weight_map')
+    if not isinstance(places, dict) or not places:
+      raise ValueError(f'{index} has no weight_map.')
+    tensors = {}
+    for file in sorted(set(map(str, places.values()))):
+      if file != pathlib.PurePath(file).name:
+        raise ValueError(f'{index} names {file!r}, which is no file beside it.')
+      tensors |= _read_file(path / file)
+    if differ := tensors.keys() ^ places.keys():
+      raise ValueError(
+        f'{index} does not list what its files hold: '
+        f'{architecture.some(differ)}.'
+      )
+    return tensors, str(index)
+  there = architecture.some(p.name for p in path.iterdir()) or 'nothing'
+  raise ValueError(
+    f'{path} has neither {_WEIGHTS} nor {_PICKLED}, whole or in parts with an '
+    f'index: it has {there}.'
+  )
+
+
+def _read_file(path) -> dict:
+  if path.suffix == '.safetensors':
+    return safetensors.read(path)[0]
+  archive.check(path)
+  torch = archive.import_torch()
+  tensors = archive.read(torch, path)
+  if not isinstance(tensors, dict):
+    raise ValueError(f'{path} is not a table of tensors.')
+  for name, x in tensors.items():
+    archive.check_tensor(torch, x, f'{path}: {name}')
+    archive.check_size(x, f'{path}: {name}', path)
+  return tensors
+
+
+def _array(x, name: str) -> np.ndarray:
+  """A tensor of either kind, float32."""
+  x = x if isinstance(x, np.ndarray) else x.detach().float().numpy()
+  return architecture.finite(x, name)
+
+
+def _config(path, what: str, said: dict, found: Mapping) -> dict:
   """Ours, from the tensors, where config.json does not contradict them."""
   config = architecture.sizes(
     found,
-    str(path / _WEIGHTS),
-    patch='embeddings.patch_embeddings.projection.weight',
+    what,
+    patch=_PATCHES,
     fc1='encoder.layer.0.intermediate.dense.weight',
     blocks=r'encoder\.layer\.(\d+)\.',
   )
@@ -196,7 +249,10 @@ def _config(path, said: dict, found: Mapping) -> dict:
   size = said.get('image_size', 224)
   size = size if isinstance(size, list) else [size, size]
   try:
-    given = {'image_size': size, **_normalisation(path)}
+    given = {
+      'image_size': size,
+      **_normalization(path, config['channels']),
+    }
     config = architecture.complete(config | given, ['encoder'])
   except (TypeError, ValueError) as error:
     raise ValueError(f'{path} does not fit: {error}') from error
@@ -204,8 +260,8 @@ def _config(path, said: dict, found: Mapping) -> dict:
   table = found.get('embeddings.position_embeddings', ())
   if (*table, 0, 0)[1] != (h // p) * (w // p):
     raise ValueError(
-      f'{where} says image_size = {size!r}, which the position_embeddings of '
-      f'{_WEIGHTS}, {list(table)}, do not fit.'
+      f'{where} says image_size = {size!r}, which the position_embeddings, '
+      f'{list(table)}, do not fit.'
     )
   return config
 
@@ -246,12 +302,19 @@ def _epsilon_note(path, said: dict) -> list[str]:
 
 
 def _preprocessor(config: Mapping) -> dict:
+  """What makes the pixels that `augment.evaluation_crop` makes."""
   h, w = config['image_size']
+  # Pictures of other channels transformers can't resize: it takes their arrays.
+  picture = config['channels'] in (1, 3)
   return {
-    'image_processor_type': 'ViTImageProcessor',
-    'do_resize': True,
-    'size': {'height': h, 'width': w},
-    'resample': 3,  # bicubic, as the evaluations here
+    # ViTImageProcessor cuts nothing out in transformers 4.
+    'image_processor_type': 'CLIPImageProcessor',
+    'do_convert_rgb': config['channels'] == 3,
+    'do_resize': picture,
+    'size': {'shortest_edge': augment.evaluation_crop((h, w)).resize},
+    'resample': 3,  # bicubic
+    'do_center_crop': picture,
+    'crop_size': {'height': h, 'width': w},
     'do_rescale': True,
     'rescale_factor': 1 / 255,
     'do_normalize': True,
@@ -260,12 +323,46 @@ def _preprocessor(config: Mapping) -> dict:
   }
 
 
-def _normalisation(path) -> dict:
+def _normalization(path, channels: int) -> dict:
+  """mean and std as preprocessor_config.json says them, if it does."""
   where = path / _PREPROCESSOR
   if not where.is_file():
     return {}
   said = _read_json(where)
-  return {k: said.get(f'image_{k}') for k in ('mean', 'std')}
+  scaled, factor = said.get('do_rescale', True), said.get('rescale_factor')
+  if factor is None:
+    factor = 1 / 255
+  if (
+    not scaled or not isinstance(factor, float) or abs(255 * factor - 1) > 1e-6
+  ):
+    raise ValueError(
+      f'{where} says do_rescale = {scaled!r}, rescale_factor = {factor!r}: '
+      'pixels are divided by 255 here, so say true and 1 / 255 there, with the '
+      'mean and std of such pixels.'
+    )
+  if not said.get('do_normalize', True):
+    return {'mean': [0.0] * channels, 'std': [1.0] * channels}
+  found = {k: said.get(f'image_{k}') for k in ('mean', 'std')}
+  return {k: v for k, v in found.items() if v is not None}
+
+
+def _geometry_note(path, config: Mapping) -> list[str]:
+  """Where the folder has pictures cut otherwise than they are here."""
+  where = path / _PREPROCESSOR
+  if not where.is_file():
+    return []
+  said, ours = _read_json(where), _preprocessor({'mean': 0, 'std': 0, **config})
+  keys = 'do_resize', 'size', 'resample', 'do_center_crop', 'crop_size'
+  theirs = {k: said.get(k) for k in keys}
+  if all(theirs[k] == ours[k] for k in keys):
+    return []
+  h, w = config['image_size']
+  return [
+    f'Its {_PREPROCESSOR} says {json.dumps(theirs)}; here the shorter side '
+    f'of a picture is brought to {ours["size"]["shortest_edge"]} pixels '
+    f'(bicubic) and its middle, {h} x {w}, is cut out. Arrays that are made '
+    "the folder's way are taken as they are."
+  ]
 
 
 def _read_json(path) -> dict:

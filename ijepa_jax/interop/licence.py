@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from etils import epath
 
+from ijepa_jax import paths
+
 HEADING = '## Origin and licence'
 _CHARACTERS = 100_000  # of a card that are looked at
 _LICENCE = 'license', 'license_name', 'license_link'
@@ -41,6 +43,7 @@ def origin(source, config: Mapping, seen=()) -> tuple[dict, str]:
     config: of the run that it is, or `runs.plain_config`, or {}.
     seen: runs on the way here, should one have begun from itself.
   """
+  source = paths.resolve(source)
   before = _read_card(source)
   name = f'`{shown(source)}`'
   if HEADING in before:
@@ -57,7 +60,7 @@ def origin(source, config: Mapping, seen=()) -> tuple[dict, str]:
     return _of_the_source(), f'Converted from `{source}`. {_RELEASED}'
   if first := config.get('init_from'):
     licence, told = {}, _RELEASED
-    if first not in seen and epath.Path(first).exists():
+    if first not in seen and paths.resolve(first).exists():
       licence, told = origin(first, _config(first), (*seen, first))
     return licence or _of_the_source(), (
       f'Trained with ijepa_jax, beginning with the weights of '
@@ -75,7 +78,7 @@ def _of_the_source() -> dict:
 
 def _config(path) -> dict:
   try:
-    found = json.loads((epath.Path(path) / 'config.json').read_text())
+    found = json.loads((paths.resolve(path) / 'config.json').read_text())
   except (OSError, ValueError):
     return {}
   return found if isinstance(found, dict) else {}

@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from ijepa_jax import checkpoint, ijepa, recipe, sharding, vit
+from ijepa_jax import checkpoint, ijepa, paths, recipe, sharding, vit
 from ijepa_jax.interop import (
   architecture,
   huggingface,
@@ -67,7 +67,7 @@ def load(
       raise recipe.UserError(
         f'{name} is {value!r}: take one of {", ".join(map(str, known))}.'
       )
-  mesh = mesh or sharding.make_mesh()
+  path, mesh = paths.resolve(path), mesh or sharding.make_mesh()
   with recipe.told():
     size = _size(image_size)
     if read := reader(path):
@@ -176,6 +176,18 @@ def _from_elsewhere(path, read, mesh, which, step, heads, size) -> dict:
   words = {'target': 'target', 'encoder': 'context'}[name]
   if only:
     logging.warning('%s holds the %s encoder alone: taken.', path, words)
+  if missing := {'mean', 'std'} - c.keys():
+    missing = ' and '.join(sorted(missing))
+    if c['channels'] != 3:
+      raise ValueError(
+        f'{path} does not say the {missing} of its {c["channels"]} channels: '
+        'export it anew from the run that it is of.'
+      )
+    logging.warning(
+      "%s does not say the %s of its pixels: ImageNet's are taken.",
+      path,
+      missing,
+    )
   return dict(
     encoder=architecture.models(c)[0],
     params=jax.device_put(params, sharding.state_sharding(params, mesh)),
@@ -207,13 +219,16 @@ def _params(path, config, model, mesh, which, step):
     shape = *d.image_size, d.channels
     return ijepa.init_params(model, key, image_shape=shape)['encoder']
 
-  key = jax.random.key(config.seed)
+  # As jobs draw, whatever generator JAX is told to use.
+  key = jax.random.key(config.seed, impl='threefry2x32')
   wanted = sharding.abstract(jax.eval_shape(init, key), mesh)
   if which == 'untrained':
     shardings = jax.tree.map(lambda x: x.sharding, wanted)
     params = jax.jit(init, out_shardings=shardings)(key)
     return params, which, 'untrained encoder'
-  with checkpoint.Checkpointer(epath.Path(path) / 'checkpoints') as checkpoints:
+
+  def read(checkpoints):
+    nonlocal which
     # What was exported may hold one of the two alone, as other files do.
     names, places = checkpoints.names(step), ('target/', 'params/encoder/')
     there = [any(n.startswith(place) for n in names) for place in places]
@@ -226,9 +241,32 @@ def _params(path, config, model, mesh, which, step):
     tree = {'target': wanted}
     if which == 'context':
       tree = {'params': {'encoder': wanted}}
-    tree, step = checkpoints.read(tree, step)
+    return checkpoints.read(tree, step)
+
+  tree, step = from_checkpoints(path, read)
   params = tree['target'] if which == 'target' else tree['params']['encoder']
   return params, which, f'step {step}, {which} encoder'
+
+
+def from_checkpoints(workdir, read):
+  """What `read` makes of a run's Checkpointer.
+
+  It is called anew where a checkpoint went while it was read: a run that trains
+  deletes old ones.
+
+  Raises:
+    ValueError, checkpoint.CheckpointError: as `read` does.
+  """
+  place = paths.resolve(workdir) / 'checkpoints'
+  with checkpoint.Checkpointer(place) as checkpoints:
+    while True:
+      before = checkpoints.steps()
+      try:
+        return read(checkpoints)
+      except (ValueError, checkpoint.CheckpointError):
+        if not set(before) - set(checkpoints.steps()):
+          raise
+        logging.info('The run at %s goes on: its newest is read anew.', workdir)
 
 
 def _stored_table(path, which, encoder, image_size) -> np.ndarray | None:
@@ -256,7 +294,7 @@ def read_config(workdir) -> ConfigDict:
   Raises:
     ValueError: there is none.
   """
-  path = epath.Path(workdir) / 'config.json'
+  path = paths.resolve(workdir) / 'config.json'
   try:
     config = json.loads(path.read_text())
     if not {'model', 'data'} <= set(config):

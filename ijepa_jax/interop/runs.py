@@ -40,37 +40,9 @@ def read(
 ) -> tuple[architecture.Loaded, int]:
   """What a checkpoint holds, and its step; see anything.read."""
   config = load.read_config(path)
-  with checkpoint.Checkpointer(epath.Path(path) / 'checkpoints') as checkpoints:
-    names = checkpoints.names(step)
-    parts = [
-      part
-      for part, place in _PLACES.items()
-      if any(name.startswith(place) for name in names)
-    ]
-    if not {'encoder', 'target'} & set(parts):
-      raise ValueError(
-        f'{path} holds no encoder: it is no run of pre-training.'
-      )
-    try:
-      sizes = _sizes(config, parts)
-      encoder = architecture.shapes(sizes, 'encoder')
-      shapes = {'encoder': encoder, 'target': encoder}
-      if 'predictor' in parts:
-        shapes['predictor'] = architecture.shapes(sizes, 'predictor')
-      tree = nested({part: shapes[part] for part in parts})
-      if optimizer and any(name.startswith('opt_state/') for name in names):
-        tree['opt_state'] = _opt_state(tree['params'], config)
-    except (AttributeError, KeyError, TypeError) as error:
-      # ConfigDict's own words are a paragraph.
-      raise ValueError(
-        f"{path}'s config.json is not of a run of pre-training, or lacks a "
-        f'part of it ({type(error).__name__}).'
-      ) from error
-    # NumPy's leaves are read as such: no device needs to hold them.
-    tree = jax.tree.map(
-      lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), tree
-    )
-    tree, step = checkpoints.read(tree, step)
+  tree, step, parts, sizes = load.from_checkpoints(
+    path, lambda checkpoints: _tree(path, config, checkpoints, step, optimizer)
+  )
   found = {'target': tree.get('target'), **tree.get('params', {})}
   params, moments = {part: found[part] for part in parts}, None
   if 'opt_state' in tree:
@@ -83,6 +55,38 @@ def read(
     logging.warning('%s: %s', path, note)
   tables = _read_tables(epath.Path(path) / _TABLES, sizes, params)
   return architecture.Loaded(sizes, params, tables, notes, moments), step
+
+
+def _tree(path, config, checkpoints, step, optimizer):
+  """What is there as in ijepa.State, its step, its parts and their sizes."""
+  names = checkpoints.names(step)
+  parts = [
+    part
+    for part, place in _PLACES.items()
+    if any(name.startswith(place) for name in names)
+  ]
+  if not {'encoder', 'target'} & set(parts):
+    raise ValueError(f'{path} holds no encoder: it is no run of pre-training.')
+  try:
+    sizes = _sizes(config, parts)
+    encoder = architecture.shapes(sizes, 'encoder')
+    shapes = {'encoder': encoder, 'target': encoder}
+    if 'predictor' in parts:
+      shapes['predictor'] = architecture.shapes(sizes, 'predictor')
+    tree = nested({part: shapes[part] for part in parts})
+    if optimizer and any(name.startswith('opt_state/') for name in names):
+      tree['opt_state'] = _opt_state(tree['params'], config)
+  except (AttributeError, KeyError, TypeError) as error:
+    # ConfigDict's own words are a paragraph.
+    raise ValueError(
+      f"{path}'s config.json is not of a run of pre-training, or lacks a part "
+      f'of it ({type(error).__name__}).'
+    ) from error
+  # NumPy's leaves are read as such: no device needs to hold them.
+  tree = jax.tree.map(
+    lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), tree
+  )
+  return *checkpoints.read(tree, step), parts, sizes
 
 
 def write(path, loaded: architecture.Loaded, config: ConfigDict, step: int):

@@ -21,6 +21,13 @@ _DTYPES = {
   'F32': np.dtype('<f4'),
   'F16': np.dtype('<f2'),
   'BF16': np.dtype(jnp.bfloat16),
+  # No weights: counters and masks beside them.
+  'BOOL': np.dtype(bool),
+  **{
+    f'{kind}{8 * n}': np.dtype(f'<{kind.lower()}{n}')
+    for kind in 'IU'
+    for n in (1, 2, 4, 8)
+  },
 }
 _HEADER_LIMIT = 100_000_000  # bytes, as in the format's own reader
 
@@ -113,7 +120,7 @@ def _place(path, name: str, entry):
   if kind not in _DTYPES:
     raise ValueError(
       f'{path}: {name} is of the type {kind!r}: only {", ".join(_DTYPES)} can '
-      'be weights here.'
+      'be read here.'
     )
   dtype = _DTYPES[kind]
   if stop - begin != math.prod(shape) * dtype.itemsize:

@@ -1,13 +1,15 @@
 """The released .pth.tar files: read and written with PyTorch.
 
     encoder, predictor, target_encoder   {name: tensor}, names as in release.py,
-                                         all with `module.` before them or none
+                                         perhaps others before them, and heads
     opt                                  AdamW's state, see torch_optimizer.py
     scaler, epoch, ...                   passed over
     ijepa_jax                            in files from here: what the tensors do
                                          not say (heads, image_size, ...)
 
-PyTorch (the extra `torch`) is imported only when a file is read or written.
+Others keep one table of all networks' tensors, under `state_dict` (Lightning)
+or as the whole file. PyTorch (the extra `torch`) is imported only when a file
+is read or written.
 """
 
 import pathlib
@@ -23,6 +25,7 @@ from ijepa_jax.interop import (
   position_tables,
   release,
   torch_optimizer,
+  wrappers,
 )
 
 _NAMES = {
@@ -32,6 +35,18 @@ _NAMES = {
 }
 _OURS, _OPTIMIZER = 'ijepa_jax', 'opt'
 _DDP = 'module.'
+_ANCHORS = {
+  'encoder': 'patch_embed.proj.weight',
+  'predictor': 'predictor_embed.weight',
+  'target': 'patch_embed.proj.weight',
+}
+# Where others keep one table of everything; and their names of the encoders.
+_WHOLE = 'state_dict', 'model_state_dict', 'model'
+_WORDS = {
+  'encoder': 'encoder',
+  'context_encoder': 'encoder',
+  'target_encoder': 'target',
+}
 
 
 def read(
@@ -59,11 +74,7 @@ def read(
   file = archive.read(torch, path)
   if not isinstance(file, dict) or not isinstance(file.get(_OURS, {}), dict):
     raise ValueError(f'{path} is not a table of networks, as I-JEPA files are.')
-  parts = {
-    part: _without_ddp(torch, file[name], f"{path}'s {name}")
-    for part, name in _NAMES.items()
-    if file.get(name) is not None
-  }
+  parts, used, notes = _networks(torch, file, path)
   if not {'encoder', 'target'} & set(parts):
     raise ValueError(
       f'{path} holds neither an encoder nor a target_encoder: it is not of '
@@ -74,8 +85,8 @@ def read(
     part: {name: tuple(t.shape) for name, t in tensors.items()}
     for part, tensors in parts.items()
   }
-  config = _config(path, found, said, heads, notes := [])
-  dtype = _dtypes(torch, path, parts, notes)
+  config = _config(path, found, said, heads, notes)
+  dtype = _dtypes(path, parts, notes)
   tolerance = position_tables.tolerance_of(dtype)
   config['image_size'] = image_size or said.get('image_size')
   config |= {k: said[k] for k in ('mean', 'std') if k in said}
@@ -116,7 +127,7 @@ def read(
   ):
     if part not in parts:
       notes.append(f'There is no {_NAMES[part]}: {why}.')
-  used, moments = {*_NAMES.values(), _OURS}, None
+  used, moments = used | {_OURS}, None
   if optimizer:
     used.add(_OPTIMIZER)
     try:
@@ -188,16 +199,79 @@ def write(
   archive.write(torch, path, file)
 
 
-def _without_ddp(torch, tensors, what: str) -> dict:
-  if not isinstance(tensors, dict) or not all(
-    isinstance(k, str) for k in tensors
-  ):
-    raise ValueError(f'{what} is not a table of tensors.')
-  while tensors and all(k.startswith(_DDP) for k in tensors):
-    tensors = {k.removeprefix(_DDP): v for k, v in tensors.items()}
-  for name, tensor in tensors.items():
-    archive.check_tensor(torch, tensor, f'{what}: {name}')
-  return tensors
+def _networks(torch, file: dict, path) -> tuple[dict, set, list[str]]:
+  """{part: {its own name: tensor}}, the file's keys that they are from, and
+  what is to know of them.
+
+  Raises:
+    ValueError: networks that can't be told apart, or that hold something else
+      than tensors.
+  """
+  tables = {
+    part: file[name]
+    for part, name in _NAMES.items()
+    if file.get(name) is not None
+  }
+  used, notes = {_NAMES[part] for part in tables}, []
+  for part, table in tables.items():
+    if not isinstance(table, dict) or not all(
+      isinstance(k, str) for k in table
+    ):
+      raise ValueError(f"{path}'s {_NAMES[part]} is not a table of tensors.")
+  if tables:
+    own = {
+      part: wrappers.only(table, _ANCHORS[part], f"{path}'s {_NAMES[part]}")
+      for part, table in tables.items()
+    }
+    for part, table in tables.items():
+      notes += wrappers.passed_over(table, own[part].values())
+  else:
+    used = {k for k in _WHOLE if isinstance(file.get(k), dict)}
+    table = file[min(used)] if len(used) == 1 else file
+    table = {k: x for k, x in table.items() if isinstance(x, torch.Tensor)}
+    own = _told_apart(table, path, notes)
+    tables = dict.fromkeys(own, table)
+    if own:
+      taken = [kept for names in own.values() for kept in names.values()]
+      notes += wrappers.passed_over(table, taken)
+      used = used if len(used) == 1 else set(table)
+  parts = {}
+  for part, names in own.items():
+    parts[part] = {k: tables[part][kept] for k, kept in names.items()}
+    for name, tensor in parts[part].items():
+      what = f"{path}'s {_NAMES[part]}: {name}"
+      archive.check_tensor(torch, tensor, what)
+  return parts, used, notes
+
+
+def _told_apart(table: dict, path, notes: list[str]) -> dict[str, dict]:
+  """Of one table of all tensors: {part: {its own name: name in the table}}."""
+  found, own = {}, {}
+  for part in 'encoder', 'predictor':
+    try:
+      networks = wrappers.networks(table, _ANCHORS[part])
+    except ValueError as error:
+      raise ValueError(f'{path} {error}') from error
+    for prefix, names in networks.items():
+      word = prefix.removesuffix('.').rpartition('.')[2]
+      told = 'predictor' if part == 'predictor' else _WORDS.get(word)
+      found.setdefault(told, []).append(prefix)
+      own[told] = wrappers.without_heads(names)
+  if found.keys() == {None} and len(found[None]) == 1:
+    notes.append(
+      'It does not say which of the two encoders it holds: it is taken for the '
+      'context encoder.'
+    )
+    return {'encoder': own[None]}
+  if None in found or any(len(prefixes) > 1 for prefixes in found.values()):
+    prefixes = sorted(p for prefixes in found.values() for p in prefixes)
+    raise ValueError(
+      f'{path} holds networks whose names begin with '
+      f'{", ".join(map(repr, prefixes))}: which are the context and the target '
+      'encoder can not be known, so save them under the keys encoder and '
+      'target_encoder.'
+    )
+  return own
 
 
 def _config(path, found, said, heads, notes: list[str]) -> dict:
@@ -248,13 +322,11 @@ def _said(config: Mapping) -> dict:
   return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
 
 
-def _dtypes(torch, path, parts, notes: list[str]) -> str:
+def _dtypes(path, parts, notes: list[str]) -> str:
   found = {t.dtype for tensors in parts.values() for t in tensors.values()}
-  known = torch.float32, torch.float64, torch.float16, torch.bfloat16
-  names = ', '.join(sorted(str(d).removeprefix('torch.') for d in found))
-  if not found <= set(known):
-    raise ValueError(f'{path} holds weights of the types {names}: not I-JEPA.')
-  if found != {torch.float32}:
+  types = {str(d).removeprefix('torch.') for d in found}
+  names = architecture.check_types(types, path)
+  if names != 'float32':
     notes.append(f'The weights are stored as {names} and taken as float32.')
   return names
 
