@@ -14,6 +14,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ijepa_jax import interruption
+
 FLAGS = flags.FLAGS
 JOBS = {
   'pretrain': 'ijepa_jax.train:pretrain',
@@ -33,7 +35,7 @@ def main(argv):
   # Here, since the workers of the input pipeline import this file again.
   import jax
 
-  from ijepa_jax import jax_flags, recipe, sharding
+  from ijepa_jax import distributed, jax_flags, recipe
 
   jax_flags.settle()
   if len(argv) > 1:
@@ -47,10 +49,11 @@ def main(argv):
         f'job is {name!r} and the config has no settings of it: take one of '
         'configs/evals.'
       )
-    with recipe.told():
-      sharding.initialise_distributed(
+    with recipe.told(), interruption.watch() as watched:
+      distributed.initialise(
         FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
       )
+      watched.take_signals()  # JAX has taken SIGTERM
     logging.info(
       'Process %d of %d, devices: %s',
       jax.process_index(),
@@ -101,4 +104,5 @@ def parse(argv):
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
   logging.set_verbosity(logging.INFO)
-  app.run(main, flags_parser=parse)
+  with interruption.job():
+    app.run(main, flags_parser=parse)

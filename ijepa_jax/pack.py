@@ -23,12 +23,19 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import sys
 
 import numpy as np
 
-from ijepa_jax import augment, cache, decode, parallel, shards, sources
+from ijepa_jax import (
+  augment,
+  cache,
+  decode,
+  interruption,
+  parallel,
+  shards,
+  sources,
+)
 from ijepa_jax.sources import arrayrecord, bucket
 
 _SAMPLE = 256  # images, whose sizes stand for all
@@ -212,24 +219,20 @@ def _check_shard(_, *job):
 
 
 def main(arguments=None) -> int:
-  """-> the exit status: 0, 1 after a fault, 130 when stopped."""
+  """-> the exit status: 0, or 1 after a fault."""
   args = _parse(arguments)
   with contextlib.suppress(AttributeError):  # not under pytest
     # Names of files may be of any bytes.
     sys.stdout.reconfigure(errors='backslashreplace')
-  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
   most = decode.most_pixels()
-  try:
-    return _verify(args) if args.verify else _pack(args)
-  except (ValueError, OSError) as error:
-    print(error, file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    print('Stopped: the same command goes on from here.', file=sys.stderr)
-    return 130
-  finally:
-    signal.signal(signal.SIGTERM, before)
-    decode.limit_pixels(most)
+  with interruption.job():
+    try:
+      return _verify(args) if args.verify else _pack(args)
+    except (ValueError, OSError) as error:
+      print(error, file=sys.stderr)
+      return 1
+    finally:
+      decode.limit_pixels(most)
 
 
 def _parse(arguments):

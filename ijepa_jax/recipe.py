@@ -229,8 +229,12 @@ def compile_steps(config, run: Run, abstract, shapes=None) -> dict:
     return step.lower(abstract, batch).compile()
 
   shapes = shapes or run.sampler.shapes
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+  try:
     return dict(zip(shapes, pool.map(compile_one, shapes), strict=True))
+  finally:
+    # Who stops the job now does not wait for XLA.
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def make_dataset(config, run: Run, source, start: int):

@@ -1,18 +1,14 @@
-"""The machine: starting many processes, the mesh, and who holds what.
+"""The machine: the mesh, and who holds what.
 
 One mesh of two axes, `('data', 'fsdp')`. A batch is split over both; the state
 over 'fsdp' alone, by one rule that looks at shapes only, so that parameters,
 EMA target and Adam's moments lie alike.
 """
 
-import importlib.util
 import math
-import os
-import re
 
 import jax
 import numpy as np
-from absl import logging
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -134,124 +130,3 @@ def split_rows(x, mesh, dtype, fill=0) -> jax.Array:
   return jax.make_array_from_callback(
     (n, *np.shape(x)[1:]), batch_sharding(mesh), rows
   )
-
-
-def initialise_distributed(
-  coordinator: str = '', num_processes: int = 0, process_id: int = -1
-) -> None:
-  """Starts jax.distributed where this is one process of several.
-
-  By hand with all three arguments; else where SLURM's srun, Open MPI, a TPU pod
-  or an indexed Kubernetes Job says so; otherwise does nothing. Before anything
-  that touches a device.
-
-  Args:
-    coordinator: 'host:port' of process 0.
-    num_processes: of the whole job.
-    process_id: of this process, from 0.
-
-  Raises:
-    ValueError: arguments that are incomplete or no process of the job, or an
-      environment that has several processes but does not say where they are;
-      going on alone would train the same run several times.
-  """
-  if coordinator or num_processes or process_id != -1:
-    if (
-      not re.fullmatch(r'.+:\d+', coordinator)
-      or not 0 <= process_id < num_processes
-    ):
-      raise ValueError(
-        f'coordinator = {coordinator!r}, num_processes = {num_processes} and '
-        f'process_id = {process_id} do not name a process: give all three, as '
-        "'host:port', 1 or more, and 0 or more but less than num_processes."
-      )
-    where = f'arguments (coordinator {coordinator})'
-    options = {
-      'coordinator_address': coordinator,
-      'num_processes': num_processes,
-      'process_id': process_id,
-    }
-  elif found := _surroundings(os.environ):
-    where, options = found
-  else:
-    logging.info('One process: nothing says that there are others.')
-    return
-  logging.info('One process of several, says: %s.', where)
-  jax.distributed.initialize(**options)
-  logging.info(
-    'Process %d of %d is connected.', jax.process_index(), jax.process_count()
-  )
-
-
-def _surroundings(env) -> tuple[str, dict] | None:
-  """Who says that there are more processes, and arguments to start with.
-
-  None: nobody does. JAX finds out the rest itself, in the same order.
-  """
-  if int(env.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:
-    if 'OMPI_MCA_orte_hnp_uri' in env:
-      return 'Open MPI', {}
-    # Open MPI 5 no longer tells where rank 0 is.
-    if importlib.util.find_spec('mpi4py'):
-      return 'Open MPI', {'cluster_detection_method': 'mpi4py'}
-    raise ValueError(
-      f'Open MPI started {env["OMPI_COMM_WORLD_SIZE"]} processes but does not '
-      'say where the first is: install mpi4py, or give --coordinator, '
-      '--num_processes and --process_id.'
-    )
-
-  tasks = int(env.get('SLURM_STEP_NUM_TASKS', env.get('SLURM_NTASKS', 1)))
-  if tasks > 1:
-    needed = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID')
-    if all(name in env for name in (*needed, 'SLURM_LOCALID')):
-      options = {'num_processes': tasks}
-      if (gpus := _slurm_gpus(env)) is not None:
-        options['local_device_ids'] = gpus
-      return f'SLURM step of {tasks} tasks', options
-    logging.warning(
-      'SLURM has %d tasks, but srun did not start this one: it runs alone.',
-      tasks,
-    )
-
-  if _on_tpu(env):
-    # Worker names stand in the environment on GKE only; elsewhere JAX asks the
-    # metadata server, and one worker is fine with it.
-    names = env.get('TPU_PROCESS_ADDRESSES', env.get('TPU_WORKER_HOSTNAMES'))
-    slices = int(env.get('MEGASCALE_NUM_SLICES') or 1)
-    if names is None or ',' in names or slices > 1:
-      return f'TPU (workers {names or "from the metadata server"})', {}
-    return None
-
-  if 'KUBERNETES_SERVICE_HOST' in env and 'JOB_COMPLETION_INDEX' in env:
-    if importlib.util.find_spec('kubernetes'):
-      return 'indexed Kubernetes Job', {}
-    raise ValueError(
-      f'This is pod {env["JOB_COMPLETION_INDEX"]} of an indexed Kubernetes '
-      'Job, which only the package kubernetes can look up: install jax[k8s], '
-      'or give --coordinator, --num_processes and --process_id.'
-    )
-  return None
-
-
-def _on_tpu(env) -> bool:
-  # JAX leaves this mark on import where it found TPU chips and libtpu.
-  platforms = env.get('JAX_PLATFORMS')
-  return env.get('TPU_ML_PLATFORM') == 'JAX' and 'tpu' in (platforms or 'tpu')
-
-
-def _slurm_gpus(env) -> list[int] | None:
-  """This task's share of the GPUs that it sees; None: JAX's choice.
-
-  JAX takes GPU number SLURM_LOCALID, which leaves seven of eight idle with one
-  task a node, and is not there where SLURM shows each task only its own.
-  """
-  n = len([x for x in env.get('CUDA_VISIBLE_DEVICES', '').split(',') if x])
-  here = re.match(r'\d+', env.get('SLURM_STEP_TASKS_PER_NODE', ''))
-  if not n or not here or 'JAX_LOCAL_DEVICE_IDS' in env:
-    return None
-  tasks, task = int(here[0]), int(env['SLURM_LOCALID'])
-  each = env.get('SLURM_GPUS_PER_TASK', '').split(':')[-1]
-  if n < tasks or each == str(n):
-    return list(range(n))
-  share = n // tasks
-  return list(range(task * share, (task + 1) * share))

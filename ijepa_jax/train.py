@@ -62,7 +62,14 @@ def pretrain(config, workdir: str) -> ijepa.State:
   Raises:
     UserError: a mistake in the config, see `recipe.build`; data or checkpoints
       that can't be read, or a disk that is full. NotFinite: the loss was.
+    Stopped: SIGTERM or Ctrl-C came before the last step; what was trained is
+      saved.
   """
+  with interruption.watch() as watched:
+    return _pretrain(config, workdir, watched)
+
+
+def _pretrain(config, workdir, watched) -> ijepa.State:
   began = time.monotonic()
   if not workdir:
     raise recipe.UserError('--workdir is empty: say where the run is kept.')
@@ -84,6 +91,7 @@ def pretrain(config, workdir: str) -> ijepa.State:
       workdir / 'checkpoints', **config.checkpoint.to_dict()
     )
   with (
+    watched.together(),
     recipe.told(checkpoint.CheckpointError, locks.Busy),
     locks.only_writer(workdir, job=True),
     checkpoints,
@@ -130,7 +138,10 @@ def pretrain(config, workdir: str) -> ijepa.State:
         checkpoints,
         writer,
         watchers,
+        watched,
       )
+  if int(state.step) < config.total_steps:
+    watched.check()
   if probe and int(state.step) == config.total_steps:
     report(config, workdir, probe, state, make_state, began)
   return state
@@ -193,12 +204,22 @@ def check_unchanged(there: dict, model: ijepa.IJEPA) -> None:
 
 
 def loop(
-  config, run, dataset, state, start, abstract, checkpoints, writer, watchers
+  config,
+  run,
+  dataset,
+  state,
+  start,
+  abstract,
+  checkpoints,
+  writer,
+  watchers,
+  watched,
 ) -> ijepa.State:
   """Steps `start` to `config.total_steps`; returns early when asked to stop."""
   if start >= config.total_steps:
     logging.info('All %d steps are done already.', config.total_steps)
     return state
+  watched.check()
   began = time.monotonic()
   compilations = Compilations()
   steps = recipe.compile_steps(config, run, abstract)
@@ -246,9 +267,10 @@ def loop(
   keys = 'image', 'context', 'targets'
   depth = config.data.prefetch
   meter.restart()
+  watched.check()
+  watched.keep()
   with (
     progress,
-    interruption.Interruption() as interrupted,
     recipe.on_devices(dataset, run.mesh, *keys, depth=depth) as batches,
   ):
     for step in range(start + 1, config.total_steps + 1):
@@ -267,7 +289,7 @@ def loop(
         record(*pending)
       extra = meter.rates()
       last = step == config.total_steps
-      stop = interrupted.asked(step) or last
+      stop = watched.asked() or last
       saving = stop or checkpoints.should_save(step)
       # The best checkpoint is chosen by what its own state is worth.
       wanted = last or (saving and config.checkpoint.keep_best)

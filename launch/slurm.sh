@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One task a GPU or a node; main.py finds the others through SLURM's variables:
+# One task a node takes all its GPUs, several share them; main.py finds the
+# others through SLURM's variables:
 #   sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh \
 #     --config=configs/vit_h14.py --workdir=/shared/runs/h14
 #SBATCH --job-name=ijepa
@@ -9,8 +10,15 @@
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# 120 s before the limit SLURM sends SIGTERM: the run saves, exits, and the same
-# command goes on from there.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
-exec srun --kill-on-bad-exit=1 launch/local.sh "$@"
+# 120 s before the limit SLURM sends SIGTERM to the tasks, not to this script:
+# they save and end with 143, and the job takes its place in the queue again.
+# SLURM's own --requeue is for preemption and lost nodes, not for the limit.
+# scancel ends this script too, and nothing is queued.
+status=0
+srun --kill-on-bad-exit=1 launch/local.sh "$@" || status=$?
+if [ "$status" -eq 143 ]; then
+  scontrol requeue "$SLURM_JOB_ID" || true
+fi
+exit "$status"

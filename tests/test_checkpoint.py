@@ -435,10 +435,10 @@ def test_two_processes(tmp_path, cpus):
   code = """
     import pathlib, sys
     import jax, numpy as np
-    from ijepa_jax import checkpoint, sharding
+    from ijepa_jax import checkpoint, distributed, sharding
 
     process, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    sharding.initialise_distributed(f'localhost:{port}', 2, process)
+    distributed.initialise(f'localhost:{port}', 2, process)
     mesh = sharding.make_mesh(fsdp=4)
     # The 8 rows of the batch are split over the processes in order.
     rows = np.arange(4, dtype=np.float32)[:, None] + 4 * process

@@ -33,6 +33,7 @@ FLOORS = {
   'ijepa': 3,
   'optim': 3,
   'data': 4,
+  'distributed': 0,
   'shards': 4,
   'pack': 5,
   'recipe': 5,

@@ -382,8 +382,8 @@ def test_sigterm_is_told(tmp_path):
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
   _, words = process.communicate(timeout=60)
-  assert process.returncode == 130
-  assert 'the same command goes on from here' in words
+  assert process.returncode == 143
+  assert 'the same command goes on from what is saved' in words
   assert 'Traceback' not in words
   assert [p.name for p in out.iterdir()] == ['unfinished']
 

@@ -173,7 +173,7 @@ def test_sigterm_saves_and_exits(straight, tmp_path):
       run.send_signal(signal.SIGTERM)
       break
   rest = run.stderr.read()
-  assert run.wait(60) == 0, rest
+  assert run.wait(60) == 143, rest
   stopped = max(losses(tmp_path))
   assert f'Stopped at step {stopped}' in rest
   with checkpoint.Checkpointer(tmp_path / 'checkpoints') as checkpoints:

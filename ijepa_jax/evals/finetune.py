@@ -98,7 +98,16 @@ def run(config, workdir: str) -> dict:
 
   Checkpoints and metrics.jsonl lie in <workdir>/<`run_name`>; the same command
   goes on from them.
+
+  Raises:
+    Stopped: SIGTERM or Ctrl-C came before the last step; what was trained is
+      saved.
   """
+  with interruption.watch() as watched:
+    return _run(config, workdir, watched)
+
+
+def _run(config, workdir, watched) -> dict:
   c = config.finetune
   bench = jobs.set_up(config, workdir)
   name = run_name(config, bench.depends_on)
@@ -160,6 +169,7 @@ def run(config, workdir: str) -> dict:
     return State(state.step + 1, params, opt_state), values
 
   with (
+    watched.together(),
     recipe.told(checkpoint.CheckpointError),
     locks.only_writer(folder, wait=True, job=True),
     checkpoints,
@@ -189,10 +199,11 @@ def run(config, workdir: str) -> dict:
         checkpoints,
         writer,
         lr,
+        watched,
       )
   if int(state.step) < steps:
     logging.info('Stopped at step %d of %d.', int(state.step), steps)
-    return {}
+  watched.check()  # after the last step too: it is not judged yet
   accuracy = _accuracy(config, bench, model, state.params)
   details = {'steps': steps, 'run': name}
   return jobs.report(config, bench, {'finetune': accuracy}, details)
@@ -235,7 +246,16 @@ def _dataset(config, bench):
 
 
 def _loop(
-  config, mesh, dataset, train_step, state, steps, checkpoints, writer, lr
+  config,
+  mesh,
+  dataset,
+  train_step,
+  state,
+  steps,
+  checkpoints,
+  writer,
+  lr,
+  watched,
 ):
   start = int(state.step)
   meter = metrics.Meter(config.finetune.batch_size)
@@ -255,9 +275,10 @@ def _loop(
   # The step before is recorded while this one runs.
   pending = None
   meter.restart()
+  watched.check()
+  watched.keep()
   with (
     progress,
-    interruption.Interruption() as interrupted,
     recipe.told(*data.ERRORS),
     recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
   ):
@@ -269,7 +290,7 @@ def _loop(
       if pending:
         record(*pending)
       pending = step, values, meter.rates()
-      stop = interrupted.asked(step) or step == steps
+      stop = watched.asked() or step == steps
       if stop or checkpoints.should_save(step):
         record(*pending)
         pending = None

@@ -9,6 +9,8 @@ import sys
 
 from absl import app, flags, logging
 
+from ijepa_jax import interruption
+
 FLAGS = flags.FLAGS
 _USAGE = (
   'python -m ijepa_jax.interop <in> <out> --to=orbax|release|huggingface: <in> '
@@ -67,4 +69,5 @@ def parse(argv):
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
-  app.run(main, flags_parser=parse)
+  with interruption.job():
+    app.run(main, flags_parser=parse)
