@@ -32,7 +32,9 @@ from ijepa_jax import (
   cache,
   decode,
   interruption,
+  locks,
   parallel,
+  paths,
   shards,
   sources,
 )
@@ -65,15 +67,17 @@ def pack(
     max_bad_share: stop when more than this share of the images is left out.
 
   Raises:
-    ValueError: there are other files in `out`, too many images are bad, a
-      process died, or an argument can't be.
+    ValueError: there are other files in `out`, another process packs into it,
+      too many images are bad, a process died, or an argument can't be.
     OSError: a shard can't be written.
   """
   if bucket.is_url(out):
     raise ValueError(f'{out} is no folder here: pack into one and copy that.')
-  out = pathlib.Path(out)
+  out = pathlib.Path(paths.resolve(out))
   _check_arguments(source, shard_mb, shard_count, processes)
   count = shard_count or _count_shards(source, encoding, shard_mb)
+  # Of the first thousand as a whole: one of the first ten is no tenth.
+  max_bad = max_bad_share * max(len(source), 1000)
   plan = {
     'source': words,
     'identity': source.identity,
@@ -84,6 +88,12 @@ def pack(
   }
   if encoding.alpha:
     plan['alpha'] = True
+  with locks.only_writer(out, beside=True):
+    return _write(source, out, plan, encoding, processes, max_bad)
+
+
+def _write(source, out, plan, encoding, processes, max_bad):
+  """Begins, goes on with or finds finished what `plan` says -> manifest."""
   unfinished = out / arrayrecord.UNFINISHED
   if (out / arrayrecord.MANIFEST).exists():
     manifest = arrayrecord.read_manifest(str(out))
@@ -105,12 +115,13 @@ def pack(
     common=source,
     processes=processes,
     total=len(source),
-    # Of the first thousand as a whole: one of the first ten is no tenth.
-    max_bad=max_bad_share * max(len(source), 1000),
+    max_bad=max_bad,
   )
   manifest = shards.manifest(source, plan, parts)
   if not manifest['count']:
-    raise ValueError(f'No image of {words} can be read: there is no data set.')
+    raise ValueError(
+      f'No image of {plan["source"]} can be read: there is no data set.'
+    )
   keys = json.dumps([key for part in parts for key in part['keys']])
   with cache.replacing(out / arrayrecord.KEYS) as path:
     path.write_bytes(gzip.compress(keys.encode(), mtime=0))

@@ -26,7 +26,7 @@ from test_sources import (  # noqa: F401
 )
 
 from configs import tiny
-from ijepa_jax import augment, data, masks, pack, recipe, shards
+from ijepa_jax import augment, data, locks, masks, pack, recipe, shards
 from ijepa_jax.sources import arrayrecord, bucket, make_source
 from tests.close import FLOAT64, close
 
@@ -599,3 +599,12 @@ def test_one_packed_in_another(packed, tmp_path):
   with pytest.raises(ValueError, match="holds another one, 'train': for the"):
     opened(tmp_path / 'x')
   assert len(opened(tmp_path / 'x', split='')) == 10
+
+
+def test_two_at_once(tmp_path):
+  """The second is refused, and touches nothing of the first."""
+  out = tmp_path / 'packed'
+  with locks.only_writer(out, beside=True):
+    with pytest.raises(ValueError, match=f'process {os.getpid()} .* {out}'):
+      run(Given([encoded(np.zeros((8, 8, 3), np.uint8))]), out)
+    assert not out.exists()
