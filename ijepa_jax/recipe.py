@@ -83,8 +83,7 @@ def build(config) -> Run:
 
 def _build(config) -> Run:
   c, d = config.optim, config.data
-  for name, ranges in limits.RANGES.items():
-    limits.check(config[name] if name else config, name, ranges)
+  limits.check_all(config)
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
   on = mesh.devices.flat[0].platform
   if config.model.attention == 'cudnn' and on != 'gpu':
