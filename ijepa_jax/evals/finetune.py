@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import time
 
 import flax
 import jax
@@ -28,7 +29,9 @@ from ijepa_jax import (
   schedules,
   sharding,
 )
-from ijepa_jax.evals import jobs, layer_decay, mixing
+from ijepa_jax.evals import jobs, labels, layer_decay, mixing, watch
+
+_MEND = 'try a lower finetune.lr or a longer finetune.warmup_epochs.'
 
 
 @flax.struct.dataclass
@@ -70,15 +73,6 @@ class Classifier:
     return optax.losses.softmax_cross_entropy(logits, target).mean()
 
 
-_RANGES = {
-  **limits.each(limits.AT_LEAST_1, 'epochs', 'batch_size'),
-  **limits.each(limits.AT_LEAST_0, 'lr', 'final_lr', 'weight_decay'),
-  **limits.each(limits.AT_LEAST_0, 'mixup', 'cutmix'),
-  **limits.each((0, 1), 'layer_decay', 'smoothing'),
-  'drop_path': (0, 0.99),
-}
-
-
 def run_name(config, encoder: str, images: str) -> str:
   """Another for whatever trains another network, told by its fingerprint and
   that of the images: a sweep must not find its first run finished.
@@ -103,7 +97,7 @@ def run(config, workdir: str) -> dict:
   with recipe.told():
     if config.which == 'pixels':
       raise ValueError('which is pixels: fine-tuning needs an encoder.')
-    limits.check(c, 'finetune', _RANGES | {'warmup_epochs': (0, c.epochs)})
+    limits.check(c, 'finetune', {'warmup_epochs': (0, c.epochs)})
     if c.batch_size % mesh.size or not 1 <= c.batch_size <= n:
       raise ValueError(
         f'finetune.batch_size is {c.batch_size}: take a multiple of the '
@@ -112,6 +106,8 @@ def run(config, workdir: str) -> dict:
     steps = c.epochs * (n // c.batch_size)
     warmup = c.warmup_epochs * (n // c.batch_size)
     dataset = _dataset(config, bench)
+    # Else they would be read after the training alone.
+    labels.check(labels.read(bench.test, bench.column), 'test', bench.classes)
     checkpoints = checkpoint.Checkpointer(
       folder / 'checkpoints', every_steps=c.checkpoint_steps, keep_last=1
     )
@@ -145,9 +141,9 @@ def run(config, workdir: str) -> dict:
   )
   def train_step(state, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    labels = batch['label'][:, bench.column]
+    labels_B = batch['label'][:, bench.column]
     loss, grad = jax.value_and_grad(model.loss)(
-      state.params, batch, labels, key
+      state.params, batch, labels_B, key
     )
     updates, opt_state = tx.update(grad, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -167,6 +163,8 @@ def run(config, workdir: str) -> dict:
       changes = metrics.write_config(folder, config.to_json_best_effort())
       for change in changes:
         logging.warning('Not as in the run so far: %s.', change)
+    if start < steps:
+      train_step = _compile(train_step, abstract, bench, c.batch_size)
     with metrics.Metrics(
       folder, start_step=start, enabled=jax.process_index() == 0
     ) as writer:
@@ -211,7 +209,7 @@ def _dataset(config, bench):
     )
 
   def make(start):
-    return recipe.own_rows(
+    dataset = recipe.own_rows(
       bench.train,
       transform=transform,
       batch_size=c.batch_size,
@@ -220,51 +218,83 @@ def _dataset(config, bench):
       start=start,
       workers=config.data.workers,
     )
+    return dataset.map(labels.Checked(bench.column, 'training', bench.classes))
 
   make(0)  # refuses before anything is compiled
   return make
+
+
+def _compile(train_step, abstract, bench, batch_size: int):
+  """The step, ready: the first one takes no longer than the others."""
+  began = time.monotonic()
+  split = sharding.batch_sharding(bench.mesh)
+  image = batch_size, *bench.frozen.image_size, bench.frozen.channels
+  batch = {
+    'image': jax.ShapeDtypeStruct(image, jnp.uint8, sharding=split),
+    'label': jax.ShapeDtypeStruct(
+      (batch_size, len(bench.train.labels)), jnp.int32, sharding=split
+    ),
+  }
+  compiled = train_step.lower(abstract, batch).compile()
+  logging.info('Compiled the step in %.0f s.', time.monotonic() - began)
+  return compiled
 
 
 def _loop(
   config, mesh, dataset, train_step, state, steps, checkpoints, writer, lr
 ):
   start = int(state.step)
-  meter = metrics.Meter(config.finetune.batch_size)
   progress = metrics.Progress(steps, start, enabled=jax.process_index() == 0)
 
-  def record(step, values, rates):
+  def record(step, values):
     values = {k: float(v) for k, v in jax.device_get(values).items()}
-    writer.write(step, values | {'lr': float(lr(step)), **rates})
-    progress.update(step, values | rates)
+    meter.step()
+    values |= {'lr': float(lr(step)), **meter.rates()}
+    writer.write(step, values)
     # Of the gradient too: it may spoil the state that is saved next.
     if not np.isfinite((values['loss'], values['grad_norm'])).all():
-      raise recipe.UserError(
+      raise watch.NotFinite(
         f'At step {step} the loss is {values["loss"]} and the gradient norm '
-        f'{values["grad_norm"]}: try a lower finetune.lr.'
+        f'{values["grad_norm"]}; the last good checkpoint is '
+        f'{max(checkpoints.steps(), default="none")}: {_MEND}'
       )
+    progress.update(step, values)
+
+  def save(step):
+    try:
+      checkpoints.save(step, state)
+    except checkpoint.NotFinite as error:
+      raise watch.NotFinite(f'{error} To go on: {_MEND}') from error
+
+  def keep():
+    if pending:
+      record(*pending)
+    if step := watch.unsaved(checkpoints, state, start):
+      save(step)
 
   # The step before is recorded while this one runs.
   pending = None
-  meter.restart()
   with (
     progress,
     interruption.Interruption() as interrupted,
-    recipe.told(*data.ERRORS),
     recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
+    watch.keeping(keep),
   ):
+    meter = metrics.Meter(config.finetune.batch_size)
     for step in range(start + 1, steps + 1):
-      with meter.waiting():
+      with meter.waiting(), recipe.told(*data.ERRORS):
         batch = next(batches)
       state, values = train_step(state, batch)
-      meter.step()
       if pending:
-        record(*pending)
-      pending = step, values, meter.rates()
+        before, pending = pending, None
+        record(*before)
       stop = interrupted.asked(step) or step == steps
-      if stop or checkpoints.should_save(step):
-        record(*pending)
-        pending = None
-        checkpoints.save(step, state)
+      if not stop and not checkpoints.should_save(step):
+        pending = step, values
+        continue
+      record(step, values)
+      with meter.pausing():
+        save(step)
       if stop:
         break
   return state
@@ -282,13 +312,13 @@ def _accuracy(config, bench, model, params) -> float:
     one_pass=True,
     workers=config.data.workers,
     max_bad_share=0.0,
-  )
+  ).map(labels.Checked(bench.column, 'test', bench.classes))
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def right(params, batch):
     image = model.frozen.normalize(batch['image'])
-    found = model.logits(params, image).argmax(-1)
-    return found == batch['label'][:, bench.column]
+    logits = model.logits(params, image)
+    return labels.right(logits, batch['label'][:, bench.column])
 
   with (
     recipe.told(*data.ERRORS),
