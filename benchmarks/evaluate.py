@@ -4,8 +4,9 @@
         [--path=data/cifar10 [--test=val]]
 
 Prints a Markdown table of accuracies in %: the linear sweep on cached features
-(best head), kNN, and logistic regression on 1% of the labels, for raw pixels,
-the untrained encoder and the trained target encoder.
+(best head on the test images), kNN (best k on them), and logistic regression on
+1% of the labels, for raw pixels, the untrained encoder and the trained target
+encoder.
 """
 
 import importlib

@@ -32,12 +32,14 @@ def main(_):
     workdir = pathlib.Path(FLAGS.workdir) / str(seed)
     train.pretrain(config, workdir)
     reports.append(json.loads((workdir / 'report.json').read_text()))
-  seconds = [report.pop('seconds') for report in reports]
+  # Of the last start: a run that was stopped took longer.
+  seconds = [report['seconds_since_last_start'] for report in reports]
   mean = {
     name: {
       k: statistics.mean(report[name][k] for report in reports) for k in row
     }
     for name, row in reports[0].items()
+    if isinstance(row, dict)
   }
   print(
     f'\nMean of {FLAGS.seeds} seeds, {statistics.mean(seconds):.0f} s each:\n\n'

@@ -114,7 +114,7 @@ def get_config() -> ConfigDict:
   # Signals of health on a fixed batch, with alarms in words; docs/health.md.
   c.health = ConfigDict()
   c.health.every_steps = 1000  # 0: off
-  c.health.images = 256
+  c.health.images = 256  # or all, where there are fewer
   c.health.split = ''  # of the data; '': data.split; scenes: another seed
 
   c.probe = ConfigDict()  # linear and kNN while training; needs labels

@@ -45,6 +45,10 @@ class CheckpointError(RuntimeError):
   """A checkpoint could not be written, or none could be read: one sentence."""
 
 
+class NotFinite(CheckpointError):
+  """A state that is not saved, since a number in it is not finite."""
+
+
 class Checkpointer:
   """The checkpoints of one run; every process of the run calls alike.
 
@@ -61,6 +65,7 @@ class Checkpointer:
     keep_every: int = 0,
     keep_best: str = '',
     keep_best_mode: str = 'max',
+    finite: bool = True,
   ):
     """Takes the rules; nothing is written yet.
 
@@ -75,6 +80,9 @@ class Checkpointer:
       keep_best: name of a metric; of those saved with it the best is kept too;
         '': none.
       keep_best_mode: 'max' or 'min', which is best.
+      finite: refuse to save a state with a number that is not finite, and pass
+        such a checkpoint over as damaged; False: of a state whose parts may
+        diverge alone.
 
     Raises:
       ValueError: a number is too small, or nothing can be read at such a path.
@@ -96,6 +104,7 @@ class Checkpointer:
     self._every_steps, self._every_minutes = every_steps, every_minutes
     self._keep_last, self._keep_every = keep_last, keep_every
     self._keep_best, self._keep_best_mode = keep_best, keep_best_mode
+    self._finite = finite
     self._orbax = None
     self._pending = None
     self._last_save = time.monotonic()
@@ -234,13 +243,12 @@ class Checkpointer:
       context.pytree.loading.partial_load = partial
       with context:
         state = ocp.load(path, abstract_state)
-      wrong = [
-        name
-        for name, value in checksums(state).items()
-        if expected.get(name) != value
-      ]
+      sums, spoilt = examined(state)
+      wrong = [k for k, value in sums.items() if expected.get(k) != value]
       if wrong:
         raise ValueError(f'wrong checksum of {", ".join(wrong[:3])}')
+      if spoilt and self._finite:
+        raise ValueError(f'not all numbers are finite, as in {spoilt[0]}')
     return (None, reading.reason) if reading.reason else (state, None)
 
   def _move_aside(self, steps: list[int]) -> None:
@@ -279,19 +287,28 @@ class Checkpointer:
     Args:
       step: finished steps.
       state: a tree of jax.Array.
-      values: metrics of this state, for `keep_best`.
+      values: metrics of this state, for `keep_best`; one that is not finite
+        is never best.
 
     Raises:
       ValueError: nothing can be saved to such a path, see paths.py.
-      CheckpointError: this save, or the one before, failed.
+      CheckpointError: this save, or the one before, failed. NotFinite: the
+        state is not worth keeping; nothing was written.
     """
     paths.check_checkpoints(self.directory)
     self.wait()
-    sums = checksums(state)
+    sums, spoilt = examined(state)
+    if spoilt and self._finite:
+      there = max(self.steps(), default='none')
+      raise NotFinite(
+        f'The state after step {step} is not saved: not all of its numbers are '
+        f'finite, as in {spoilt[0]}; the last good checkpoint is {there}.'
+      )
     with self._telling(step):
       if self._orbax is None:
         self._orbax = self._open()
       best = (values or {}).get(self._keep_best)
+      best = best if best is not None and math.isfinite(best) else None
       response = self._orbax.save_async(
         step,
         state,
@@ -312,8 +329,13 @@ class Checkpointer:
     if self._keep_best:
       lowest = self._keep_best_mode == 'min'
       worst = math.inf if lowest else -math.inf
+
+      def value(values):
+        value = values.get(self._keep_best, worst)
+        return value if math.isfinite(value) else worst
+
       best = keeping.BestN(
-        get_metric_fn=lambda values: values.get(self._keep_best, worst),
+        get_metric_fn=value,
         reverse=lowest,
         n=1,
         keep_checkpoints_without_metrics=False,
@@ -436,24 +458,34 @@ def _differences(wanted, found, partial: bool) -> list[str]:
 
 
 @jax.jit
-def _sums(tree):
-  """Of each leaf's bits, uint32 [], modulo 2^32: any layout gives the same."""
+def _examined(tree):
+  """Of each leaf the sum of its bits, uint32 [], modulo 2^32, which any layout
+  gives alike; and whether all is finite, bool [].
+  """
 
   def one(x):
     bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
-    return jnp.sum(bits, dtype=jnp.uint32)
+    return jnp.sum(bits, dtype=jnp.uint32), jnp.isfinite(x).all()
 
   return jax.tree.map(one, tree)
 
 
-def checksums(state) -> dict[str, int]:
-  """One number for each array, the same for any layout over devices."""
+def examined(state) -> tuple[dict[str, int], list[str]]:
+  """Looks through all arrays once.
+
+  Returns:
+    A checksum of each array by its name, the same for any layout over devices;
+    and the names of those with a number that is not finite.
+  """
   named = _named(state)
   # What is on the host need not fit on a device.
-  host = {k for k, x in named.items() if isinstance(x, np.ndarray)}
-  sums = _sums({k: x for k, x in named.items() if k not in host})
-  sums = jax.device_get(sums) | {k: _host_sum(named[k]) for k in host}
-  return {name: int(sums[name]) for name in named}
+  host = {k: x for k, x in named.items() if isinstance(x, np.ndarray)}
+  found = jax.device_get(
+    _examined({k: x for k, x in named.items() if k not in host})
+  )
+  found |= {k: _examined_here(x) for k, x in host.items()}
+  sums = {name: int(found[name][0]) for name in named}
+  return sums, [name for name in named if not found[name][1]]
 
 
 @jax.jit
@@ -484,6 +516,11 @@ def digests(tree) -> dict[str, list[int]]:
   return {name: x.tolist() for name, x in named.items()}
 
 
-def _host_sum(x: np.ndarray):
+def _examined_here(x: np.ndarray):
   bits = np.ascontiguousarray(x).view(f'uint{8 * x.dtype.itemsize}')
-  return bits.sum(dtype=np.uint32)
+  return bits.sum(dtype=np.uint32), np.isfinite(x).all()
+
+
+def checksums(state) -> dict[str, int]:
+  """One number for each array, the same for any layout over devices."""
+  return examined(state)[0]

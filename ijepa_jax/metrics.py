@@ -160,13 +160,19 @@ class Metrics:
 
 
 class Meter:
-  """Images a second, and the share of time spent waiting for data."""
+  """Images a second, and the share of time in which the loop waits for data.
+
+  A step counts when its results are on the host: it is computed while the loop
+  goes on, so the time at which it was started tells nothing. What is no
+  training is left out by `pausing`.
+  """
 
   def __init__(self, batch_size: int, window: int = 50):
-    """Over the last `window` steps of `batch_size` images each."""
+    """Over the last `window` steps of `batch_size` images each, from now on."""
     self._batch_size = batch_size
-    self._waited = 0.0  # seconds, since ever
+    self._waited = self._paused = 0.0  # seconds, since ever
     self._marks = collections.deque(maxlen=window + 1)
+    self.step()
 
   @contextlib.contextmanager
   def waiting(self):
@@ -175,14 +181,18 @@ class Meter:
     yield
     self._waited += time.perf_counter() - began
 
-  def step(self) -> None:
-    """After each step."""
-    self._marks.append((time.perf_counter(), self._waited))
+  @contextlib.contextmanager
+  def pausing(self):
+    """Around what is no training, with no step under way: looks and saves."""
+    began = time.perf_counter()
+    try:
+      yield
+    finally:
+      self._paused += time.perf_counter() - began
 
-  def restart(self) -> None:
-    """Begins a window: before the first step, and after what is no training."""
-    self._marks.clear()
-    self.step()
+  def step(self) -> None:
+    """When the results of a step are on the host."""
+    self._marks.append((time.perf_counter() - self._paused, self._waited))
 
   def rates(self) -> dict[str, float]:
     """{'images_per_second', 'data_wait_share'}; {} before the first step."""
@@ -194,6 +204,12 @@ class Meter:
       'images_per_second': self._batch_size * (len(self._marks) - 1) / seconds,
       'data_wait_share': (waited - waited_before) / seconds,
     }
+
+
+# Without tqdm's own rate, in which looks and saves are counted.
+_BAR = (
+  '{l_bar}{bar}| step {n_fmt} of {total_fmt} [{elapsed}<{remaining}{postfix}]'
+)
 
 
 class Progress:
@@ -214,7 +230,10 @@ class Progress:
     self._bar = None
     if enabled and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
-        total=total_steps, initial=start, unit='step', dynamic_ncols=True
+        total=total_steps,
+        initial=start,
+        dynamic_ncols=True,
+        bar_format=_BAR,
       )
 
   def update(self, step: int, values: dict[str, float]) -> None:
@@ -241,10 +260,9 @@ class Progress:
     if done := step - self._start:
       left = (now - self._began) * (self._total - step) / done
       words += f', {datetime.timedelta(seconds=round(left))} left'
-    share = step / self._total
-    logging.info(
-      'Step %d of %d (%.0f%%): %s', step, self._total, 100 * share, words
-    )
+    # Rounded down: 100% is the end.
+    percent = 100 * step // self._total
+    logging.info('Step %d of %d (%d%%): %s', step, self._total, percent, words)
 
   def __enter__(self):
     return self

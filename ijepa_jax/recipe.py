@@ -29,6 +29,7 @@ from ijepa_jax import (
   sharding,
   sources,
   vit,
+  void,
 )
 
 # Package that fsspec asks for -> our extra.
@@ -84,8 +85,7 @@ def build(config) -> Run:
 
 def _build(config) -> Run:
   c, d = config.optim, config.data
-  for name, ranges in limits.RANGES.items():
-    limits.check(config[name] if name else config, name, ranges)
+  limits.check_all(config)
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
   on = mesh.devices.flat[0].platform
   if config.model.attention == 'cudnn' and on != 'gpu':
@@ -293,7 +293,7 @@ def make_source(config):
   """
   d = config.data
   with told():
-    limits.check_void(config)
+    void.check(config)
     decode.limit_pixels(d.max_pixels)
     return sources.make_source(
       d.source,

@@ -26,9 +26,10 @@ from ijepa_jax.evals import online, watch
 from ijepa_jax.interop.start import first_state
 from ijepa_jax.visualize import curves
 
-
-class NotFinite(recipe.UserError):
-  """The loss or the gradient is no number any more."""
+_MEND = (
+  'try a lower optim.peak_lr, a longer optim.warmup_steps, optim.clip_norm=1 '
+  'or model.dtype=float32, and start again to go on from it.'
+)
 
 
 class Compilations:
@@ -61,7 +62,8 @@ def pretrain(config, workdir: str) -> ijepa.State:
 
   Raises:
     UserError: a mistake in the config, see `recipe.build`; data or checkpoints
-      that can't be read, or a disk that is full. NotFinite: the loss was.
+      that can't be read, or a disk that is full; watch.NotFinite of them: the
+      loss, the gradient or the state was.
     Stopped: SIGTERM or Ctrl-C came before the last step; what was trained is
       saved.
   """
@@ -110,6 +112,13 @@ def _pretrain(config, workdir, watched) -> ijepa.State:
     dataset = recipe.make_dataset(config, run, source, start)
     probe = watch.make_probe(config, run, source)
     watchers = watch.make_watchers(config, run, probe)
+    if len(source) < config.batch_size:
+      logging.warning(
+        '%d training images are fewer than a batch of %d: a batch has some of '
+        'them several times.',
+        len(source),
+        config.batch_size,
+      )
     count = sum(x.size for x in jax.tree.leaves(state.params['encoder']))
     logging.info(
       'Encoder of %.1f M parameters, %d images, mask shapes %s.',
@@ -217,90 +226,108 @@ def loop(
 ) -> ijepa.State:
   """Steps `start` to `config.total_steps`; returns early when asked to stop."""
   if start >= config.total_steps:
-    logging.info('All %d steps are done already.', config.total_steps)
+    logging.info(
+      'Step %d is done already, and total_steps is %d.',
+      start,
+      config.total_steps,
+    )
     return state
   watched.check()
   began = time.monotonic()
   compilations = Compilations()
   steps = recipe.compile_steps(config, run, abstract)
   logging.info(
-    'Compiled %d steps in %.0f s.', len(steps), time.monotonic() - began
+    'Compiled the step for %d shapes of masks in %.0f s.',
+    len(steps),
+    time.monotonic() - began,
   )
   progress = metrics.Progress(
     config.total_steps, start, enabled=jax.process_index() == 0
   )
-  meter = metrics.Meter(config.batch_size)
 
-  def record(step, values, extra):
-    """Waits for the metrics of a step; refuses what is no number."""
+  def record(step, values, looks=()):
+    """Waits for the metrics of a step; refuses what is no number.
+
+    Returns:
+      What `looks` find in the state, which is that after this step.
+    """
     values = {k: float(v) for k, v in jax.device_get(values).items()}
+    meter.step()
     values = {
       'loss': values.pop('loss'),
       'lr': float(run.lr(step)),
       'weight_decay': float(run.weight_decay(step)),
       **values,
       'compilations': compilations.count,
-      **extra,
+      **meter.rates(),
     }
-    writer.write(step, values)
     if not (
       math.isfinite(values['loss']) and math.isfinite(values['grad_norm'])
     ):
-      raise NotFinite(
+      writer.write(step, values)
+      raise watch.NotFinite(
         f'At step {step} the loss is {values["loss"]} and the gradient norm '
         f'{values["grad_norm"]}; the last good checkpoint is '
-        f'{max(checkpoints.steps(), default="none")}: try a lower '
-        'optim.peak_lr, a longer optim.warmup_steps, optim.clip_norm=1 or '
-        'model.dtype=float32, and start again to go on from it.'
+        f'{max(checkpoints.steps(), default="none")}: {_MEND}'
       )
-    progress.update(step, values)
+    found = {}
+    try:
+      with meter.pausing():
+        found = watch.look_at(state, looks)
+    finally:
+      writer.write(step, values | found)
+      progress.update(step, values)
+    return found
 
-  def save(step, pending):
-    """Only a state whose loss and gradient are numbers is worth keeping."""
-    if pending:
-      record(*pending)
-    checkpoints.save(step, state, pending[2] if pending else {})
+  def save(step, found):
+    """Only a state of finite numbers is worth keeping."""
+    try:
+      checkpoints.save(step, state, found)
+    except checkpoint.NotFinite as error:
+      raise watch.NotFinite(f'{error} To go on: {_MEND}') from error
     writer.sync()
+
+  def keep():
+    """Saves what an error that is on its way out would lose."""
+    with contextlib.suppress(OSError):  # of a full disk, perhaps
+      if pending:
+        record(*pending)
+    if step := watch.unsaved(checkpoints, state, start):
+      save(step, {})
 
   # The step before is recorded while this one runs.
   pending = None
   keys = 'image', 'context', 'targets'
   depth = config.data.prefetch
-  meter.restart()
   watched.check()
   watched.keep()
   with (
     progress,
     recipe.on_devices(dataset, run.mesh, *keys, depth=depth) as batches,
+    watch.keeping(keep),
   ):
+    meter = metrics.Meter(config.batch_size)
     for step in range(start + 1, config.total_steps + 1):
-      try:
-        with meter.waiting(), recipe.told(*data.ERRORS):
-          batch = next(batches)
-      except Exception:
-        # Not of several processes: the others will not join in saving.
-        if jax.process_count() == 1 and step > start + 1:
-          save(step - 1, pending)
-        raise
+      with meter.waiting(), recipe.told(*data.ERRORS):
+        batch = next(batches)
       shape = batch['context'].shape[-1], batch['targets'].shape[-1]
       state, values = steps[shape](state, batch)
-      meter.step()
       if pending:
-        record(*pending)
-      extra = meter.rates()
+        before, pending = pending, None
+        record(*before)
       last = step == config.total_steps
       stop = watched.asked() or last
       saving = stop or checkpoints.should_save(step)
       # The best checkpoint is chosen by what its own state is worth.
       wanted = last or (saving and config.checkpoint.keep_best)
-      for every, look in watchers:
-        if wanted or step % every == 0:
-          extra |= look(state)
-          meter.restart()
-      pending = step, values, extra
+      looks = [look for n, look in watchers if wanted or step % n == 0]
+      if not looks and not saving:
+        pending = step, values
+        continue
+      found = record(step, values, looks)
       if saving:
-        save(step, pending)
-        pending = None
+        with meter.pausing():
+          save(step, found)
       if stop:
         break
   if step < config.total_steps:
@@ -320,18 +347,23 @@ def report(config, workdir, probe, state, make_state, began) -> None:
   seconds = time.monotonic() - began
   if jax.process_index():
     return
+  n, steps = len(probe.test.images), int(state.step)
   print(
-    f'\nLinear probe on {config.probe.test_count} held-out pictures (accuracy '
-    f'in %), after {int(state.step)} steps and {seconds:.0f} s:\n\n'
-    f'{online.table(rows)}\n'
+    f'\nLinear probe and kNN on {n} held-out images (accuracy in %), learned '
+    f'from {len(probe.train.images)} training images; after {steps} steps, '
+    f'{seconds:.0f} s since the last start:\n\n{online.table(rows)}\n'
   )
-  (workdir / 'report.json').write_text(
-    json.dumps({**rows, 'seconds': seconds}, indent=2)
-  )
+  counts = {
+    'steps': steps,
+    'training_images': len(probe.train.images),
+    'held_out_images': n,
+    'seconds_since_last_start': seconds,
+  }
+  metrics.replace(workdir / 'report.json', json.dumps(rows | counts, indent=2))
   path = workdir / 'curves.png'
   levels = {k: rows[k] for k in ('raw pixels', 'encoder, untrained')}
   picture = curves.draw(
     metrics.read(workdir), title=workdir.name, levels=levels
   )
   path.write_bytes(picture)
-  print(f'Checkpoints, metrics.jsonl and the curves: {path}')
+  print(f'Checkpoints, metrics.jsonl and {path.name} lie in {workdir}')

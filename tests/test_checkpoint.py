@@ -26,11 +26,11 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def make_state(step=0, mesh=None, width=64):
-  """Dicts and named tuples with odd bits: -0.0, NaN, bfloat16, int32."""
+  """Dicts and named tuples with odd bits: -0.0, 1e-45, bfloat16, int32."""
   keys = jax.random.split(jax.random.key(step))
   params = {
     'kernel': jax.random.normal(keys[0], (width, width)),
-    'bias': jnp.array([-0.0, jnp.nan, 1.0]),
+    'bias': jnp.array([-0.0, 1e-45, 1.0]),
   }
   state = {
     'step': jnp.int32(step),
@@ -485,3 +485,69 @@ def test_two_processes(tmp_path, cpus):
   restored, step = checkpoint.Checkpointer(tmp_path).restore({'w': wanted})
   assert step == 10
   np.testing.assert_array_equal(restored['w'], expected)
+
+
+def spoilt(step, part='params', number=jnp.nan):
+  state = make_state(step)
+  if part == 'params':
+    state['params']['bias'] = jnp.array([0.0, number, 1.0])
+  elif part == 'half':
+    state['half'] = state['half'].at[3].set(number)
+  else:
+    moments = state['opt_state'][0]
+    nu = moments.nu | {'bias': jnp.full(3, number)}
+    state['opt_state'] = (moments._replace(nu=nu), *state['opt_state'][1:])
+  return state
+
+
+@pytest.mark.parametrize('number', [jnp.nan, -jnp.inf])
+@pytest.mark.parametrize(
+  ('part', 'name'),
+  [
+    ('params', 'params/bias'),
+    ('half', 'half'),
+    ('moments', 'opt_state/0/nu/bias'),
+  ],
+)
+def test_what_is_not_finite_is_not_saved(part, name, number, tmp_path):
+  """The last good checkpoint stays the newest, whatever part is spoilt."""
+  with checkpoint.Checkpointer(tmp_path, keep_last=1) as checkpoints:
+    checkpoints.save(1, make_state(1))
+    with pytest.raises(
+      checkpoint.NotFinite, match=f'step 2 .* as in {name}; .*checkpoint is 1'
+    ):
+      checkpoints.save(2, spoilt(2, part, number))
+  assert checkpoint.Checkpointer(tmp_path).steps() == [1]
+
+
+def test_parts_that_may_diverge_alone(tmp_path):
+  with checkpoint.Checkpointer(tmp_path, finite=False) as checkpoints:
+    checkpoints.save(1, spoilt(1))
+  with checkpoint.Checkpointer(tmp_path, finite=False) as checkpoints:
+    state, step = checkpoints.restore(abstract(make_state()))
+  assert step == 1
+  assert_same_bits(state, spoilt(1))
+
+
+def test_what_is_not_finite_is_passed_over(tmp_path, errors):
+  """As versions before this one have saved it."""
+  with checkpoint.Checkpointer(tmp_path, finite=False) as checkpoints:
+    checkpoints.save(1, make_state(1))
+    checkpoints.save(2, spoilt(2))
+  with checkpoint.Checkpointer(tmp_path) as checkpoints:
+    state, step = checkpoints.restore(abstract(make_state()))
+  assert step == 1
+  assert_same_bits(state, make_state(1))
+  assert 'not all numbers are finite, as in params/bias' in errors[0]
+  assert (tmp_path / '2.corrupt').exists()
+
+
+@pytest.mark.parametrize('mode', ['max', 'min'])
+def test_a_metric_that_is_no_number_is_never_best(mode, tmp_path):
+  rules = dict(keep_last=1, keep_best='a', keep_best_mode=mode)
+  values = {1: 0.5, 2: float('nan'), 3: float('inf'), 4: 0.5, 5: -float('inf')}
+  with checkpoint.Checkpointer(tmp_path, **rules) as checkpoints:
+    for step, value in values.items():
+      checkpoints.save(step, make_state(step), {'a': value})
+  kept = checkpoint.Checkpointer(tmp_path).steps()
+  assert kept[-1] == 5 and set(kept[:-1]) <= {1, 4} and len(kept) == 2

@@ -143,8 +143,10 @@ def test_a_run_stopped_and_gone_on(small_run, images, tmp_path, monkeypatch):
   [
     ({'finetune.batch_size': 9}, 'batch_size is 9: take a multiple of the 8'),
     ({'finetune.batch_size': 48}, 'up to the 40 training images'),
-    ({'finetune.randaugment': 12.0}, 'magnitude from 0 to 10'),
+    ({'finetune.randaugment': 12.0}, 'randaugment is 12.0: take 0 .* up to 10'),
     ({'which': 'pixels'}, 'needs an encoder'),
+    ({'finetune.lr': float('nan')}, 'finetune.lr is nan: take a finite'),
+    ({'finetune.warmup_epochs': 5}, 'warmup_epochs is 5: take .* up to 4'),
   ],
 )
 def test_mistakes_are_told(changes, words, small_run, images, tmp_path):
@@ -177,18 +179,40 @@ def test_another_run_has_another_folder():
   assert len({name(), *others}) == 1 + len(others)
 
 
+class Checkpoints:
+  def __init__(self, every):
+    self.every, self.saved = every, []
+
+  def steps(self):
+    return self.saved
+
+  def wait(self):
+    pass
+
+  def should_save(self, step):
+    return step % self.every == 0
+
+  def save(self, step, state):
+    self.saved.append(step)
+
+
+def loop(train_step, checkpoints):
+  finetune._loop(
+    finetune_full.get_config(),
+    None,
+    None,
+    train_step,
+    finetune.State(0, {}, None),
+    9,
+    checkpoints,
+    metrics.Metrics('', enabled=False),
+    lambda step: 0.1,
+  )
+
+
 @pytest.mark.parametrize('spoilt', ['loss', 'grad_norm'])
 def test_what_is_no_number_is_not_saved(spoilt, monkeypatch):
   """The gradient is the first to go; the state after it is lost already."""
-
-  class Checkpoints:
-    saved = ()
-
-    def should_save(self, step):
-      return True
-
-    def save(self, step, state):
-      self.saved += (step,)
 
   def train_step(state, batch):
     values = {'loss': 1.0, 'grad_norm': 1.0}
@@ -200,20 +224,34 @@ def test_what_is_no_number_is_not_saved(spoilt, monkeypatch):
     return contextlib.nullcontext(iter(range(9)))
 
   monkeypatch.setattr(recipe, 'on_devices', batches)
-  checkpoints = Checkpoints()
-  with pytest.raises(recipe.UserError, match=r'At step 3 .* nan.*finetune.lr'):
-    finetune._loop(
-      finetune_full.get_config(),
-      None,
-      None,
-      train_step,
-      finetune.State(0, {}, None),
-      9,
+  checkpoints = Checkpoints(every=1)
+  with pytest.raises(
+    recipe.UserError, match=r'At step 3 .* nan.* is 2: .*finetune.lr'
+  ):
+    loop(train_step, checkpoints)
+  assert checkpoints.saved == [1, 2]
+
+
+def test_bad_images_lose_nothing(monkeypatch):
+  """What was learned until then is saved."""
+
+  def batches(*_):
+    yield from range(3)
+    raise RuntimeError('5 of 40 images can not be read')
+
+  monkeypatch.setattr(
+    recipe, 'on_devices', lambda *_: contextlib.nullcontext(batches())
+  )
+  checkpoints = Checkpoints(every=2)
+  with pytest.raises(recipe.UserError, match='5 of 40 images'):
+    loop(
+      lambda state, _: (
+        state.replace(step=state.step + 1),
+        {'loss': 1.0, 'grad_norm': 1.0},
+      ),
       checkpoints,
-      metrics.Metrics('', enabled=False),
-      lambda step: 0.1,
     )
-  assert checkpoints.saved == (1, 2)
+  assert checkpoints.saved == [2, 3]
 
 
 def test_grey_images_are_told():

@@ -293,7 +293,11 @@ def test_diverged_heads_are_named(cpus, caplog):
   named = [r.getMessage() for r in caplog.records]
   assert len(named) == 2 and all('lr=1e+30' in text for text in named)
   found = fit_heads.accuracies(sweep, state, features, labels, mesh=one(cpus))
-  assert found[1] > found[0]
+  assert np.isnan(found[0]) and found[1] > 0.3
+  report = fit_heads.report(sweep, found)
+  assert report['best']['head'] == report['best_last']['head']
+  assert 'lr=0.1' in report['best']['head']
+  assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
 def test_mistakes(cpus):

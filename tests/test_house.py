@@ -23,6 +23,7 @@ FLOORS = {
   'interruption': 0,
   'jax_flags': 0,
   'limits': 0,
+  'void': 0,
   'parallel': 0,
   'randaugment': 0,
   'raycast': 0,

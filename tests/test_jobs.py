@@ -43,7 +43,10 @@ def test_easy_images(job, small_run, images, tmp_path, capsys):
   config = make_config(job, small_run, images)
   found = RUN[job](config, tmp_path)
   assert found['accuracy'] == {job: 1.0}
-  assert '100.0' in capsys.readouterr().out
+  shown = capsys.readouterr().out
+  assert '100.0' in shown
+  how = {'knn': 'chosen on the test images', 'logistic': 'on held-out training'}
+  assert how[job] in shown and how[job] in found['chosen']
   assert json.loads(
     (tmp_path / f'folder-{job}.json').read_text()
   ) == json.loads(json.dumps(found))
@@ -71,6 +74,9 @@ def test_linear_goes_on_where_it_was(
   )
   straight = sweep.run(config, tmp_path / 'straight')
   assert len(straight['heads']) == 8
+  assert straight['chosen'].startswith(
+    'linear is the best of 8 heads, linear_last is the best of 4 heads, '
+  )
   assert straight['accuracy']['linear'] == 1.0
   save, saved = checkpoint.Checkpointer.save, []
 
@@ -132,6 +138,8 @@ def test_a_list_of_the_labelled(small_run, images, tmp_path):
     ({'logistic.per_class': 21}, 'has 20 examples'),
     ({'logistic.layers': 'first'}, "'first'"),
     ({'batch_size': 0}, 'batch_size is 0'),
+    ({'logistic.per_class': 1}, r'per_class is 1.*give one, such as'),
+    ({'logistic.l2': (float('nan'),)}, 'l2 is nan: take a finite'),
     ({'which': 'best'}, "'best'"),
   ],
 )
@@ -196,3 +204,42 @@ def test_where_results_go(small_run, images, tmp_path, monkeypatch):
   assert len(list((tmp_path / 'kept').rglob('last.npy'))) == 2
   bench = jobs.set_up(config, '')
   assert bench.workdir == epath.Path(tmp_path / 'run' / 'evals')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'linear.batch_size': 0}, 'is 256: take one from 2 to the 40 training'),
+    ({'linear.batch_size': 12}, 'is 12: take a multiple of the 8 devices'),
+    ({'linear.lrs': (float('inf'),)}, 'lrs is inf: take a finite'),
+    ({'linear.protocol': 'lars'}, "protocol is 'lars'"),
+  ],
+)
+def test_linear_mistakes_are_told_first(
+  changes, words, small_run, images, tmp_path
+):
+  """Before an image has gone through the encoder."""
+  config = make_config('linear', small_run, images, **changes)
+  with pytest.raises(recipe.UserError, match=words):
+    sweep.run(config, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('augment', [False, True])
+def test_heads_that_diverge_are_never_best(
+  augment, small_run, images, tmp_path, caplog
+):
+  """The others are trained, saved and reported; one alone is refused."""
+  changes = {'linear.augment': augment, 'linear.epochs': 2}
+  config = make_config(
+    'linear', small_run, images, **changes, **{'linear.lrs': (1e30, 0.3)}
+  )
+  found = sweep.run(config, tmp_path)
+  lost = {k for k, v in found['heads'].items() if v is None}
+  assert lost == {name for name in found['heads'] if 'lr=1e+30' in name}
+  assert 'lr=0.3' in found['best']['head']
+  assert 'linear is the best of 4 heads, linear_last' in found['chosen']
+  assert caplog.text.count('lr=1e+30 wd=0.0005 has diverged') == 4
+  config.linear.lrs = (1e30,)
+  with pytest.raises(recipe.UserError, match=r'All of the 4 .* have diverged'):
+    sweep.run(config, tmp_path / 'again')

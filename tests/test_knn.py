@@ -122,8 +122,12 @@ def test_mistakes():
   data = split(x, y, 40)
   with pytest.raises(ValueError, match=r'to the 40 training examples'):
     knn.knn(*data, classes=7)
-  with pytest.raises(ValueError, match=r'\(0, 5\): take one or more, from 1'):
+  with pytest.raises(ValueError, match=r'\(0, 5\): take one or more whole'):
     knn.knn(*data, classes=7, ks=(5, 0))
+  with pytest.raises(ValueError, match=r'\(2\.5,\): take one or more whole'):
+    knn.knn(*data, classes=7, ks=(2.5,))
+  with pytest.raises(ValueError, match=r'temperatures are \(nan,\)'):
+    knn.knn(*data, classes=7, ks=(5,), temperatures=(float('nan'),))
   with pytest.raises(ValueError, match=r'temperatures are \(0,\)'):
     knn.knn(*data, classes=7, ks=(5,), temperatures=(0,))
   with pytest.raises(ValueError, match='training labels run from 0 to 6: 3'):
@@ -132,3 +136,15 @@ def test_mistakes():
     knn.knn(*data[:3], np.zeros(20, np.int32), classes=7, ks=(5,))
   with pytest.raises(ValueError, match='training features are not finite'):
     knn.knn(np.full_like(data[0], np.nan), *data[1:], classes=7, ks=(5,))
+
+
+def test_as_many_neighbours_as_there_are():
+  assert knn.at_most((20, 10, 100), 12) == (10, 12)
+  assert knn.at_most((20,), 5) == (5,)
+
+
+def test_how_the_best_was_chosen():
+  found = knn.Result({(5, 0.07): 0.5, (10, 0.07): 0.75})
+  assert 'the best of 2' in found.chosen and 'test images' in found.chosen
+  assert found.chosen.endswith('k=10, T=0.07.')
+  assert not knn.Result({(5, 0.07): 0.5}).chosen

@@ -57,7 +57,7 @@ def test_majority():
 
 def test_mistakes():
   x, y = features(n=10)
-  with pytest.raises(ValueError, match='0 to 1'):
+  with pytest.raises(ValueError, match='from 0 to 2: 2 classes need 0 to 1'):
     linear.probe(x, y, x, y, classes=2)
   with pytest.raises(ValueError, match='too few'):
     linear.probe(x[:2], y[:2], x, y, classes=3)
@@ -191,6 +191,6 @@ def test_subset():
   for wrong in ({}, {'per_class': 1, 'share': 0.1}, {'share': 1.1}):
     with pytest.raises(ValueError, match='take 1 or more for the one, or'):
       subsets.balanced(y, **wrong)
-  for unlabelled in (y[:0], y - 1):
-    with pytest.raises(ValueError, match=r'no label \(-1\)'):
-      subsets.balanced(unlabelled, per_class=1)
+  for wrong, words in ((y[:0], '0 training examples'), (y - 1, 'run from -1')):
+    with pytest.raises(ValueError, match=words):
+      subsets.balanced(wrong, per_class=1)

@@ -115,7 +115,6 @@ def clock(monkeypatch):
 def test_meter(clock):
   meter = metrics.Meter(batch_size=8, window=2)
   assert meter.rates() == {}
-  meter.restart()
   for seconds in (1, 3):
     with meter.waiting():
       clock[0] += 0.25 * seconds
@@ -127,12 +126,13 @@ def test_meter(clock):
   rates = meter.rates()
   close(rates['images_per_second'], 16 / 7, FLOAT64)
   close(rates['data_wait_share'], 0.75 / 7, FLOAT64)
-  clock[0] += 100  # what is no training is not counted
-  meter.restart()
-  assert meter.rates() == {}
-  clock[0] += 2
+  with meter.pausing():
+    clock[0] += 100  # what is no training is not counted
+  assert meter.rates() == rates
+  clock[0] += 1
   meter.step()
-  assert meter.rates() == {'images_per_second': 4.0, 'data_wait_share': 0.0}
+  rates = meter.rates()
+  assert rates == {'images_per_second': 16 / 5, 'data_wait_share': 0.0}
 
 
 @pytest.fixture
@@ -160,6 +160,17 @@ def test_progress_without_a_terminal(clock, logged):
   assert logged[-1].endswith('0:00:00 left')
 
 
+def test_all_is_only_the_end(logged):
+  with metrics.Progress(1000, 995, every_seconds=0) as progress:
+    for step in (996, 999, 1000):
+      progress.update(step, {'loss': 1.0})
+  assert [line.split(':')[0] for line in logged] == [
+    'Step 996 of 1000 (99%)',
+    'Step 999 of 1000 (99%)',
+    'Step 1000 of 1000 (100%)',
+  ]
+
+
 def test_progress_of_other_processes(logged):
   with metrics.Progress(10, enabled=False) as progress:
     progress.update(1, {'loss': 1.0})
@@ -172,7 +183,8 @@ def test_progress_on_a_terminal(monkeypatch, capsys, logged):
     for step in (2, 3, 4):
       progress.update(step, {'loss': 0.5})
   shown = capsys.readouterr().err
-  assert '4/4' in shown and 'loss 0.5000' in shown
+  assert 'step 4 of 4' in shown and 'step/s' not in shown
+  assert '100%' in shown and 'loss 0.5000' in shown
   assert not logged
 
 

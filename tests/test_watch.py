@@ -1,14 +1,18 @@
 """What looks at a run: on any labelled images, and which checkpoint is kept."""
 
+import json
 import os
 import shutil
+import types
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import tiny
-from ijepa_jax import checkpoint, metrics, recipe, train
-from ijepa_jax.evals import watch
+from ijepa_jax import checkpoint, metrics, recipe, sharding, train
+from ijepa_jax.evals import health, online, watch
 
 
 def make_config(images, **changes):
@@ -71,6 +75,7 @@ def test_the_best_checkpoint_is_kept(tmp_path):
   [
     ({'probe.split': ''}, 'probe.split is empty'),
     ({'probe.split': 'val'}, "'val'"),
+    ({'probe.split': 'train'}, "'train' names the images that are trained on"),
     ({'probe.split': 'other'}, "a class 'green': give both the same"),
     ({'probe.split': 'renamed'}, "a class 'blue': give both the same"),
   ],
@@ -105,3 +110,189 @@ def test_keep_best_of_what_is_not_looked_at(images):
   probe = watch.make_probe(config, run, source)
   with pytest.raises(recipe.UserError, match='probe/label, knn/label, rankme'):
     watch.make_watchers(config, run, probe)
+
+
+def few(images, path, train, test):
+  """As many images of each class."""
+  for split, count in (('train', train), ('test', test)):
+    for name in 'blue', 'red':
+      (path / split / name).mkdir(parents=True)
+      for k in range(count):
+        shutil.copy(images / split / name / f'{k:02}.png', path / split / name)
+  return path
+
+
+def test_a_probe_of_a_few_images(images, tmp_path):
+  """Neighbours are as many as there are training images at most."""
+  config = make_config(few(images, tmp_path, 3, 1))
+  run, source = recipe.build(config), recipe.make_source(config)
+  probe = watch.make_probe(config, run, source)
+  assert [len(x.images) for x in (probe.train, probe.test)] == [6, 2]
+  _, make_state = recipe.abstract_state(config, run)
+  found = probe(make_state(jax.random.key(0)).target)
+  assert set(found) == set(probe.names)
+  assert all(np.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize(
+  ('train', 'test', 'words'),
+  [
+    (2, 1, '4 training examples are too few for a probe: take at least 5'),
+    (3, 0, 'looked for files ending'),
+  ],
+)
+def test_too_few_for_a_probe(train, test, words, images, tmp_path):
+  config = make_config(few(images, tmp_path, train, test))
+  run, source = recipe.build(config), recipe.make_source(config)
+  with pytest.raises(recipe.UserError, match=words):
+    watch.make_probe(config, run, source)
+
+
+def test_one_class_to_probe(images, tmp_path):
+  few(images, tmp_path, 6, 6)
+  for split in 'train', 'test':
+    shutil.rmtree(tmp_path / split / 'red')
+  config = make_config(tmp_path)
+  run, source = recipe.build(config), recipe.make_source(config)
+  with pytest.raises(
+    recipe.UserError, match=r'fewer than two classes.*probe\.every_steps=0'
+  ):
+    watch.make_probe(config, run, source)
+
+
+@pytest.mark.parametrize(('count', 'seen'), [(12, 24), (6, 8), (4, 8)])
+def test_health_sees_no_image_twice(count, seen, images, tmp_path):
+  config = make_config(few(images, tmp_path, 1, count))
+  config.health.images, config.health.split = 100, 'test'
+  look = watch.make_health(config, recipe.build(config))
+  pixels = np.asarray(look._batch['image'])
+  assert len({image.tobytes() for image in pixels}) == len(pixels) == seen
+
+
+def test_too_few_images_for_health(images, tmp_path, cpus, monkeypatch):
+  config = make_config(few(images, tmp_path, 1, 3))
+  config.health.split = 'test'
+  run = recipe.build(config)
+  with pytest.raises(
+    recipe.UserError, match=r'There are 6 images .* 8 are needed on 8 devices'
+  ):
+    watch.make_health(config, run)
+  (tmp_path / 'test/red/00.png').rename(tmp_path / 'one.png')
+  for path in (tmp_path / 'test').rglob('*.png'):
+    path.unlink()
+  (tmp_path / 'one.png').rename(tmp_path / 'test/one.png')
+  one = types.SimpleNamespace(
+    mesh=sharding.make_mesh(devices=cpus[:1]), sampler=run.sampler
+  )
+  with pytest.raises(recipe.UserError, match=r'There are 1 images .* 2 are'):
+    watch.make_health(config, one)
+
+
+def stopping_config():
+  config = tiny.get_config()
+  config.update_from_flattened_dict(
+    {
+      'total_steps': 8,
+      'batch_size': 16,
+      'data.count': 100,
+      'model.depth': 2,
+      'mask.sampler': 'rasterized',
+      'probe.every_steps': 0,
+      'health.every_steps': 3,
+      'health.images': 16,
+      'checkpoint.every_steps': 100,
+      'log.tensorboard': False,
+    }
+  )
+  return config
+
+
+def test_a_look_that_fails_loses_nothing(tmp_path, monkeypatch):
+  """The state is saved first; what went wrong is raised as it is."""
+  signals = health.Health.__call__
+
+  def fails(self, state):
+    if state.step == 6:
+      raise KeyError('our own mistake')
+    return signals(self, state)
+
+  config = stopping_config()
+  monkeypatch.setattr(health.Health, '__call__', fails)
+  with pytest.raises(watch.LookFailed) as raised:
+    train.pretrain(config, tmp_path)
+  assert isinstance(raised.value.__cause__, KeyError)
+  rows = metrics.read(tmp_path)
+  assert [row['step'] for row in rows] == [1, 2, 3, 4, 5, 6]
+  with checkpoint.Checkpointer(tmp_path / 'checkpoints') as checkpoints:
+    assert checkpoints.steps() == [6]
+  monkeypatch.setattr(health.Health, '__call__', signals)
+  assert train.pretrain(config, tmp_path).step == 8
+  assert 'health/rankme' in metrics.read(tmp_path)[-1]
+
+
+@pytest.mark.parametrize('seen_by', ['save', 'look'])
+def test_a_state_that_is_not_finite_is_not_kept(seen_by, tmp_path, monkeypatch):
+  """Of which loss and gradient tell nothing yet: by the step after alone."""
+  config = stopping_config()
+  if seen_by == 'save':
+    config.health.every_steps = 0
+  config.checkpoint.every_steps = 3
+  compile_steps = recipe.compile_steps
+
+  def spoiling(*args):
+    def spoilt(step):
+      def run(state, batch):
+        state, values = step(state, batch)
+        if state.step == 6:
+          kernel = state.target['norm']['scale']
+          state.target['norm']['scale'] = kernel.at[0].set(jnp.nan)
+        return state, values
+
+      return run
+
+    return {k: spoilt(step) for k, step in compile_steps(*args).items()}
+
+  def fails(self, state):
+    if state.step == 6:
+      raise np.linalg.LinAlgError('SVD did not converge')
+    return {}
+
+  monkeypatch.setattr(recipe, 'compile_steps', spoiling)
+  monkeypatch.setattr(health.Health, '__call__', fails)
+  with pytest.raises(
+    watch.NotFinite, match=r'step 6 .*target/norm/scale; .* is 3.*peak_lr'
+  ):
+    train.pretrain(config, tmp_path)
+  with checkpoint.Checkpointer(tmp_path / 'checkpoints') as checkpoints:
+    assert checkpoints.steps() == [3]
+
+
+def test_the_report_says_what_it_is_of(tmp_path, capsys):
+  """As many images as there were, and seconds of this start alone."""
+
+  class Probe:
+    train, test = (
+      online.Images(np.zeros((n, 1)), np.zeros((n, 1)), {'label': 2})
+      for n in (37, 21)
+    )
+
+    def chance(self):
+      return {'probe/label': 0.5}
+
+    def __call__(self, params=None):
+      return {'probe/label': 0.75, 'rankme': 3.0}
+
+    pixels = __call__
+
+  config = stopping_config()
+  config.probe.test_count, config.probe.train_count = 2000, 5000
+  metrics.replace(tmp_path / 'metrics.jsonl', '{"step": 400, "loss": 0.5}\n')
+  state = types.SimpleNamespace(step=400, target=None)
+  train.report(config, tmp_path, Probe(), state, lambda key: state, began=0.0)
+  shown = capsys.readouterr().out
+  assert 'on 21 held-out images' in shown
+  assert '37 training images; after 400 steps' in shown
+  assert 's since the last start:' in shown and '2000' not in shown
+  found = json.loads((tmp_path / 'report.json').read_text())
+  assert found['held_out_images'] == 21 and found['training_images'] == 37
+  assert found['steps'] == 400 and found['seconds_since_last_start'] > 0

@@ -4,7 +4,8 @@
         --config.init_from=runs/vit_l16
 
 Hardware: whatever passes the data set through the encoder once.
-The paper gives no kNN numbers: a signal of development.
+The paper gives no kNN numbers: a signal of development, of the best k on the
+test images.
 """
 
 from configs.evals import common

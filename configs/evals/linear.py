@@ -1,4 +1,6 @@
-"""The linear evaluation of Table 1: 16 heads trained in one run.
+"""The linear evaluation of Table 1: all heads trained in one run.
+
+16 on ImageNet, and 4 on tasks with one learning rate and weight decay.
 
     python main.py --config=configs/evals/linear.py --config.task=imagenet \
         --config.init_from=runs/vit_l16

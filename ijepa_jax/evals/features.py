@@ -130,7 +130,11 @@ def _compute(
   arrays = _open(folder, shapes, new=done == 0) if writer else {}
   n = len(source)
   bar = tqdm.tqdm(
-    total=n, initial=done, desc='features', unit='img', disable=None
+    total=n,
+    initial=first * batch_size,
+    desc='features',
+    unit='img',
+    disable=None,
   )
 
   def store(at, out):

@@ -6,6 +6,7 @@ smoothing and drop path: the paper's 1% and full recipes are configs of it.
 
 import dataclasses
 import functools
+import time
 
 import flax
 import jax
@@ -29,7 +30,9 @@ from ijepa_jax import (
   schedules,
   sharding,
 )
-from ijepa_jax.evals import jobs, layer_decay, mixing
+from ijepa_jax.evals import jobs, labels, layer_decay, mixing, watch
+
+_MEND = 'try a lower finetune.lr or a longer finetune.warmup_epochs.'
 
 
 @flax.struct.dataclass
@@ -71,15 +74,6 @@ class Classifier:
     return optax.losses.softmax_cross_entropy(logits, target).mean()
 
 
-_RANGES = {
-  **limits.each(limits.AT_LEAST_1, 'epochs', 'batch_size'),
-  **limits.each(limits.AT_LEAST_0, 'lr', 'final_lr', 'weight_decay'),
-  **limits.each(limits.AT_LEAST_0, 'mixup', 'cutmix'),
-  **limits.each((0, 1), 'layer_decay', 'smoothing'),
-  'drop_path': (0, 0.99),
-}
-
-
 def run_name(config, depends_on: dict) -> str:
   """Another name for whatever trains another network.
 
@@ -117,7 +111,7 @@ def _run(config, workdir, watched) -> dict:
     paths.check_checkpoints(folder)
     if config.which == 'pixels':
       raise ValueError('which is pixels: fine-tuning needs an encoder.')
-    limits.check(c, 'finetune', _RANGES | {'warmup_epochs': (0, c.epochs)})
+    limits.check(c, 'finetune', {'warmup_epochs': (0, c.epochs)})
     if c.batch_size % mesh.size or not 1 <= c.batch_size <= n:
       raise ValueError(
         f'finetune.batch_size is {c.batch_size}: take a multiple of the '
@@ -126,6 +120,8 @@ def _run(config, workdir, watched) -> dict:
     steps = c.epochs * (n // c.batch_size)
     warmup = c.warmup_epochs * (n // c.batch_size)
     dataset = _dataset(config, bench)
+    # Else they would be read after the training alone.
+    labels.check(labels.read(bench.test, bench.column), 'test', bench.classes)
     checkpoints = checkpoint.Checkpointer(
       folder / 'checkpoints', every_steps=c.checkpoint_steps, keep_last=1
     )
@@ -159,9 +155,9 @@ def _run(config, workdir, watched) -> dict:
   )
   def train_step(state, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    labels = batch['label'][:, bench.column]
+    labels_B = batch['label'][:, bench.column]
     loss, grad = jax.value_and_grad(model.loss)(
-      state.params, batch, labels, key
+      state.params, batch, labels_B, key
     )
     updates, opt_state = tx.update(grad, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -186,6 +182,8 @@ def _run(config, workdir, watched) -> dict:
       changes = metrics.write_config(folder, config.to_json_best_effort())
       for change in changes:
         logging.warning('Not as in the run so far: %s.', change)
+    if start < steps:
+      train_step = _compile(train_step, abstract, bench, c.batch_size)
     with metrics.Metrics(
       folder, start_step=start, enabled=jax.process_index() == 0
     ) as writer:
@@ -231,7 +229,7 @@ def _dataset(config, bench):
     )
 
   def make(start):
-    return recipe.own_rows(
+    dataset = recipe.own_rows(
       bench.train,
       transform=transform,
       batch_size=c.batch_size,
@@ -240,9 +238,26 @@ def _dataset(config, bench):
       start=start,
       workers=config.data.workers,
     )
+    return dataset.map(labels.Checked(bench.column, 'training', bench.classes))
 
   make(0)  # refuses before anything is compiled
   return make
+
+
+def _compile(train_step, abstract, bench, batch_size: int):
+  """The step, ready: the first one takes no longer than the others."""
+  began = time.monotonic()
+  split = sharding.batch_sharding(bench.mesh)
+  image = batch_size, *bench.frozen.image_size, bench.frozen.channels
+  batch = {
+    'image': jax.ShapeDtypeStruct(image, jnp.uint8, sharding=split),
+    'label': jax.ShapeDtypeStruct(
+      (batch_size, len(bench.train.labels)), jnp.int32, sharding=split
+    ),
+  }
+  compiled = train_step.lower(abstract, batch).compile()
+  logging.info('Compiled the step in %.0f s.', time.monotonic() - began)
+  return compiled
 
 
 def _loop(
@@ -258,43 +273,58 @@ def _loop(
   watched,
 ):
   start = int(state.step)
-  meter = metrics.Meter(config.finetune.batch_size)
   progress = metrics.Progress(steps, start, enabled=jax.process_index() == 0)
 
-  def record(step, values, rates):
+  def record(step, values):
     values = {k: float(v) for k, v in jax.device_get(values).items()}
-    writer.write(step, values | {'lr': float(lr(step)), **rates})
-    progress.update(step, values | rates)
+    meter.step()
+    values |= {'lr': float(lr(step)), **meter.rates()}
+    writer.write(step, values)
     # Of the gradient too: it may spoil the state that is saved next.
     if not np.isfinite((values['loss'], values['grad_norm'])).all():
-      raise recipe.UserError(
+      raise watch.NotFinite(
         f'At step {step} the loss is {values["loss"]} and the gradient norm '
-        f'{values["grad_norm"]}: try a lower finetune.lr.'
+        f'{values["grad_norm"]}; the last good checkpoint is '
+        f'{max(checkpoints.steps(), default="none")}: {_MEND}'
       )
+    progress.update(step, values)
+
+  def save(step):
+    try:
+      checkpoints.save(step, state)
+    except checkpoint.NotFinite as error:
+      raise watch.NotFinite(f'{error} To go on: {_MEND}') from error
+
+  def keep():
+    if pending:
+      record(*pending)
+    if step := watch.unsaved(checkpoints, state, start):
+      save(step)
 
   # The step before is recorded while this one runs.
   pending = None
-  meter.restart()
   watched.check()
   watched.keep()
   with (
     progress,
-    recipe.told(*data.ERRORS),
     recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
+    watch.keeping(keep),
   ):
+    meter = metrics.Meter(config.finetune.batch_size)
     for step in range(start + 1, steps + 1):
-      with meter.waiting():
+      with meter.waiting(), recipe.told(*data.ERRORS):
         batch = next(batches)
       state, values = train_step(state, batch)
-      meter.step()
       if pending:
-        record(*pending)
-      pending = step, values, meter.rates()
+        before, pending = pending, None
+        record(*before)
       stop = watched.asked() or step == steps
-      if stop or checkpoints.should_save(step):
-        record(*pending)
-        pending = None
-        checkpoints.save(step, state)
+      if not stop and not checkpoints.should_save(step):
+        pending = step, values
+        continue
+      record(step, values)
+      with meter.pausing():
+        save(step)
       if stop:
         break
   return state
@@ -312,13 +342,13 @@ def _accuracy(config, bench, model, params) -> float:
     one_pass=True,
     workers=config.data.workers,
     max_bad_share=0.0,
-  )
+  ).map(labels.Checked(bench.column, 'test', bench.classes))
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def right(params, batch):
     image = model.frozen.normalize(batch['image'])
-    found = model.logits(params, image).argmax(-1)
-    return found == batch['label'][:, bench.column]
+    logits = model.logits(params, image)
+    return labels.right(logits, batch['label'][:, bench.column])
 
   with (
     recipe.told(*data.ERRORS),

@@ -12,6 +12,8 @@ from absl import logging
 from ijepa_jax import sharding
 from ijepa_jax.evals import heads, linear
 
+_ALL_DIVERGED = 'All of the {} linear heads have diverged: take lower lrs.'
+
 
 # Made once for each sweep, not at every call, so that they compile once.
 @functools.lru_cache(maxsize=4)
@@ -62,7 +64,7 @@ def train(
       the epoch.
 
   Returns:
-    The state after `sweep.epochs`.
+    The state after `sweep.epochs`; heads may have diverged, see `accuracies`.
 
   Raises:
     ValueError: features or labels that can't be (see `linear.check`), another
@@ -109,14 +111,29 @@ def train(
       means = {
         k: np.mean([np.asarray(r[k]) for r in records], 0) for k in records[0]
       }
-      for head, loss in zip(sweep.heads, means['loss'], strict=True):
-        if not np.isfinite(loss) and head not in diverged:
-          diverged.add(head)
-          logging.warning('Head %s has diverged: take lower lrs.', head.name)
+      note_diverged(sweep, means['loss'], diverged)
       if on_epoch:
         on_epoch(epoch + 1, state, means)
       bar.update()
   return state
+
+
+def note_diverged(sweep: heads.Sweep, losses, noted: set) -> None:
+  """Names each head whose loss is no number in the log, once.
+
+  Args:
+    losses: [heads], of an epoch.
+    noted: heads that were named before; grows.
+
+  Raises:
+    ValueError: no head is left: nothing could come of the rest.
+  """
+  for head, loss in zip(sweep.heads, losses, strict=True):
+    if not np.isfinite(loss) and head not in noted:
+      noted.add(head)
+      logging.warning('Head %s has diverged: take lower lrs.', head.name)
+  if not np.isfinite(losses).any():
+    raise ValueError(_ALL_DIVERGED.format(len(losses)))
 
 
 def accuracies(
@@ -128,7 +145,7 @@ def accuracies(
   mesh=None,
   block: int = 4096,
 ) -> np.ndarray:
-  """Accuracy of each head, in [0, 1]: float64 [heads].
+  """Accuracy of each head, in [0, 1]: float64 [heads]; NaN: it has diverged.
 
   Args:
     features, labels_N, mesh: as for `train`.
@@ -150,7 +167,8 @@ def accuracies(
     right += np.asarray(
       judge(state, *_rows(sweep, features, labels_N, rows, mesh))
     )
-  return right / n
+  lost = heads.diverged(sweep, state)
+  return np.where(lost, np.nan, right / n)
 
 
 def report(sweep: heads.Sweep, accuracies: Sequence[float]) -> dict[str, Any]:
@@ -159,28 +177,50 @@ def report(sweep: heads.Sweep, accuracies: Sequence[float]) -> dict[str, Any]:
   The best are chosen on what they are reported on, as the paper's are.
 
   Args:
-    accuracies: one for each head.
+    accuracies: one for each head; NaN: it has diverged.
 
   Returns:
-    {'heads': {name: accuracy}, 'best': {'head': name, 'accuracy': ...},
-    'best_last': ..., 'best_last4': ...}; of equals the first.
+    {'chosen': how, in words, 'heads': {name: accuracy, or None of one that
+    has diverged}, 'best': {'head': name, 'accuracy': ...}, 'best_last': ...,
+    'best_last4': ...}; of equals the first; without the best of an input of
+    which all heads have diverged.
+
+  Raises:
+    ValueError: all heads have diverged.
   """
   scores = {
-    head: float(a) for head, a in zip(sweep.heads, accuracies, strict=True)
+    head: float(a) if np.isfinite(a) else None
+    for head, a in zip(sweep.heads, accuracies, strict=True)
   }
 
   def best(among):
     head = max(among, key=scores.get)
     return {'head': head.name, 'accuracy': scores[head]}
 
+  kept = [head for head in scores if scores[head] is not None]
+  if not kept:
+    raise ValueError(_ALL_DIVERGED.format(len(scores)))
+  counts = {'linear': len(kept)}
+  for name in sweep.widths:
+    counts[f'linear_{name}'] = sum(h.input == name for h in kept)
   return {
+    'chosen': _chosen(counts),
     'heads': {head.name: score for head, score in scores.items()},
-    'best': best(scores),
+    'best': best(kept),
     **{
-      f'best_{name}': best([h for h in scores if h.input == name])
+      f'best_{name}': best([h for h in kept if h.input == name])
       for name in sweep.widths
+      if name in {h.input for h in kept}
     },
   }
+
+
+def _chosen(counts: Mapping[str, int]) -> str:
+  """How the best were chosen, in words; '' where each is the only one."""
+  if max(counts.values()) < 2:
+    return ''
+  each = [f'{k} is the best of {n} heads' for k, n in counts.items() if n]
+  return f'{", ".join(each)}: chosen on the test images, as in the paper.'
 
 
 def _rows(sweep, features, labels_N, rows_B, mesh):

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from ijepa_jax import schedules
+from ijepa_jax.evals import labels
 
 MOMENTUM = 0.9
 # Of BatchNorm, as PyTorch's: the share of the newest batch in what evaluation
@@ -112,6 +113,7 @@ def make_sweep(
   batch_norm: tuple[bool, ...] = (True, False),
   lrs: tuple[float, ...] | None = None,
   weight_decays: tuple[float, ...] | None = None,
+  devices: int = 1,
 ) -> Sweep:
   """A sweep by one of PROTOCOLS; see `Sweep` and tasks.Task.
 
@@ -120,6 +122,7 @@ def make_sweep(
     milestones: epochs after which the learning rate is divided by 10.
     lrs, weight_decays: None: the protocol's. With two of each there are 16
       heads, as on ImageNet.
+    devices: that share each batch.
 
   Raises:
     ValueError: there is no such protocol or no head, or the sizes make no
@@ -141,7 +144,7 @@ def make_sweep(
   for name, of in values.items():
     if not of or len(set(of)) < len(of):
       raise ValueError(f'{name} are {of}: take one or more different values.')
-  if min(lrs) <= 0 or min(decays) < 0:
+  if not (all(x > 0 for x in lrs) and all(x >= 0 for x in decays)):
     raise ValueError(
       f'lrs are {lrs} and weight_decays {decays}: take lrs above 0 and '
       'weight_decays of 0 or more.'
@@ -153,6 +156,11 @@ def make_sweep(
     raise ValueError(
       f'linear.batch_size is {batch_size}: take one from 2 to the {examples} '
       'training examples.'
+    )
+  if batch_size % devices:
+    raise ValueError(
+      f'linear.batch_size is {batch_size}: take a multiple of the {devices} '
+      'devices.'
     )
   per_epoch = examples // batch_size
   if p.last is None:
@@ -246,7 +254,7 @@ def update(
 
   Args:
     features: {'last': [B, D], 'last4': [B, 4 D]}, the sweep's inputs at least.
-    labels_B: int32 [B] in [0, classes).
+    labels_B: int32 [B] in [0, classes); the loss of any other is NaN.
     step: counted from 0.
 
   Returns:
@@ -261,9 +269,9 @@ def update(
     def loss(params):
       logits_BC = _logits(params, x_BD)
       error = optax.losses.softmax_cross_entropy_with_integer_labels(
-        logits_BC, labels_B
+        logits_BC, labels.never_wrapped(labels_B, sweep.classes)
       ).mean()
-      accuracy = (logits_BC.argmax(-1) == labels_B).mean(dtype=jnp.float32)
+      accuracy = labels.right(logits_BC, labels_B).mean(dtype=jnp.float32)
       return error, {'loss': error, 'accuracy': accuracy}
 
     grad, values = jax.grad(loss, has_aux=True)(one['params'])
@@ -294,13 +302,29 @@ def update(
   return after, jax.tree.map(lambda *x: jnp.concatenate(x), *metrics)
 
 
+def diverged(sweep: Sweep, state: dict[str, Any]) -> np.ndarray:
+  """bool [heads]: those with a parameter that is no finite number."""
+  groups = itertools.product(sweep.widths, sweep.batch_norm)
+  found = []
+  for group in itertools.starmap(_group, groups):
+    params = jax.device_get(state['heads'][group]['params'])
+    found.append(
+      ~np.isfinite(params['kernel']).all((1, 2))
+      | ~np.isfinite(params['bias']).all(1)
+    )
+  return np.concatenate(found)
+
+
 def correct(
   sweep: Sweep,
   state: dict[str, Any],
   features: Mapping[str, jax.Array],
   labels_B: jax.Array,
 ) -> jax.Array:
-  """How many each head gets right: int32 [heads]; a label of -1 never is."""
+  """How many each head gets right: int32 [heads]; a label of -1 never is.
+
+  A head that has diverged gets none.
+  """
   right = []
   for name, norm in itertools.product(sweep.widths, sweep.batch_norm):
     x_BD = features[name].astype(jnp.float32)
@@ -308,7 +332,7 @@ def correct(
       x_BD = _normalise(x_BD, **state['norms'][name])
     params = state['heads'][_group(name, norm)]['params']
     logits_RBC = jax.vmap(_logits, in_axes=(0, None))(params, x_BD)
-    right.append((logits_RBC.argmax(-1) == labels_B).sum(-1, dtype=jnp.int32))
+    right.append(labels.right(logits_RBC, labels_B).sum(-1, dtype=jnp.int32))
   return jnp.concatenate(right)
 
 

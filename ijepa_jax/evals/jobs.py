@@ -11,6 +11,7 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
@@ -23,7 +24,6 @@ from ijepa_jax import (
   paths,
   recipe,
   sharding,
-  sources,
 )
 from ijepa_jax.evals import features, knn, linear, subsets, tasks
 from ijepa_jax.interop import load
@@ -54,6 +54,16 @@ class Bench:
       'label': [self.task.label, self.column, self.classes],
     }
 
+  def widths(self) -> dict[str, int]:
+    """Of the features: {'last': D, 'last4': 4 D}."""
+    size = 1, *self.frozen.image_size, self.frozen.channels
+    found = jax.eval_shape(
+      self.frozen.pooled, self.frozen.params, jnp.zeros(size, jnp.uint8)
+    )
+    return {
+      k: x.shape[1] for k, x in zip(('last', 'last4'), found, strict=True)
+    }
+
   def features(self, config, source) -> features.Features:
     """Of one of the sources, without augmentation."""
     _, transform = self.task.transforms(self.frozen.image_size)
@@ -68,8 +78,11 @@ class Bench:
     )
 
 
-def set_up(config, workdir: str) -> Bench:
+def set_up(config, workdir: str, list_file: str = '') -> Bench:
   """Loads the encoder and opens the task.
+
+  Args:
+    list_file: of the training images to take, see sources.from_list; '': all.
 
   Raises:
     UserError: one of them can't be had; the sentence says why.
@@ -85,7 +98,7 @@ def set_up(config, workdir: str) -> Bench:
       inside = start.is_dir()
       workdir = start / 'evals' if inside else f'{os.fspath(start)}.evals'
     workdir = paths.resolve(workdir)
-    limits.check(config, '', {'batch_size': limits.AT_LEAST_1})
+    limits.check_all(config)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     decode.limit_pixels(config.data.max_pixels)
     task = tasks.get(config.task)
@@ -98,7 +111,7 @@ def set_up(config, workdir: str) -> Bench:
         f'{d.train!r} and data.test = {d.test!r} mean nothing: say where the '
         'images are, or leave these three.'
       )
-    train, test, column, classes = task.open()
+    train, test, column, classes = task.open(list_file)
   frozen = load.load(
     start,
     mesh=mesh,
@@ -139,7 +152,9 @@ def report(config, bench: Bench, ours: dict[str, float], details: dict) -> dict:
     with locks.only_writer(bench.workdir, wait=True):
       path = _place(bench.workdir, f'{config.task}-{config.job}{which}', found)
       metrics.replace(path, json.dumps(found, indent=2))
-    words = tasks.table(config.task, ours, theirs, bench.task.note)
+    words = tasks.table(
+      config.task, ours, theirs, bench.task.note, details.get('chosen', '')
+    )
     print(f'\n{bench.frozen.name}\n\n{words}\n\n{path}')
   return found
 
@@ -172,6 +187,9 @@ def _asked(config: dict) -> dict:
 def run_knn(config, workdir: str) -> dict:
   """Weighted kNN, the best of a sweep and all of it."""
   bench = set_up(config, workdir)
+  ks = knn.at_most(tuple(config.knn.ks), len(bench.train))
+  if ks != tuple(sorted(set(config.knn.ks))):
+    logging.info('There are %d training images: ks are %s.', ks[-1], ks)
   train, test = (bench.features(config, s) for s in (bench.train, bench.test))
   with recipe.told():
     found = knn.knn(
@@ -180,32 +198,38 @@ def run_knn(config, workdir: str) -> dict:
       test.last,
       test.labels[:, bench.column],
       classes=bench.classes,
-      ks=tuple(k for k in config.knn.ks if k <= len(train.last)),
+      ks=ks,
       temperatures=tuple(config.knn.temperatures),
       mesh=bench.mesh,
     )
   sweep = {f'k={k}, T={t:g}': a for (k, t), a in found.accuracies.items()}
   ours = {'knn': found.accuracies[found.best]}
-  return report(config, bench, ours, {'sweep': sweep})
+  return report(config, bench, ours, {'chosen': found.chosen, 'sweep': sweep})
 
 
 def run_logistic(config, workdir: str) -> dict:
   """Logistic regression on all labels or on a few."""
   c = config.logistic
-  bench = set_up(config, workdir)
   with recipe.told():
     if c.layers not in ('last', 'last4'):
       raise ValueError(f'layers is {c.layers!r}: take last or last4.')
-    if c.list_file:
-      few = sources.restrict(bench.train, c.list_file)
-      bench = dataclasses.replace(bench, train=few)
+    if c.per_class == 1 and len(c.l2) > 1:
+      raise ValueError(
+        'logistic.per_class is 1, so that none can be held out to choose among '
+        f'the {len(c.l2)} logistic.l2: give one, such as (0.01,).'
+      )
+  bench = set_up(config, workdir, c.list_file)
   train, test = (bench.features(config, s) for s in (bench.train, bench.test))
   labels = train.labels[:, bench.column]
   with recipe.told():
     chosen = np.arange(len(labels))
     if c.per_class or c.share:
       chosen = subsets.balanced(
-        labels, per_class=c.per_class, share=c.share, seed=config.seed
+        labels,
+        per_class=c.per_class,
+        share=c.share,
+        seed=config.seed,
+        classes=bench.classes,
       )
     found = linear.logistic(
       getattr(train, c.layers)[chosen],
@@ -218,6 +242,7 @@ def run_logistic(config, workdir: str) -> dict:
       seed=config.seed,
     )
   details = {
+    'chosen': found.chosen,
     'l2': found.l2,
     'held_out': found.held_out,
     'training_examples': len(chosen),

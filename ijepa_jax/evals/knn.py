@@ -37,9 +37,26 @@ class Result:
   def best(self) -> tuple[int, float]:
     """The (k, temperature) of the highest accuracy, of equals the first.
 
-    Chosen on the test examples, as is usual: of a wide sweep it flatters.
+    Chosen on the test examples, as is usual: of a wide sweep it flatters, so
+    `chosen` goes with it.
     """
     return max(self.accuracies, key=self.accuracies.get)
+
+  @property
+  def chosen(self) -> str:
+    """How the best was chosen, in words; '' where it is the only one."""
+    (k, t), n = self.best, len(self.accuracies)
+    if n == 1:
+      return ''
+    return (
+      f'knn is the best of {n} (k, temperature), chosen on the test images: '
+      f'k={k}, T={t:g}.'
+    )
+
+
+def at_most(ks: tuple[int, ...], examples: int) -> tuple[int, ...]:
+  """Numbers of neighbours that there are: all examples instead of more."""
+  return tuple(sorted({min(k, examples) for k in ks}))
 
 
 def knn(
@@ -76,12 +93,13 @@ def knn(
   linear.check(train_ND, train_y, 'training', classes)
   linear.check(test_ND, test_y, 'test', classes)
   ks = tuple(sorted(set(ks)))
-  if not ks or not 1 <= ks[0] <= ks[-1] <= len(train_y):
+  whole = all(isinstance(k, (int, np.integer)) for k in ks)
+  if not ks or not whole or not 1 <= ks[0] <= ks[-1] <= len(train_y):
     raise ValueError(
-      f'ks are {ks}: take one or more, from 1 to the {len(train_y)} training '
-      'examples.'
+      f'ks are {ks}: take one or more whole numbers, from 1 to the '
+      f'{len(train_y)} training examples.'
     )
-  if not temperatures or min(temperatures) <= 0:
+  if not temperatures or not all(t > 0 for t in temperatures):
     raise ValueError(
       f'temperatures are {tuple(temperatures)}: take one or more above 0.'
     )

@@ -16,7 +16,7 @@ import optax
 from absl import logging
 
 from ijepa_jax import sharding
-from ijepa_jax.evals import subsets
+from ijepa_jax.evals import labels, subsets
 
 L2 = tuple(10.0 ** np.arange(-5, 1))  # per example and squared weight, halved
 HELD_OUT = 0.2
@@ -90,7 +90,7 @@ def _right(params, x_ND, y_N) -> jax.Array:
   """How many answers are right: int32 [R]; those to a label of -1 never are."""
   w, b = params
   logits = jnp.einsum('nd,rdc->rnc', x_ND, w, precision='highest')
-  right = (logits + b[:, None]).argmax(-1) == y_N
+  right = labels.right(logits + b[:, None], y_N)
   return right.sum(-1, dtype=jnp.int32)
 
 
@@ -103,22 +103,31 @@ def probe(train_ND, train_y, test_ND, test_y, *, classes: int) -> float:
     train_y, test_y: labels in [0, classes).
 
   Raises:
-    ValueError: a label is out of range, or there are too few examples.
+    ValueError: see `check_probe`.
   """
-  for which, y in (('training', train_y), ('test', test_y)):
-    _check_range(y, which, classes)
+  check_probe(train_y, test_y, classes)
   held_out = int(len(train_y) * HELD_OUT)
-  if held_out < 1 or not len(test_y):
-    raise ValueError(
-      f'{len(train_y)} training and {len(test_y)} test examples are too few '
-      'for a probe: take at least 5 and 1.'
-    )
   mean, std = train_ND.mean(0), train_ND.std(0) + 1e-6
   train_ND, test_ND = (train_ND - mean) / std, (test_ND - mean) / std
   l2 = jnp.asarray(L2, jnp.float32)
   params = fit(train_ND[held_out:], train_y[held_out:], l2, classes=classes)
   scores = accuracies(params, train_ND[:held_out], train_y[:held_out])
   return float(accuracies(params, test_ND, test_y)[jnp.argmax(scores)])
+
+
+def check_probe(train_y, test_y, classes: int) -> None:
+  """Refuses labels by which `probe` can't be made.
+
+  Raises:
+    ValueError: see `labels.check`; or the examples are too few.
+  """
+  labels.check(train_y, 'training', classes)
+  labels.check(test_y, 'test', classes)
+  if len(train_y) * HELD_OUT < 1:
+    raise ValueError(
+      f'{len(train_y)} training examples are too few for a probe: take at '
+      'least 5.'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +144,16 @@ class Result:
   accuracy: float
   l2: float
   held_out: dict[float, float]
+
+  @property
+  def chosen(self) -> str:
+    """How the penalty was chosen, in words; '' where there was one alone."""
+    if not self.held_out:
+      return ''
+    return (
+      f'The penalty, {self.l2:g}, is the best of {len(self.held_out)}, chosen '
+      'on held-out training images.'
+    )
 
 
 def logistic(
@@ -250,20 +269,15 @@ def check(x_ND, y_N, which: str, classes: int) -> None:
   """Refuses labelled features from which no accuracy follows.
 
   Raises:
-    ValueError: a label is out of range, all are the same, or features and
-      labels don't match or aren't finite.
+    ValueError: labels that can't be (see `labels.check`), or features and
+      labels that don't match, or features that aren't finite.
   """
   if np.ndim(x_ND) != 2 or np.shape(y_N) != np.shape(x_ND)[:1]:
     raise ValueError(
       f'The {which} features are {np.shape(x_ND)} and their labels '
       f'{np.shape(y_N)}: give [N, D] and [N].'
     )
-  _check_range(y_N, which, classes)
-  if len(np.unique(y_N)) < 2:
-    raise ValueError(
-      f'The {len(y_N)} {which} examples have fewer than two classes: an '
-      'accuracy on them says nothing.'
-    )
+  labels.check(y_N, which, classes)
   # Of the sum: whatever is mapped from the disk is not copied.
   if not np.isfinite(np.sum(x_ND, dtype=np.float64)):
     raise ValueError(
@@ -271,16 +285,14 @@ def check(x_ND, y_N, which: str, classes: int) -> None:
     )
 
 
-def _check_range(y_N, which, classes):
-  if len(y_N) and not 0 <= np.min(y_N) <= np.max(y_N) < classes:
-    raise ValueError(
-      f'The {which} labels run from {np.min(y_N)} to {np.max(y_N)}: {classes} '
-      f'classes need 0 to {classes - 1}.'
-    )
-
-
 def majority(train_y, test_y) -> float:
-  """Test accuracy of always answering the commonest training label."""
+  """Test accuracy of always answering the commonest training label.
+
+  Raises:
+    ValueError: a label is no class.
+  """
+  labels.check_some(train_y, 'training')
+  labels.check_some(test_y, 'test')
   return float((test_y == np.bincount(train_y).argmax()).mean())
 
 

@@ -4,10 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ijepa_jax.evals import labels
+
 
 def soft_labels(labels_B, classes: int, smoothing: float) -> jax.Array:
-  """float32 [B, classes]: 1 - smoothing on the label, the rest on all alike."""
-  hot = jax.nn.one_hot(labels_B, classes, dtype=jnp.float32)
+  """float32 [B, classes]: 1 - smoothing on the label, the rest on all alike;
+  NaN of a label that is no class.
+  """
+  hot = labels.hot(labels_B, classes)
   return hot * (1 - smoothing) + smoothing / classes
 
 

@@ -16,6 +16,7 @@ from ijepa_jax.ijepa import IJEPA
 # Of the embedded pictures, those to test with are made with this seed.
 TEST_SEED = 20_230_619
 BATCH = 512
+NEIGHBOURS = 20  # of kNN, or all training images where they are fewer
 # Pixels are probed at this resolution: at 48 x 48 a probe of the same pictures
 # gives half a point more or less (benchmarks/pixel_probe.py) and takes minutes.
 PIXEL_GRID = 16
@@ -67,6 +68,9 @@ class Probe:
     model: whose encoder is probed.
     mesh: devices that share the work; every process calls alike.
     train, test: with the same names of labels.
+
+  Raises:
+    ValueError: a label can't be probed, see `linear.check_probe`.
   """
 
   def __init__(self, model: IJEPA, mesh, train: Images, test: Images):
@@ -75,6 +79,9 @@ class Probe:
     self.names = [f'{k}/{name}' for k in kinds for name in train.names]
     self.names.append('rankme')
     self._mesh = mesh
+    for name, y, z in self._columns():
+      linear.check_probe(y, z, train.names[name])
+    self._ks = knn.at_most((NEIGHBOURS,), len(train.labels))
     self._pool = jax.jit(
       lambda params, image: model.encode(params, image).mean(1),
       out_shardings=sharding.replicated(mesh),
@@ -130,7 +137,7 @@ class Probe:
     found = {}
     for name, y, z in self._columns():
       result = knn.knn(
-        train_ND, y, test_ND, z, classes=classes, ks=(20,), mesh=self._mesh
+        train_ND, y, test_ND, z, classes=classes, ks=self._ks, mesh=self._mesh
       )
       found[f'knn/{name}'] = result.accuracies[result.best]
     return found

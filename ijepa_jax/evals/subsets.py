@@ -2,9 +2,16 @@
 
 import numpy as np
 
+from ijepa_jax.evals import labels
+
 
 def balanced(
-  y_N, *, per_class: int = 0, share: float = 0.0, seed: int = 0
+  y_N,
+  *,
+  per_class: int = 0,
+  share: float = 0.0,
+  seed: int = 0,
+  classes: int | None = None,
 ) -> np.ndarray:
   """A balanced part of labelled examples, by chance.
 
@@ -13,23 +20,21 @@ def balanced(
     per_class: as many of each class; or
     share: this share of each class, rounded, one at least.
     seed: with the same one a smaller part lies within a larger one.
+    classes: of the task; None: as many as there are.
 
   Returns:
     int64 indices, rising.
 
   Raises:
     ValueError: neither or both are given, a class has too few examples, or
-      labels are missing or below 0.
+      labels that can't be, see `labels.check`.
   """
   if (per_class > 0) == (share > 0) or per_class < 0 or not 0 <= share <= 1:
     raise ValueError(
       f'per_class is {per_class} and share is {share}: take 1 or more for the '
       'one, or above 0 and up to 1 for the other.'
     )
-  if not len(y_N) or np.min(y_N) < 0:
-    raise ValueError(
-      'Some or all examples have no label (-1): there is no balanced subset.'
-    )
+  labels.check(y_N, 'training', classes)
   groups = by_class(y_N, seed)
   least = min(groups, key=lambda label: len(groups[label]))
   if len(groups[least]) < per_class:

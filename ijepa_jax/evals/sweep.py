@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from ijepa_jax import cache, checkpoint, data, locks, paths, recipe, sharding
-from ijepa_jax.evals import fit_heads, heads, jobs
+from ijepa_jax.evals import fit_heads, heads, jobs, labels, linear
 
 VERSION = 1  # raise it whenever the same course gives other heads
 
@@ -29,15 +29,11 @@ def run(config, workdir: str) -> dict:
   bench = jobs.set_up(config, workdir)
   with recipe.told():
     paths.check_checkpoints(bench.workdir)
-  test = bench.features(config, bench.test)
-  train = None if c.augment else bench.features(config, bench.train)
-  test_y = test.labels[:, bench.column]
-  inputs = {k: getattr(test, k) for k in c.inputs}
-  task = bench.task
+  task, widths = bench.task, bench.widths()
   epochs = c.epochs or task.epochs
   course = dict(
     protocol=c.protocol or task.protocol,
-    widths={k: x.shape[1] for k, x in inputs.items()},
+    widths={k: widths[k] for k in c.inputs},
     classes=bench.classes,
     examples=len(bench.train),
     batch_size=c.batch_size or task.batch_size,
@@ -59,13 +55,24 @@ def run(config, workdir: str) -> dict:
   )
   folder = bench.workdir / 'heads' / name
   with recipe.told():
-    sweep = heads.make_sweep(**course)
+    sweep = heads.make_sweep(**course, devices=bench.mesh.size)
+  test = bench.features(config, bench.test)
+  train = None if c.augment else bench.features(config, bench.train)
+  test_y = test.labels[:, bench.column]
+  inputs = {k: getattr(test, k) for k in c.inputs}
+  with recipe.told():
+    for x in inputs.values():
+      linear.check(x, test_y, 'test', bench.classes)
     with locks.only_writer(folder, wait=True, job=True):
       state = _train(config, bench, sweep, train, folder)
     scores = fit_heads.accuracies(sweep, state, inputs, test_y, mesh=bench.mesh)
-  found = fit_heads.report(sweep, scores)
+    found = fit_heads.report(sweep, scores)
   ours = {'linear': found['best']['accuracy']}
-  ours |= {f'linear_{k}': found[f'best_{k}']['accuracy'] for k in inputs}
+  ours |= {
+    f'linear_{k}': found[f'best_{k}']['accuracy']
+    for k in inputs
+    if f'best_{k}' in found
+  }
   return jobs.report(config, bench, ours, found)
 
 
@@ -77,7 +84,10 @@ def _train(config, bench, sweep, train, folder):
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
     jax.eval_shape(make, jax.random.key(0)),
   )
-  with checkpoint.Checkpointer(folder, keep_last=1) as checkpoints:
+  # A head may diverge: the others go on.
+  with checkpoint.Checkpointer(
+    folder, keep_last=1, finite=False
+  ) as checkpoints:
     state, start = checkpoints.restore(abstract) or (None, 0)
     if start:
       logging.info('Going on from epoch %d.', start)
@@ -90,8 +100,8 @@ def _train(config, bench, sweep, train, folder):
         'Epoch %d of %d: loss %.3f to %.3f, %.0f s left.',
         epoch,
         sweep.epochs,
-        means['loss'].min(),
-        means['loss'].max(),
+        np.nanmin(means['loss']),
+        np.nanmax(means['loss']),
         left * (sweep.epochs - epoch),
       )
 
@@ -122,7 +132,7 @@ def _train_augmented(config, bench, sweep, state, start, on_epoch):
     channels=frozen.channels,
     start=start * steps,
     workers=config.data.workers,
-  )
+  ).map(labels.Checked(bench.column, 'training', bench.classes))
   make, _, _ = fit_heads.compiled(sweep, mesh)
   if state is None:
     state = make(jax.random.key(config.seed))
@@ -145,10 +155,10 @@ def _train_augmented(config, bench, sweep, state, start, on_epoch):
       for x in pooled
     )
     inputs = {'last': last, 'last4': last4}
-    labels = batch['label'][:, bench.column]
-    return heads.update(sweep, state, inputs, labels, i)
+    labels_B = batch['label'][:, bench.column]
+    return heads.update(sweep, state, inputs, labels_B, i)
 
-  records = []
+  records, diverged = [], set()
   with (
     recipe.told(*data.ERRORS),
     recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
@@ -162,6 +172,7 @@ def _train_augmented(config, bench, sweep, state, start, on_epoch):
         means = {
           k: np.mean([np.asarray(r[k]) for r in records], 0) for k in values
         }
+        fit_heads.note_diverged(sweep, means['loss'], diverged)
         on_epoch((i + 1) // steps, state, means)
         records = []
   return state

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from ijepa_jax import augment, scenes, sources, vit
-from ijepa_jax.evals import online
+from ijepa_jax.evals import labels, online
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +145,15 @@ class Task:
       augment.evaluation_crop(size),
     )
 
-  def open(self):
+  def open(self, list_file: str = ''):
     """-> training source, test source, the label's column, its classes.
 
+    Args:
+      list_file: of the training images to take, see sources.from_list; '': all.
+
     Raises:
-      ValueError: the data is not there, or is of another task.
+      ValueError: the data is not there, is of another task, or its labels are
+        known to be no classes.
     """
     if self.train['kind'] == 'folder' and not self.train.get('path'):
       raise ValueError(
@@ -176,7 +181,15 @@ class Task:
           f'The {which} images are of {source.labels[self.label]} classes and '
           f'the task has {classes}: check path and split.'
         )
+    if list_file:
+      train = sources.restrict(train, list_file)
+    if train.identity == test.identity:
+      logging.warning('The test images are the training images.')
     column = list(train.labels).index(self.label)
+    for source, which in ((train, 'training'), (test, 'test')):
+      # Others are looked at as they are read.
+      if (known := labels.known(source, column)) is not None:
+        labels.check(known, which, classes)
     return train, test, column, classes
 
 
@@ -333,6 +346,7 @@ def table(
   ours: Mapping[str, float],
   theirs: Mapping[str, float],
   note: str = '',
+  chosen: str = '',
 ) -> str:
   """This checkpoint beside the paper, accuracies in %.
 
@@ -340,7 +354,8 @@ def table(
     name: of the task.
     ours: what was measured -> accuracy in [0, 1].
     theirs: see `paper`; rows that were not measured are left out.
-    note: below the table.
+    note: on the paper's numbers, below the table where there are such.
+    chosen: how ours were chosen among several, below the table.
   """
   rows = [(f'{name}, %', 'this checkpoint', 'paper')]
   for key, value in ours.items():
@@ -348,4 +363,5 @@ def table(
     rows.append((key, f'{100 * value:.1f}', published))
   wide = max(len(row[0]) for row in rows)
   lines = [f'{a:{wide}}  {b:>15}  {c:>5}' for a, b, c in rows]
-  return '\n'.join([*lines, *([note] if note and theirs else [])])
+  below = [chosen, note if theirs else '']
+  return '\n'.join([*lines, *filter(None, below)])

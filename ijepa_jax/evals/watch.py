@@ -1,8 +1,15 @@
-"""What looks at a run while it trains: the probe, the signals of health."""
+"""What looks at a run while it trains: the probe, the signals of health; and
+what is kept of the run when something fails.
+"""
 
+import contextlib
+
+import jax
 import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
 
-from ijepa_jax import augment, data, recipe, sources
+from ijepa_jax import augment, checkpoint, data, recipe, sources
 from ijepa_jax.evals import health, online, tasks
 
 
@@ -10,7 +17,8 @@ def make_probe(config, run: recipe.Run, source) -> online.Probe | None:
   """The probe of labelled images, or None where it is off.
 
   Raises:
-    UserError: there are no such images, or they have no labels.
+    UserError: there are no such images, or they have no labels from which a
+      probe could follow.
   """
   p = config.probe
   if not p.every_steps:
@@ -21,6 +29,12 @@ def make_probe(config, run: recipe.Run, source) -> online.Probe | None:
     order = np.random.default_rng(0).permutation(len(source))
   with recipe.told(*data.ERRORS):
     other = held_out(config, p.split, p.test_count, 'probe.split')
+    same = config.data.source != 'scenes' and p.split == config.data.split
+    if same or other.identity == source.identity:
+      raise ValueError(
+        f'probe.split {p.split!r} names the images that are trained on: name a '
+        'split that is not, or set probe.every_steps=0.'
+      )
     train, test = (
       online.load(images, rows, centre_crop(config), config.data.channels)
       for images, rows in (
@@ -38,7 +52,12 @@ def make_probe(config, run: recipe.Run, source) -> online.Probe | None:
         f'probe.split {p.split!r} has labels {test.names} and the training '
         f'images have {train.names}: give both the same classes.'
       )
-  return online.Probe(run.model, run.mesh, train, test)
+    try:
+      return online.Probe(run.model, run.mesh, train, test)
+    except ValueError as error:
+      raise ValueError(
+        f'The probe: {error} Give it other images, or set probe.every_steps=0.'
+      ) from error
 
 
 def make_watchers(config, run: recipe.Run, probe) -> list:
@@ -69,8 +88,17 @@ def make_health(config, run: recipe.Run) -> health.Health:
   h, d = config.health, config.data
   count = -(-h.images // run.mesh.size) * run.mesh.size
   with recipe.told(*data.ERRORS):
+    images = held_out(config, h.split or d.split, count, 'health.split')
+    # No image twice: signals are of differences between images.
+    count = min(count, len(images) // run.mesh.size * run.mesh.size)
+    if count < 2:
+      raise ValueError(
+        f'There are {len(images)} images to look at for signals of health, and '
+        f'{max(2, run.mesh.size)} are needed on {run.mesh.size} devices: name '
+        'another health.split, or set health.every_steps=0.'
+      )
     dataset = recipe.own_rows(
-      held_out(config, h.split or d.split, count, 'health.split'),
+      images,
       run.sampler,
       transform=centre_crop(config),
       batch_size=count,
@@ -105,3 +133,65 @@ def spread_rows(length: int, count: int) -> np.ndarray:
 def centre_crop(config) -> augment.CentreCrop:
   size = tuple(config.data.image_size)
   return augment.CentreCrop(size, max(size))
+
+
+class NotFinite(recipe.UserError):
+  """The loss, the gradient or the state is no number any more."""
+
+
+class LookFailed(Exception):
+  """What looks at the run has failed, on every process alike."""
+
+
+def look_at(state, looks) -> dict[str, float]:
+  """What all of `looks` find in a state.
+
+  Raises:
+    LookFailed: from the error of one of them, on every process.
+  """
+  found, reason = {}, None
+  try:
+    for look in looks:
+      found |= look(state)
+  except Exception as error:
+    reason = error
+  failed = reason is not None
+  if looks and jax.process_count() > 1:
+    failed = multihost_utils.process_allgather(np.int32(failed)).any()
+  if failed:
+    raise LookFailed('The probe or the signals of health failed.') from reason
+  return found
+
+
+@contextlib.contextmanager
+def keeping(keep):
+  """Calls `keep` when the loop fails by what is not the state's fault."""
+  try:
+    yield
+  except (NotFinite, checkpoint.CheckpointError):
+    raise
+  except Exception as error:
+    # Of several processes the others join in saving only where all failed.
+    if jax.process_count() == 1 or isinstance(error, LookFailed):
+      try:
+        keep()
+      except NotFinite:
+        raise  # of which the other error is a consequence
+      except Exception as another:
+        logging.error('What was not saved yet is lost: %s', another)
+    raise
+
+
+def unsaved(checkpoints, state, start: int) -> int:
+  """The step of a state that no checkpoint holds; 0: nothing would be lost.
+
+  Args:
+    checkpoints: checkpoint.Checkpointer; a save under way is waited for.
+    state: with `step`; a step that failed may have taken its arrays.
+    start: step that the run began with or goes on from.
+  """
+  if any(getattr(x, 'is_deleted', bool)() for x in jax.tree.leaves(state)):
+    return 0
+  checkpoints.wait()
+  step = int(state.step)
+  return step if step > start and step not in checkpoints.steps() else 0

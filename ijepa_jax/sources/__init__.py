@@ -8,6 +8,8 @@ An image that can't be read raises OSError.
 `source.labels` maps the name of each of the L labels to its number of values;
 it is empty when there are none. `source.class_names` has the names of those
 values where there is one label and they are known, and is () otherwise.
+`source.every_label()`, where there is one, gives int32 [N, L] of all images at
+next to no cost, or None.
 `source.keys()` lists the keys of all images without decoding one.
 `source.identity` is text that differs where the images or labels may do, as far
 as can be known without reading them: it also holds where files lie and when

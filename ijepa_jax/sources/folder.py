@@ -108,6 +108,10 @@ class Folder:
     """The keys of all images, without reading one."""
     return [os.path.join(self._shown, self._name(i)) for i in range(len(self))]
 
+  def every_label(self) -> np.ndarray:
+    """int32 [N, L] of all images, without reading one."""
+    return self._tree.labels[:, None][:, : len(self.labels)]
+
   def __getitem__(self, index):
     index = range(len(self))[index]
     name = self._name(index)

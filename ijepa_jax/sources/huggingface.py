@@ -90,6 +90,13 @@ class HuggingFace(Opened):
     """The keys of all images, without reading one."""
     return [self._key_of(i, path) for i, (path, _) in enumerate(self._paths())]
 
+  def every_label(self) -> np.ndarray:
+    """int32 [N, L] of all images, without reading one; -1: not known."""
+    names = list(self.labels)
+    table = self._data[0].select_columns(names).with_format('arrow')[:]
+    columns = [table[name].fill_null(-1).to_numpy() for name in names]
+    return np.array(columns, np.int32).reshape(len(names), -1).T
+
   def _key_of(self, index, path):
     # A path on the machine that made it names nothing by its folders.
     name = os.path.basename(path) if path else index

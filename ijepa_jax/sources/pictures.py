@@ -31,6 +31,10 @@ class Scenes(Opened):
     flavour, seed, count = self._key
     return [f'{flavour}/{seed}/{index}' for index in range(count)]
 
+  def every_label(self):
+    """int32 [N, L] of all pictures."""
+    return self._data[1]
+
   def __getitem__(self, index):
     images, labels = self._data
     flavour, seed, _ = self._key

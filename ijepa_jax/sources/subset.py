@@ -33,6 +33,11 @@ class Subset:
     keys = self._source.keys()
     return [keys[i] for i in self._indices.tolist()]
 
+  def every_label(self) -> np.ndarray | None:
+    """int32 [N, L] where the other source knows them at no cost."""
+    every = getattr(self._source, 'every_label', lambda: None)()
+    return None if every is None else every[self._indices]
+
   def __getitem__(self, index):
     return self._source[int(self._indices[index])]
 

@@ -45,7 +45,7 @@ def draw(
   Raises:
     ValueError: none of the metrics is there.
   """
-  found = {name for row in rows for name in row}
+  found = {k for row in rows for k, value in row.items() if value is not None}
   panels = []
   for label, names in PANELS:
     present = [
