@@ -112,8 +112,7 @@ def _check(source, batch_size, seed, image_size, channels, fast, workers):
 
 def _start_worker(index, count):
   """Ties a worker to its parent's life, and to nothing else."""
-  # Ctrl-C or SLURM's SIGTERM reach the whole group: it is the parent that
-  # decides what to do, and it still needs batches for that.
+  # A launcher may send more than Ctrl-C and SIGTERM to the whole group.
   os.setpgrp()
 
   def watch():
@@ -229,6 +228,11 @@ def make_dataset(
 
 class Prefetched(grain.experimental.ThreadPrefetchDatasetIterator):
   """An iterator that is kept ahead by a thread; closed by `with`."""
+
+  def start_prefetch(self):
+    # Who is asked to stop still needs batches for the steps until then.
+    with parallel.undisturbed():
+      super().start_prefetch()
 
   def __next__(self):
     try:

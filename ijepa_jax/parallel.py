@@ -1,6 +1,7 @@
 """Jobs over plain processes, with a bar, that stop when they are told to."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -32,12 +33,23 @@ def tick(images: int = 1, bad: int = 0) -> None:
     raise _Stopped
 
 
+@contextlib.contextmanager
+def undisturbed():
+  """Processes and threads that are started within see no Ctrl-C or SIGTERM.
+
+  These may reach all processes at once, and it is the parent that decides.
+  """
+  asking = signal.SIGINT, signal.SIGTERM
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, asking)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(*given):
   global _worker
   _worker = given
-  # They reach all processes at once, and it is the parent that decides.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
   def watch():
     multiprocessing.parent_process().join()
@@ -81,7 +93,8 @@ def run(
     min(processes, len(jobs)), spawn, _start, (common, stop, seen, bad)
   )
   try:
-    waiting = futures = [pool.submit(_call, function, job) for job in jobs]
+    with undisturbed():
+      waiting = futures = [pool.submit(_call, function, job) for job in jobs]
     with tqdm.tqdm(total=total, unit='img', disable=None) as bar:
       while waiting:
         done, waiting = concurrent.futures.wait(waiting, 0.2)

@@ -1,6 +1,8 @@
 """Fine-tuning: by how much each layer moves, what is mixed, and a whole run."""
 
 import contextlib
+import os
+import signal
 import types
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.evals import finetune_full
-from ijepa_jax import checkpoint, metrics, recipe, vit
+from ijepa_jax import checkpoint, interruption, metrics, recipe, vit
 from ijepa_jax.evals import finetune, layer_decay, mixing
 from tests.close import close
 
@@ -112,23 +114,28 @@ def make_config(small_run, images, **changes):
 
 
 def test_a_run_stopped_and_gone_on(small_run, images, tmp_path, monkeypatch):
-  """Red from blue is learned; a stop at step 8 changes nothing."""
+  """Red from blue is learned; to be stopped at steps 9 and 20, the last one,
+  changes nothing: only what is judged is complete.
+  """
   config = make_config(small_run, images)
   straight = finetune.run(config, tmp_path / 'straight')
   assert straight['accuracy']['finetune'] == 1.0
   assert straight['steps'] == 20
   save = checkpoint.Checkpointer.save
 
-  def dying(self, step, state):
+  def stopping(self, step, state):
     save(self, step, state)
-    if step == 8:
-      raise KeyboardInterrupt
+    for at, number in ((8, signal.SIGINT), (20, signal.SIGTERM)):
+      if step == at:
+        os.kill(os.getpid(), number)
 
-  monkeypatch.setattr(checkpoint.Checkpointer, 'save', dying)
-  with pytest.raises(KeyboardInterrupt):
-    finetune.run(config, tmp_path / 'broken')
-  monkeypatch.setattr(checkpoint.Checkpointer, 'save', save)
-  finetune.run(config, tmp_path / 'broken')
+  monkeypatch.setattr(checkpoint.Checkpointer, 'save', stopping)
+  for status in 130, 143:
+    with pytest.raises(interruption.Stopped) as stopped:
+      finetune.run(config, tmp_path / 'broken')
+    assert stopped.value.code == status
+  monkeypatch.undo()
+  assert finetune.run(config, tmp_path / 'broken') == straight
 
   def losses(name):
     (folder,) = (tmp_path / name).glob('folder-finetune-*')
@@ -207,6 +214,7 @@ def loop(train_step, checkpoints):
     checkpoints,
     metrics.Metrics('', enabled=False),
     lambda step: 0.1,
+    interruption.Watch(),
   )
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 import test_train
 
-from ijepa_jax import checkpoint, interruption, metrics, train
+from ijepa_jax import checkpoint, interruption, metrics, parallel, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIGNALS = [(signal.SIGTERM, 143, 'SIGTERM'), (signal.SIGINT, 130, 'Ctrl-C')]
@@ -94,6 +94,16 @@ with interruption.job():
 """)
   assert run.returncode == 130
   assert 'Traceback' not in run.stderr
+
+
+def test_workers_are_left_undisturbed():
+  """From their birth on: a terminal sends Ctrl-C to them too."""
+  line = 'import time; time.sleep(1)'
+  with parallel.undisturbed():
+    child = subprocess.Popen([sys.executable, '-c', line])
+  for number, *_ in SIGNALS:
+    child.send_signal(number)
+  assert child.wait() == 0
 
 
 def test_signals_are_given_back():
