@@ -453,7 +453,11 @@ def test_pillow_is_quiet():
   done = subprocess.run(
     [sys.executable, '-c', code],
     cwd=pathlib.Path(__file__).parent,
-    env=os.environ | {'PYTHONWARNINGS': 'error::UserWarning'},
+    env=os.environ
+    | {
+      'PYTHONWARNINGS': 'error::UserWarning',
+      'PYTHONPATH': str(pathlib.Path(__file__).parents[1]),
+    },
     capture_output=True,
     text=True,
   )

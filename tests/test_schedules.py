@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from ijepa_jax import optim, schedules
-from tests.close import FLOAT64, close
+from tests.close import FLOAT64, TRAINED, close
 
 
 def test_warmup_cosine():
@@ -68,7 +68,8 @@ def test_adamw_by_hand():
       m_hat, v_hat = m[path] / (1 - 0.9**s), v[path] / (1 - 0.999**s)
       theirs[path] = p - lr(s) * m_hat / (np.sqrt(v_hat) + 1e-8)
   for path, p in jax.tree_util.tree_leaves_with_path(ours):
-    close(p, theirs[path])
+    # 1 - 0.999 has four digits left in float32.
+    close(p, theirs[path], TRAINED)
 
 
 def test_clipping():
