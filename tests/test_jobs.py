@@ -64,6 +64,16 @@ def test_a_result_is_written_over_its_own_alone(small_run, images, tmp_path):
   assert config['data']['test'] == 'train'
 
 
+@pytest.mark.parametrize(
+  'changes', [{'data.test': 'val'}, {'data.source': 'tfds'}]
+)
+def test_where_the_images_are_without_a_path(small_run, tmp_path, changes):
+  """The task's own would be taken, from splits that nobody asked for."""
+  config = make_config('knn', small_run, '', **{'data.test': ''} | changes)
+  with pytest.raises(recipe.UserError, match=r'data\.path is empty, so that'):
+    jobs.run_knn(config, tmp_path)
+
+
 @pytest.mark.parametrize('augment', [False, True])
 def test_linear_goes_on_where_it_was(
   augment, small_run, images, tmp_path, monkeypatch

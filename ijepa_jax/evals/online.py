@@ -39,10 +39,11 @@ def load(source, indices, transform, channels: int) -> Images:
     RuntimeError: one can't be read.
   """
   if not source.labels:
+    reason = getattr(source, 'unlabelled', '')
     raise ValueError(
-      'probe.every_steps is set and the images have no labels '
-      f'({sources.labels_in_words(source)}): set it to 0, or give data.path '
-      'class folders.'
+      'probe.every_steps is set and the images have no labels'
+      f'{reason and f" ({reason})"}: set it to 0, or give data.path class '
+      'folders.'
     )
   dataset = data.make_dataset(
     sources.Subset(source, indices),
