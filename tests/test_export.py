@@ -1,7 +1,9 @@
 """A model handed on: every bit arrives, everywhere, or nothing does."""
 
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -412,3 +414,104 @@ def test_command_line(small_run, tmp_path):
   assert found.returncode == 1
   assert 'onnx' in found.stderr
   assert 'Traceback' not in found.stderr
+
+
+ODD = [
+  'lr[1e-3]',
+  'a*b?',
+  '[!x] {y}',
+  'ünï 日本',
+  '50%#1',
+  "it's \n two",
+  '$HOME ~',
+]
+
+
+@pytest.mark.parametrize('name', ODD)
+def test_names_of_folders(small_run, tmp_path, monkeypatch, name):
+  """Any name, absolute, from here and below ~, of what is read and written."""
+  given = tmp_path / name / 'run'
+  given.parent.mkdir()
+  given.symlink_to(small_run)
+  # Beside it, what `a*b?` would match, were it a pattern.
+  (tmp_path / 'axby').mkdir()
+  out = tmp_path / name / 'out'
+  assert 'bit-equal' in export.export(given, f'{out}/', 'orbax')
+  assert_equal(anything.read(out).params, anything.read(small_run).params)
+  assert sorted(p.name for p in (tmp_path / name).iterdir()) == ['out', 'run']
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path / name))
+  for path in f'{name}/out', '~/out', '~/run/':
+    assert anything.kind(path) is runs.read
+  export.export('~/out', '~/hf', 'huggingface')
+  assert (out.parent / 'hf/model.safetensors').exists()
+  assert not (tmp_path / '~').exists()
+
+
+@pytest.mark.parametrize('name', ['back\\slash', 'gs:/x', b'\xff'])
+def test_names_that_checkpoints_can_not_have(small_run, tmp_path, name):
+  name = os.fsdecode(name)
+  with pytest.raises(ValueError, match='take another name'):
+    export.export(small_run, tmp_path / name, 'orbax')
+  assert not list(tmp_path.iterdir())
+
+
+def test_into_a_link(small_run, tmp_path):
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'link').symlink_to('empty')
+  export.export(small_run, tmp_path / 'link', 'huggingface')
+  assert (tmp_path / 'link').is_symlink()
+  assert (tmp_path / 'empty' / WEIGHTS).exists()
+
+
+def test_two_at_once(small_run, tmp_path, monkeypatch):
+  """The second says that the first is at it; what the first left is whole."""
+  out, write = tmp_path / 'out', export._write
+
+  def both(*args):
+    with pytest.raises(ValueError, match='Another process is writing'):
+      export.export(small_run, out, 'huggingface')
+    write(*args)
+
+  monkeypatch.setattr(export, '_write', both)
+  export.export(small_run, out, 'huggingface')
+  assert_equal(
+    anything.read(out).params['target'],
+    anything.read(small_run).params['target'],
+  )
+  assert [p.name for p in tmp_path.iterdir()] == ['out']
+  # What a killed process leaves holds nobody up.
+  (tmp_path / '.again.lock').touch()
+  monkeypatch.setattr(export, '_write', write)
+  export.export(small_run, tmp_path / 'again', 'huggingface')
+
+
+def test_a_run_that_trains_meanwhile(small_run, tmp_path, monkeypatch):
+  """Its checkpoint goes while it is read: the newer one is taken."""
+  run = tmp_path / 'run'
+  shutil.copytree(small_run, run)
+  read = checkpoint.Checkpointer.read
+
+  def trained(self, part, step=None):
+    old = run / 'checkpoints/1'
+    if old.exists():
+      shutil.copytree(old, run / 'checkpoints/2')
+      shutil.rmtree(old)
+    return read(self, part, step)
+
+  monkeypatch.setattr(checkpoint.Checkpointer, 'read', trained)
+
+  def gone(self, step=None, names=checkpoint.Checkpointer._these):
+    if (run / 'checkpoints/1').exists():
+      return names(self, step)
+    found = names(self, None)
+    if not seen:  # as it was listed before it went
+      seen.append(1)
+      return [1]
+    return found if step is None else [step]
+
+  seen = []
+  monkeypatch.setattr(checkpoint.Checkpointer, '_these', gone)
+  loaded, step = runs.read(run)
+  assert step == 2
+  assert_equal(loaded.params, anything.read(small_run).params)

@@ -1,16 +1,19 @@
 """Folders of Hugging Face: without its libraries, and against them."""
 
 import json
+import re
 import struct
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from benchmarks import parity
-from ijepa_jax import vit
+from ijepa_jax import augment, decode, vit
 from ijepa_jax.interop import (
   architecture,
+  export,
   huggingface,
   huggingface_names,
   release,
@@ -327,3 +330,202 @@ def test_our_model_there(transformers, config, tmp_path):
   model.save_pretrained(tmp_path / 'back')
   back = huggingface.read(tmp_path / 'back')
   assert_equal(back.params, params)
+
+
+def kept_as(folder, name='{}', **more):
+  """The tensors under other names, and others beside them."""
+  tensors, metadata = safetensors.read(folder / WEIGHTS)
+  tensors = {name.format(k): np.array(x) for k, x in tensors.items()}
+  safetensors.write(folder / WEIGHTS, tensors | more, metadata)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'ijepa.{}',
+    'model.{}',
+    'backbone.{}',
+    'encoder.{}',
+    'module.{}',
+    '_orig_mod.{}',
+    'module._orig_mod.model.ijepa.{}',
+    '{}',
+  ],
+)
+def test_wrapped(params, folder, name):
+  """Names before the encoder's own and heads beside it: said, and left."""
+  ones = np.ones((7, 32), np.float32)
+  more = {'classifier.weight': ones, 'classifier.bias': ones[:, 0]}
+  kept_as(folder, name, **more)
+  loaded = huggingface.read(folder)
+  assert_equal(loaded.params, params)
+  assert loaded.notes == ['Passed over: classifier.bias, classifier.weight.']
+
+
+def test_compiled_inside(params, folder):
+  tensors, metadata = safetensors.read(folder / WEIGHTS)
+  tensors = {
+    k.replace('encoder.layer', 'encoder._orig_mod.layer'): np.array(x)
+    for k, x in tensors.items()
+  }
+  safetensors.write(folder / WEIGHTS, tensors, metadata)
+  assert_equal(huggingface.read(folder).params, params)
+
+
+def test_two_encoders_are_refused(folder):
+  tensors, _ = safetensors.read(folder / WEIGHTS)
+  both = {
+    f'{which}.{k}': np.array(x)
+    for k, x in tensors.items()
+    for which in ('student', 'teacher')
+  }
+  safetensors.write(folder / WEIGHTS, both, {})
+  with pytest.raises(ValueError, match=r"2 encoders.*'student\.', 'teacher\.'"):
+    huggingface.read(folder)
+
+
+def test_in_several_files(params, folder):
+  kept_as(folder, 'ijepa.{}')
+  tensors, _ = safetensors.read(folder / WEIGHTS)
+  places = {}
+  for i, name in enumerate(tensors):
+    places[name] = f'model-{i % 2}.safetensors'
+  tensors = {k: np.array(x) for k, x in tensors.items()}
+  for file in set(places.values()):
+    some = {k: x for k, x in tensors.items() if places[k] == file}
+    safetensors.write(folder / file, some, {})
+  (folder / WEIGHTS).unlink()
+  index = folder / f'{WEIGHTS}.index.json'
+  index.write_text(json.dumps({'weight_map': places}))
+  assert_equal(huggingface.read(folder).params, params)
+  for wrong, words in (
+    (places | {'ijepa.layernorm.more': 'model-0.safetensors'}, 'does not list'),
+    (dict.fromkeys(places, '../model.safetensors'), 'no file beside it'),
+    (dict.fromkeys(places, 'gone.safetensors'), 'gone'),
+    ([], 'weight_map'),
+  ):
+    index.write_text(json.dumps({'weight_map': wrong}))
+    with pytest.raises(ValueError, match=words):
+      huggingface.read(folder)
+
+
+def test_pytorch_model_bin(params, folder):
+  torch = pytest.importorskip('torch')
+  tensors, _ = safetensors.read(folder / WEIGHTS)
+  stored = {
+    f'ijepa.{k}': torch.from_numpy(np.array(x)) for k, x in tensors.items()
+  }
+  stored['classifier.0.num_batches_tracked'] = torch.tensor(3)
+  torch.save(stored, folder / 'pytorch_model.bin')
+  (folder / WEIGHTS).unlink()
+  loaded = huggingface.read(folder)
+  assert_equal(loaded.params, params)
+  assert loaded.notes == ['Passed over: classifier.0.num_batches_tracked.']
+
+
+def test_their_classifier_here(transformers, tmp_path):
+  config = transformers.IJepaConfig(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    patch_size=8,
+    image_size=48,
+    layer_norm_eps=1e-6,
+    num_labels=7,
+  )
+  model = transformers.IJepaForImageClassification(config)
+  image = np.random.default_rng(1).normal(size=(2, 48, 48, 3))
+  image = image.astype(np.float32)
+  for name, options in {
+    'one': {},
+    'newer': {'save_original_format': False},
+    'several': {'max_shard_size': '20kB'},
+  }.items():
+    model.save_pretrained(tmp_path / name, **options)
+    loaded = huggingface.read(tmp_path / name)
+    assert 'Passed over: classifier.bias, classifier.weight.' in loaded.notes
+    # Their random table is not the one that is computed here.
+    assert len(loaded.notes) == 3
+    encoder, _ = architecture.models(loaded.config)
+    ours = encoder.apply(
+      {'params': loaded.params['encoder']},
+      image,
+      position_ND=loaded.tables['encoder'],
+    )
+    error = np.asarray(ours) - theirs(transformers, model.ijepa, image)
+    assert np.abs(error).max() < 1e-4
+
+
+def photograph(width, height, seed):
+  """Large patches of color with a little noise, as photographs have them."""
+  r = np.random.default_rng(seed)
+  coarse = r.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
+  image = PIL.Image.fromarray(coarse).resize((width, height))
+  noise = r.normal(0, 8, (height, width, 3))
+  pixels = np.clip(np.asarray(image) + noise, 0, 255)
+  return PIL.Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.mark.parametrize('size', [(48, 48), (64, 112), (224, 224)])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_the_processor_makes_our_pixels(transformers, tmp_path, size, channels):
+  mean, std = [0.5, 0.4, 0.3][:channels], [0.3, 0.2, 0.1][:channels]
+  given = dict(image_size=size, channels=channels, mean=mean, std=std)
+  written = huggingface._preprocessor(given)
+  (tmp_path / 'preprocessor_config.json').write_text(json.dumps(written))
+  (tmp_path / 'config.json').write_text('{"model_type": "ijepa"}')
+  processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+  sides = (640, 480), (333, 500), (481, 321), (101, 77), (20, 13), (40, 300)
+  images = [photograph(*side, seed) for seed, side in enumerate(sides)]
+  if channels == 3:
+    images += [images[0].convert('L'), images[1].convert('CMYK')]
+  images = [image.convert(decode.MODES[channels]) for image in images]
+  found = processor(images, return_tensors='np')['pixel_values']
+  for image, theirs_CHW in zip(images, found, strict=True):
+    pixels = theirs_CHW.transpose(1, 2, 0) * std + mean
+    ours = augment.evaluation_crop(size)(image).astype(float)
+    # The backend by torchvision rounds otherwise than Pillow.
+    assert np.abs(255 * pixels - ours).max() < 2.1
+    assert np.abs(255 * pixels - ours).mean() < 0.5
+
+
+def test_the_card_as_it_is_run(transformers, small_run, tmp_path, monkeypatch):
+  """The snippets of the card give the same features; of turned pictures too."""
+  export.export(small_run, tmp_path / 'lr[1e-3] hf', 'huggingface')
+  monkeypatch.chdir(tmp_path)
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6
+  photograph(200, 140, 0).save('a.jpg', exif=exif)
+  photograph(140, 203, 1).save('b.jpg')
+  card = (tmp_path / 'lr[1e-3] hf/README.md').read_text()
+  assert 'CLIPImageProcessor' in card
+  assert "mean of the last layer's tokens" in card
+  results = []
+  for block in re.findall(r'```python\n(.*?)```', card, re.DOTALL):
+    scope = {}
+    exec(block, scope)
+    results.append(np.asarray(scope['features']))
+  ours, other = results
+  length = np.linalg.norm(ours, axis=1) * np.linalg.norm(other, axis=1)
+  assert ((ours * other).sum(1) / length).min() > 0.999
+
+
+def test_what_a_processor_says(params, folder):
+  """Normalization is followed or refused; another way to cut is said."""
+  stats = dict(mean=(0.5, 0.25, 0.125), std=(1.0, 0.5, 0.25))
+  path = folder / 'preprocessor_config.json'
+  ours = huggingface._preprocessor(GIVEN | stats)
+
+  def read(**changes):
+    path.write_text(json.dumps(ours | changes))
+    return huggingface.read(folder)
+
+  assert read().notes == []
+  assert read(do_normalize=False).config['mean'] == (0, 0, 0)
+  assert read(do_normalize=False).config['std'] == (1, 1, 1)
+  (note,) = read(size={'height': 48, 'width': 48}, do_center_crop=False).notes
+  assert '"height": 48' in note and 'shorter side' in note
+  for changes in dict(do_rescale=False), dict(rescale_factor=1 / 127.5):
+    with pytest.raises(ValueError, match='divided by 255'):
+      read(**changes)
