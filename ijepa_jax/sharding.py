@@ -5,11 +5,12 @@ over 'fsdp' alone, by one rule that looks at shapes only, so that parameters,
 EMA target and Adam's moments lie alike.
 """
 
+import hashlib
 import math
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -130,3 +131,33 @@ def split_rows(x, mesh, dtype, fill=0) -> jax.Array:
   return jax.make_array_from_callback(
     (n, *np.shape(x)[1:]), batch_sharding(mesh), rows
   )
+
+
+def of_first(text: str) -> str:
+  """Gives process 0's text to all processes, whose texts are as long."""
+  if jax.process_count() == 1:
+    return text
+  codes = np.frombuffer(text.encode(), np.uint8)
+  return multihost_utils.broadcast_one_to_all(codes).tobytes().decode()
+
+
+def check_alike(listing: str, count: int) -> None:
+  """Refuses processes that see other images than process 0, as local copies of
+  a data set may: each would train on a stream of its own.
+
+  Args:
+    listing: of the images, see sources/.
+    count: of the images, for the sentence.
+
+  Raises:
+    ValueError: on every process, with the counts of all.
+  """
+  if jax.process_count() == 1:
+    return
+  digest = int(hashlib.sha256(listing.encode()).hexdigest()[:7], 16)
+  every = multihost_utils.process_allgather(np.int32([digest, count]))
+  if (every != every[0]).any():
+    raise ValueError(
+      f'The processes see other images, {every[:, 1].tolist()} of them: bring '
+      'the same files to every machine, or take a disk that all see.'
+    )

@@ -21,6 +21,7 @@ from ijepa_jax import (
   metrics,
   paths,
   recipe,
+  sharding,
 )
 from ijepa_jax.evals import online, watch
 from ijepa_jax.interop.start import first_state
@@ -81,6 +82,7 @@ def _pretrain(config, workdir, watched) -> ijepa.State:
   with recipe.told():
     workdir = paths.resolve(workdir)
     paths.check_checkpoints(workdir)
+    sharding.check_alike(source.listing, len(source))
     there = metrics.read_config(workdir)
   if there and there.get('job') != 'pretrain':
     raise recipe.UserError(

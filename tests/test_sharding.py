@@ -112,3 +112,23 @@ def test_global_batch(cpus, fsdp):
   assert [rows[d] for d in mesh.devices.flat] == [
     [2 * i, 2 * i + 1] for i in range(8)
   ]
+
+
+def test_machines_with_other_images_are_refused(monkeypatch):
+  """Local copies of a data set may differ; one process needs no comparison."""
+  sharding.check_alike('a', 5)
+  assert sharding.of_first('name') == 'name'
+
+  def gathered(mine, others):
+    monkeypatch.setattr(jax, 'process_count', lambda: 1 + len(others))
+    monkeypatch.setattr(
+      sharding.multihost_utils,
+      'process_allgather',
+      lambda x: np.stack([x, *(np.int32(o(x)) for o in others)]),
+    )
+    sharding.check_alike(*mine)
+
+  gathered(('a', 5), [lambda x: x])
+  for other in (lambda x: x + [0, 1], lambda x: x + [1, 0]):
+    with pytest.raises(ValueError, match='see other images'):
+      gathered(('a', 5), [lambda x: x, other])

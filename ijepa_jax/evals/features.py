@@ -68,12 +68,14 @@ def extract(
   Raises:
     UserError: the images don't fit the encoder, or one can't be read.
   """
-  key = cache.name_of(
-    kind='features',
-    version=VERSION,
-    encoder=[frozen.fingerprint, frozen.channels],
-    images=source.identity,
-    transform=repr(transform),
+  key = sharding.of_first(
+    cache.name_of(
+      kind='features',
+      version=VERSION,
+      encoder=[frozen.fingerprint, frozen.channels],
+      images=source.identity,
+      transform=repr(transform),
+    )
   )
   if paths.is_url(cache_dir):
     raise recipe.UserError(

@@ -104,7 +104,7 @@ def run(config, workdir: str) -> dict:
 def _run(config, workdir, watched) -> dict:
   c = config.finetune
   bench = jobs.set_up(config, workdir)
-  name = run_name(config, bench.depends_on)
+  name = sharding.of_first(run_name(config, bench.depends_on))
   folder = bench.workdir / name
   n, mesh = len(bench.train), bench.mesh
   with recipe.told():

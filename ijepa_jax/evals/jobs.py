@@ -112,6 +112,8 @@ def set_up(config, workdir: str, list_file: str = '') -> Bench:
         'images are, or leave these three.'
       )
     train, test, column, classes = task.open(list_file)
+    sharding.check_alike(train.listing, len(train))
+    sharding.check_alike(test.listing, len(test))
   frozen = load.load(
     start,
     mesh=mesh,

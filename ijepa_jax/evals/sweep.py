@@ -53,7 +53,7 @@ def run(config, workdir: str) -> dict:
     inputs=list(c.inputs),
     seed=config.seed,
   )
-  folder = bench.workdir / 'heads' / name
+  folder = bench.workdir / 'heads' / sharding.of_first(name)
   with recipe.told():
     sweep = heads.make_sweep(**course, devices=bench.mesh.size)
   test = bench.features(config, bench.test)
