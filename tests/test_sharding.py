@@ -129,6 +129,6 @@ def test_machines_with_other_images_are_refused(monkeypatch):
     sharding.check_alike(*mine)
 
   gathered(('a', 5), [lambda x: x])
-  for other in (lambda x: x + [0, 1], lambda x: x + [1, 0]):
+  for other in (lambda x: x + np.int32([0, 1]), lambda x: x + np.int32([1, 0])):
     with pytest.raises(ValueError, match='see other images'):
       gathered(('a', 5), [lambda x: x, other])
