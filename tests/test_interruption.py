@@ -207,9 +207,9 @@ def test_a_run_that_is_stopped_is_saved(
 
 
 def test_a_run_that_is_complete_all_the_same(tmp_path, monkeypatch):
-  signal_at(monkeypatch, 3, signal.SIGTERM)
-  config = test_train.make_config(total_steps=4)
-  assert train.pretrain(config, tmp_path).step == 4
+  signal_at(monkeypatch, 5, signal.SIGTERM)
+  config = test_train.make_config(total_steps=6)
+  assert train.pretrain(config, tmp_path).step == 6
 
 
 @pytest.mark.parametrize(
