@@ -141,7 +141,10 @@ def test_a_list_of_the_labelled(small_run, images, tmp_path):
     ({'init_from': ''}, 'init_from is empty'),
     ({'init_from': '/nowhere'}, 'nothing at init_from = /nowhere'),
     ({'task': 'imagenett'}, "did you mean 'imagenet'"),
-    ({'task': 'cifar10', 'data.path': ''}, 'cifar10.*prepare'),
+    (
+      {'task': 'cifar10', 'data.path': '', 'data.test': ''},
+      'cifar10.*prepare',
+    ),
     ({'data.path': '/nowhere'}, '/nowhere'),
     ({'data.test': 'val'}, "'val'"),
     ({'task': 'cifar100'}, '2 classes.*100'),
@@ -174,7 +177,7 @@ def test_another_label_has_heads_of_its_own(small_run, tmp_path, monkeypatch):
     monkeypatch.setitem(tasks.TASKS, f'small_{label}', task)
   for label, augment in (('class', False), ('hue', False), ('hue', True)):
     config = make_config('linear', small_run, '')
-    config.task = f'small_{label}'
+    config.task, config.data.test = f'small_{label}', ''
     config.linear.augment, config.linear.epochs = augment, 1
     sweep.run(config, tmp_path)
   assert len(list((tmp_path / 'heads').iterdir())) == 3
