@@ -81,6 +81,11 @@ def params(config, workdir):
   return jax.device_get(state)
 
 
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
 def losses_close(found, expected):
   assert found.keys() == expected.keys()
   close([found[s] for s in expected], list(expected.values()), TRAINED)
@@ -146,11 +151,7 @@ def test_killed_in_the_middle_of_step_15(straight, tmp_path):
   assert max(losses(tmp_path)) == 14
   train.pretrain(config, tmp_path)
   assert losses(tmp_path) == losses(straight)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    params(config, tmp_path),
-    params(config, straight),
-  )
+  assert_same(params(config, tmp_path), params(config, straight))
 
 
 def test_finished_run_is_left_alone(straight):
