@@ -17,7 +17,6 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ijepa_jax import vit
@@ -31,7 +30,7 @@ def normalize(image_BHWC: jax.Array, mean, std) -> jax.Array:
   """uint8 pixels to normalised float32; float images pass as they are."""
   if image_BHWC.dtype != jnp.uint8:
     return image_BHWC
-  mean, std = np.float32(mean), np.float32(std)
+  mean, std = (jnp.asarray(x, jnp.float32) for x in (mean, std))
   return (image_BHWC.astype(jnp.float32) / 255 - mean) / std
 
 

@@ -208,3 +208,71 @@ def test_names(tmp_path):
   assert licence.shown('gs://bucket/runs/vit_l16') == 'vit_l16'
   assert licence.place(tmp_path) == tmp_path / 'README.md'
   assert licence.place(tmp_path / 'a.tar') == tmp_path / 'a.tar.md'
+
+
+def test_what_was_chosen_on_the_test_images_is_said(tmp_path):
+  files = {
+    'knn': {
+      'accuracy': {'knn': 0.5},
+      'sweep': {'k=10, T=0.07': 0.5, 'k=20, T=0.07': 0.4},
+    },
+    'linear': {
+      'accuracy': {'linear': 0.6, 'linear_last': 0.6, 'linear_last4': 0.5},
+      'heads': {'last bn lr=0.1 wd=0': 0.6, 'last lr=0.1 wd=0': 0.5}
+      | {'last4 lr=0.1 wd=0': 0.5},
+    },
+    'logistic': {'accuracy': {'logistic': 0.4}, 'training_examples': 13},
+  }
+  for job, found in files.items():
+    found |= {'task': 'folder', 'paper': {}, 'job': job}
+    found['checkpoint'] = 'my, run, step 300, target encoder'
+    metrics.replace(tmp_path / f'evals/folder-{job}.json', json.dumps(found))
+  rows = [
+    line.split(' | ')[1:3]
+    for line in card_of(tmp_path, config=config(), step=300).splitlines()
+    if line.startswith('| folder |')
+  ]
+  assert rows == [
+    ['knn, best of 2 on the test images', 'step 300, target encoder'],
+    ['linear, best of 3 on the test images', 'step 300, target encoder'],
+    ['linear_last, best of 2 on the test images', 'step 300, target encoder'],
+    ['linear_last4', 'step 300, target encoder'],
+    ['logistic, 13 labels', 'step 300, target encoder'],
+  ]
+
+
+def test_evaluations_below_any_name(tmp_path):
+  run = tmp_path / 'lr[1e-3]'
+  found = {'task': 'imagenet', 'accuracy': {'knn': 0.5}, 'paper': {}}
+  found['checkpoint'] = 'lr[1e-3], step 3, target encoder'
+  metrics.replace(run / 'evals/imagenet-knn.json', json.dumps(found))
+  text = card_of(run, config=config(), step=3, name='lr[1e-3] hf')
+  assert '| imagenet | knn | step 3, target encoder | 50.0 | - |' in text
+  assert "load_encoder('lr[1e-3] hf')" in text
+  assert "`--config.init_from='lr[1e-3] hf'`" in text
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({}, 'its shorter side is brought to 256 pixels'),
+    ({'mean': None, 'std': None}, 'does not say by which mean'),
+    (
+      {'channels': 5, 'mean': [0.5] * 5, 'std': [1] * 5},
+      'Arrays of 224 x 224 pixels and 5 channels go in.',
+    ),
+  ],
+)
+def test_from_a_picture_to_features(tmp_path, changes, words):
+  of = loaded(['target'])
+  kept = {k: v for k, v in (of.config | changes).items() if v is not None}
+  text = card_of(tmp_path, of._replace(config=kept), 'huggingface')
+  assert words in text
+  assert ('AutoImageProcessor' in text) == (not changes)
+
+
+def test_schedules_longer_than_the_run(tmp_path):
+  c = config(**{'optim.schedule_scale': 1.25, 'data.jitter': 0.5})
+  text = card_of(tmp_path, config=c, step=300)
+  assert '| 300 of 187500, of schedules 1.25 times as long |' in text
+  assert '; jitter 0.5 |' in text
