@@ -107,7 +107,8 @@ def export(
       loaded, source=source, name=name, to=to, config=config, step=step
     )
     beside = licence.place(made)
-    beside.write_text(words)
+    # Names of folders may be of any bytes.
+    beside.write_text(words, encoding='utf-8', errors='surrogateescape')
     if made.is_file():
       os.replace(beside, licence.place(out))
     os.replace(made, out)  # Over an empty folder, if there is one.
