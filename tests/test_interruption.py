@@ -14,6 +14,7 @@ import test_train
 from ijepa_jax import checkpoint, interruption, metrics, parallel, train
 
 ROOT = pathlib.Path(__file__).parents[1]
+ONE_DEVICE = ' --xla_force_host_platform_device_count=1'  # the last counts
 SIGNALS = [(signal.SIGTERM, 143, 'SIGTERM'), (signal.SIGINT, 130, 'Ctrl-C')]
 
 
@@ -241,7 +242,7 @@ def test_several_processes_stop_together(number, status, name, whom, tmp_path):
     'LOCAL_WORLD_SIZE': '2',
     'MASTER_ADDR': 'localhost',
     'MASTER_PORT': str(port),
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=1',
+    'XLA_FLAGS': os.environ['XLA_FLAGS'] + ONE_DEVICE,
     'JAX_PLATFORMS': 'cpu',
   }
   runs = [

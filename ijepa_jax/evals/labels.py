@@ -105,7 +105,8 @@ class Checked:
 def hot(y_B: jax.Array, classes: int) -> jax.Array:
   """float32 [B, classes]: 1 on the label; NaN where it is no class."""
   is_class = (y_B >= 0) & (y_B < classes)
-  return jnp.where(is_class[:, None], jax.nn.one_hot(y_B, classes), jnp.nan)
+  hot_BC = jax.nn.one_hot(y_B, classes, dtype=jnp.float32)
+  return jnp.where(is_class[:, None], hot_BC, jnp.nan)
 
 
 def never_wrapped(y_B: jax.Array, classes: int) -> jax.Array:
