@@ -298,6 +298,7 @@ def test_bad_images_stop_the_run_and_lose_nothing(tmp_path):
   config = make_config(
     **{
       'data.source': 'folder',
+      'data.count': 20_000,  # of pictures; nothing is said of it
       'data.path': str(images),
       'data.max_bad_share': 0.03,
       'total_steps': 100,
@@ -336,7 +337,10 @@ def test_a_disk_that_is_full(straight, tmp_path, monkeypatch):
     ({'model.patch_size': 7}, r'\(48, 48\).*7 pixels'),
     ({'mask.sampler': 'unifrom'}, "'uniform'"),
     ({'data.channels': 1}, 'data.mean has 3'),
-    ({'data.source': 'folder', 'data.path': '/nowhere'}, '/nowhere'),
+    (
+      {'data.source': 'folder', 'data.count': 20_000, 'data.path': '/nowhere'},
+      '/nowhere',
+    ),
     ({'mesh.fsdp': 3}, 'mesh.fsdp = 3'),
     ({'checkpoint.keep_last': 0}, 'keep_last is 0'),
     ({'data.crop_scale': (0.5, 0.3)}, 'crop_scale is'),
