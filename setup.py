@@ -22,15 +22,17 @@ setup(
     # tensorflow-datasets 4.9.10 imports it without naming it.
     'importlib_resources>=6',
     'jax>=0.8,<0.13',
-    'matplotlib>=3.9',  # the first for NumPy 2
+    'matplotlib>=3.10.7',
     'ml_collections>=1.0',
     'msgpack>=1.0.5',
     'numpy>=2',
-    'optax>=0.2.6,<0.4',
+    # 0.2.6 keeps a scheduled weight decay at its first value.
+    'optax>=0.2.7,<0.4',
     'orbax-checkpoint>=0.12,<0.14',
     'pillow>=10.3',
     'tensorboardX>=2.6.2',
-    'tensorflow-datasets>=4.9.7',
+    # The first that needs neither TensorFlow nor an old protobuf.
+    'tensorflow-datasets>=4.9.10',
     'tqdm>=4.66.3',
   ],
   extras_require={
