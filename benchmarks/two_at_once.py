@@ -21,6 +21,7 @@ import time
 
 import numpy as np
 from absl import app, flags
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from ijepa_jax import metrics
 
 _ROUNDS = flags.DEFINE_integer('rounds', 20, 'Of each of the two kinds.')
-_DELAY = flags.DEFINE_float('delay', 8.0, 'Seconds between starts, at most.')
+_DELAY = flags.DEFINE_float('delay', 5.0, 'Seconds between starts, at most.')
 
 
 def start(*arguments):
@@ -59,11 +60,24 @@ def pretrain(workdir):
   ]
 
 
-def knn(run, workdir):
+def write_images(folder):
+  """Noise in two colors, 1000 pictures to train with and 500 to test."""
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 500), ('test', 250)):
+    for i, name in enumerate(('blue', 'red')):
+      (folder / split / name).mkdir(parents=True)
+      for k in range(count):
+        pixels = rng.integers(0, 200, (60, 60, 3), np.uint8)
+        pixels[..., 2 - 2 * i] += 10
+        Image.fromarray(pixels).save(folder / split / name / f'{k:03}.png')
+
+
+def knn(folder, workdir):
   return [
-    *('--config=configs/evals/knn.py', '--config.task=scenes_class'),
-    *(f'--config.init_from={run}', f'--workdir={workdir}'),
-    '--config.data.workers=0',
+    *('--config=configs/evals/knn.py', '--config.task=folder'),
+    *(f'--config.data.path={folder}/images', '--config.data.test=test'),
+    *(f'--config.init_from={folder}/alone', f'--workdir={workdir}'),
+    *('--config.data.workers=0', '--config.batch_size=32'),
   ]
 
 
@@ -81,12 +95,13 @@ def main(_):
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder / 'compiled')
   alone = start(*pretrain(folder / 'alone'))
   assert alone.communicate() and alone.returncode == 0
-  judged = start(*knn(folder / 'alone', folder / 'judged'))
+  write_images(folder / 'images')
+  judged = start(*knn(folder, folder / 'judged'))
   assert judged.communicate() and judged.returncode == 0
   counts = collections.Counter()
   for i in range(_ROUNDS.value):
     workdir = folder / f'knn-{i}'
-    for status, words in pair(knn(folder / 'alone', workdir)):
+    for status, words in pair(knn(folder, workdir)):
       assert status == 0, words
       counts['kNN: waited for the other'] += 'Waiting for process' in words
     for path in workdir.rglob('last*.npy'):
