@@ -1,6 +1,7 @@
 """One process's rows of a step: images read, decoded and cropped, and masks."""
 
 import dataclasses
+import multiprocessing
 from collections.abc import Callable
 
 import numpy as np
@@ -28,7 +29,10 @@ class Rows:
 
   def __call__(self, i: int, indices: list[int]) -> dict:
     """Part i % processes of step i // processes, from images `indices`."""
-    decode.limit_pixels(self.max_pixels)
+    # In a worker alone: a thread of this process may outlive the job that made
+    # it, and would set the limit of the next one.
+    if multiprocessing.parent_process():
+      decode.limit_pixels(self.max_pixels)
     step, part = divmod(i, self.processes)
     shape = self.rows, *self.transform.size, self.channels
     images, labels, failures = np.empty(shape, np.uint8), [], []

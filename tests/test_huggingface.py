@@ -470,6 +470,8 @@ def photograph(width, height, seed):
 @pytest.mark.parametrize('size', [(48, 48), (64, 112), (224, 224)])
 @pytest.mark.parametrize('channels', [1, 3])
 def test_the_processor_makes_our_pixels(transformers, tmp_path, size, channels):
+  if channels == 1 and transformers.__version__ < '5':
+    pytest.skip('transformers 4 takes no grey pictures')
   mean, std = [0.5, 0.4, 0.3][:channels], [0.3, 0.2, 0.1][:channels]
   given = dict(image_size=size, channels=channels, mean=mean, std=std)
   written = huggingface._preprocessor(given)
