@@ -86,8 +86,13 @@ def _enter(stack, path, place, wait):
     return
   stack.enter_context(_folder(path.parent))
   while True:
+    # The owner before may have removed its empty folder.
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Not 'w', which would wipe out the name of the owner.
-    file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
+    try:
+      file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
+    except FileNotFoundError:
+      continue
     stack.callback(file.close)
     if not _flock(file, path, place, wait):
       stack.enter_context(_lease(path, place, wait))

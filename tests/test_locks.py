@@ -110,3 +110,19 @@ def test_nothing_is_left(tmp_path):
   with locks.only_writer(tmp_path / 'a' / 'b'):
     (tmp_path / 'a' / 'kept').touch()
   assert [p.name for p in (tmp_path / 'a').iterdir()] == ['kept']
+
+
+def test_the_folder_of_the_one_before_may_go(tmp_path):
+  """Each removes its empty folder, for which the others wait."""
+  place, done = tmp_path / 'a' / 'b', []
+
+  def work():
+    with locks.only_writer(place, wait=True):
+      done.append(place.exists())
+
+  threads = [threading.Thread(target=work) for _ in range(20)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert done == [True] * 20

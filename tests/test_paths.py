@@ -99,3 +99,12 @@ def test_a_name_is_of_everything():
   assert cache.name_of(a=1, b=2) == cache.name_of(b=2, a=1)
   with pytest.raises(TypeError):
     cache.name_of(a=object())
+
+
+def test_a_kernel_and_its_transpose_have_two_names():
+  """Their bits have one sum: features of the one would be the other's."""
+  x = jnp.arange(16.0).reshape(4, 4)
+  assert checkpoint.checksums({'k': x}) == checkpoint.checksums({'k': x.T})
+  one, other = (checkpoint.digests({'k': y}) for y in (x, x.T))
+  assert one != other
+  assert checkpoint.digests({'k': x + 0}) == one
