@@ -18,7 +18,7 @@ from absl import app, flags, logging
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 import main as entry
-from ijepa_jax import recipe
+from ijepa_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('init_from', None, 'Workdir of the run.', required=True)
@@ -60,7 +60,7 @@ def main(_):
       run = getattr(importlib.import_module(module), function)
       try:
         found = run(config, '')
-      except recipe.UserError as error:
+      except UserError as error:
         sys.exit(str(error))
       cells.append(f'{100 * found["accuracy"][job]:.1f}')
     table.append([title, *cells])

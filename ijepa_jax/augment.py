@@ -6,17 +6,8 @@ import math
 import numpy as np
 from PIL import Image
 
-from ijepa_jax.decode import BadImage, Encoded, decode
-
-__all__ = (
-  'BadImage',
-  'CentreCrop',
-  'Encoded',
-  'RandomCrop',
-  'Whole',
-  'decode',
-  'evaluation_crop',
-)
+from ijepa_jax.decode import BadImage, Encoded, decode  # noqa: F401
+from ijepa_jax.errors import UserError
 
 _MAX_PIXELS = 2**26  # that the whole of an image may have on the way
 FILTERS = {
@@ -117,16 +108,16 @@ class RandomCrop:
 
   def __post_init__(self):
     if len(self.size) != 2 or min(self.size) < 1:
-      raise ValueError(
+      raise UserError(
         f'image_size is {self.size}: take a height and a width in pixels.'
       )
     if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
-      raise ValueError(
+      raise UserError(
         f'crop_scale is {self.scale}: take two shares of the area, the lesser '
         'first, above 0 and up to 1.'
       )
     if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1]:
-      raise ValueError(
+      raise UserError(
         f'crop_ratio is {self.ratio}: take two ratios of width to height, the '
         'lesser first, above 0.'
       )
@@ -176,7 +167,7 @@ class CentreCrop:
 
   def __post_init__(self):
     if not 1 <= max(self.size) <= self.resize:
-      raise ValueError(
+      raise UserError(
         f'resize is {self.resize}: take at least the {max(self.size)} pixels '
         'of the crop.'
       )

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from ijepa_jax import paths
+from ijepa_jax.errors import UserError
 
 # Several processes agree on the clock only this often: it stalls the devices.
 _CLOCK_STEPS = 10
@@ -41,7 +42,7 @@ def _worth_showing(record) -> bool:
 logging.get_absl_logger().addFilter(_worth_showing)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
   """A checkpoint could not be written, or none could be read: one sentence."""
 
 
@@ -85,16 +86,16 @@ class Checkpointer:
         diverge alone.
 
     Raises:
-      ValueError: a number is too small, or nothing can be read at such a path.
+      UserError: a number is too small, or nothing can be read at such a path.
     """
     numbers = every_steps, every_minutes, keep_every
     if min(numbers) < 0 or keep_last < 1:
-      raise ValueError(
+      raise UserError(
         f'checkpoint: every_steps, every_minutes and keep_every are {numbers}, '
         f'keep_last is {keep_last}: take 0 or more, and 1 or more.'
       )
     if keep_best_mode not in ('max', 'min'):
-      raise ValueError(
+      raise UserError(
         f'checkpoint.keep_best_mode is {keep_best_mode!r}: take max or min.'
       )
     # Orbax takes no relative one.
@@ -148,7 +149,7 @@ class Checkpointer:
       (state, step), or None where there is no checkpoint.
 
     Raises:
-      ValueError: a checkpoint holds other arrays than the model; none is moved.
+      UserError: a checkpoint holds other arrays than the model; none is moved.
       CheckpointError: there are checkpoints, and none can be read.
     """
     steps = self._agreed_steps()
@@ -169,7 +170,7 @@ class Checkpointer:
       (part, step).
 
     Raises:
-      ValueError: there is no such checkpoint, or it holds other arrays.
+      UserError: there is no such checkpoint, or it holds other arrays.
       CheckpointError: it can't be read.
     """
     return self._first_readable(self._these(step), part, partial=True)[:2]
@@ -181,7 +182,7 @@ class Checkpointer:
       step: of the checkpoint; None: the newest whose list can be read.
 
     Raises:
-      ValueError: there is no such checkpoint.
+      UserError: there is no such checkpoint.
       CheckpointError: it can't be read.
     """
     steps = self._these(step)
@@ -198,7 +199,7 @@ class Checkpointer:
   def _these(self, step: int | None) -> list[int]:
     steps = self._agreed_steps()
     if not steps or step not in (None, *steps):
-      raise ValueError(
+      raise UserError(
         f'There is no checkpoint {"" if step is None else f"{step} "}in '
         f'{self.directory}; there are: {", ".join(map(str, steps)) or "none"}.'
       )
@@ -227,12 +228,12 @@ class Checkpointer:
       found = ocp.metadata(path)
       expected = (found.custom_metadata or {}).get('checksums')
       if found.metadata is None or expected is None:
-        raise ValueError('its list of arrays or of checksums is unreadable')
+        raise UserError('its list of arrays or of checksums is unreadable')
     if reading.reason:
       return None, reading.reason
     if differences := _differences(abstract_state, found.metadata, partial):
       more = len(differences) - _MISMATCHES_SHOWN
-      raise ValueError(
+      raise UserError(
         f'Checkpoint {step} in {self.directory} is of another model: '
         + '; '.join(differences[:_MISMATCHES_SHOWN])
         + (f'; and {more} more' if more > 0 else '')
@@ -246,9 +247,9 @@ class Checkpointer:
       sums, spoilt = examined(state)
       wrong = [k for k, value in sums.items() if expected.get(k) != value]
       if wrong:
-        raise ValueError(f'wrong checksum of {", ".join(wrong[:3])}')
+        raise UserError(f'wrong checksum of {", ".join(wrong[:3])}')
       if spoilt and self._finite:
-        raise ValueError(f'not all numbers are finite, as in {spoilt[0]}')
+        raise UserError(f'not all numbers are finite, as in {spoilt[0]}')
     return (None, reading.reason) if reading.reason else (state, None)
 
   def _move_aside(self, steps: list[int]) -> None:
@@ -291,7 +292,7 @@ class Checkpointer:
         is never best.
 
     Raises:
-      ValueError: nothing can be saved to such a path, see paths.py.
+      UserError: nothing can be saved to such a path, see paths.py.
       CheckpointError: this save, or the one before, failed. NotFinite: the
         state is not worth keeping; nothing was written.
     """

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from ijepa_jax.errors import UserError
+
 JITTERED = 0.8  # share of the images
 SIGMA = 0.1, 2.0  # pixels, of the blur
 
@@ -56,12 +58,12 @@ class Colour:
   def __post_init__(self):
     # Where brightness comes down to nothing, and hue goes all around.
     if not 0 <= self.jitter <= 1.25:
-      raise ValueError(
+      raise UserError(
         f'data.jitter is {self.jitter}: take a strength from 0 to 1.25.'
       )
     for name in ('grey', 'blur'):
       if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(
+        raise UserError(
           f'data.{name} is {getattr(self, name)}: take a share from 0 to 1.'
         )
 
@@ -70,9 +72,9 @@ class Colour:
     return self.crop.size
 
   def check(self, channels: int) -> None:
-    """Raises ValueError for images of other than three channels."""
+    """Raises UserError for images of other than three channels."""
     if channels != 3:
-      raise ValueError(
+      raise UserError(
         'data.jitter, data.grey and data.blur are for 3 channels and the '
         f'images have {channels}: set them to 0.'
       )

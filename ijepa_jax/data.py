@@ -20,9 +20,7 @@ import numpy as np
 from absl import logging
 
 from ijepa_jax import decode, parallel, rows
-
-# What next() raises when the images, the disk or a worker are at fault.
-ERRORS = RuntimeError, ValueError, OSError
+from ijepa_jax.errors import UserError
 
 
 class _Failures:
@@ -50,7 +48,7 @@ class _Failures:
       limit = 'and here all have to be'
       if self.max_share:
         limit = f'more than data.max_bad_share = {self.max_share:g}'
-      raise RuntimeError(
+      raise UserError(
         f'{self.count} of {self.seen} images can not be read ({some}), '
         f'{limit}: repair or remove them; the log has all names and reasons.'
       )
@@ -65,7 +63,7 @@ def _first(source) -> dict:
       return source[index]
     except OSError as error:
       reasons.append(str(error))
-  raise ValueError(
+  raise UserError(
     f'None of the first {len(reasons)} images can be read: {reasons[0]}.'
   )
 
@@ -73,27 +71,27 @@ def _first(source) -> dict:
 def _check(source, batch_size, seed, image_size, channels, fast, workers):
   """Refuses what would fail later and less clearly -> whether to decode."""
   if not len(source):
-    raise ValueError('The data source is empty: check data.path.')
+    raise UserError('The data source is empty: check data.path.')
   if not 0 <= seed < 2**32:
-    raise ValueError(f'The seed is {seed}: take one from 0 to 2**32 - 1.')
+    raise UserError(f'The seed is {seed}: take one from 0 to 2**32 - 1.')
   first = _first(source)
   encoded = not isinstance(first['image'], np.ndarray)
   if not encoded and first['image'].shape[-1] != channels:
-    raise ValueError(rows.wrong_channels(first, channels))
+    raise UserError(rows.wrong_channels(first, channels))
   if encoded and channels not in decode.MODES:
-    raise ValueError(
+    raise UserError(
       f'data.channels is {channels}: encoded images have 1 (grey), 2 (grey and '
       'alpha), 3 (RGB) or 4 (RGB and alpha); more come as .npy files.'
     )
   if fast and not encoded:
     logging.warning('data.fast is passed over: the images are not encoded.')
   if fast and encoded and decode.missing():
-    raise ValueError(
+    raise UserError(
       f'data.fast needs {" and ".join(decode.missing())}: pip install '
       "'ijepa_jax[fast]', or set it to False."
     )
   if workers < 0:
-    raise ValueError(f'data.workers is {workers}: take 0 or more.')
+    raise UserError(f'data.workers is {workers}: take 0 or more.')
   # A worker that finds it full dies of SIGBUS, without a word.
   shared = '/dev/shm'
   if workers and os.path.isdir(shared):
@@ -102,7 +100,7 @@ def _check(source, batch_size, seed, image_size, channels, fast, workers):
     need = 4 * (workers + 1) * batch_size * image
     free = shutil.disk_usage(shared).free
     if need > free:
-      raise ValueError(
+      raise UserError(
         f'{workers} workers need {need / 2**20:.0f} MiB of shared memory and '
         f'{shared} has {free / 2**20:.0f} free: take fewer data.workers or '
         'enlarge it (docker run --shm-size).'
@@ -181,12 +179,12 @@ def make_dataset(
     Close its iterators; `prefetch` does.
 
   Raises:
-    ValueError: an argument that can't be; here.
+    UserError: an argument that can't be; here.
     RuntimeError: by next(): too many images can't be read; or a worker died,
       which it takes a second to see.
   """
   if process_count < 1 or batch_size < 1 or batch_size % process_count:
-    raise ValueError(
+    raise UserError(
       f'A batch_size of {batch_size} does not divide over {process_count} '
       f'processes: take a multiple of {process_count}.'
     )
@@ -242,7 +240,7 @@ class Prefetched(grain.experimental.ThreadPrefetchDatasetIterator):
       killed = re.search(r'terminated .* exit code (-?\d+)', str(error))
       if not killed:
         raise
-      raise RuntimeError(
+      raise UserError(
         f'A worker of the input pipeline died with exit code {killed[1]}: -9 '
         'is most often a lack of memory and -7 of shared memory: take fewer '
         'data.workers; the log above may say more.'

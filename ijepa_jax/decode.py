@@ -82,7 +82,7 @@ def array(data: bytes) -> np.ndarray:
     BadImage: it holds anything else, is cut short, or is larger than
       `limit_pixels` allows; nothing in it is executed.
   """
-  with _told():
+  with _as_bad_image():
     pixels = np.load(io.BytesIO(data), allow_pickle=False)
     if pixels.ndim == 2:
       pixels = pixels[..., None]
@@ -101,7 +101,7 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
   Raises:
     BadImage: see `decode`.
   """
-  with _told():
+  with _as_bad_image():
     image.load()
     info = dict(image.info)
     try:
@@ -134,7 +134,7 @@ class Encoded:
     self.fast = fast
     self._data, self._mode = data, MODES[channels]
     self._done = {}  # by scale
-    with _told():
+    with _as_bad_image():
       self._opened = self._try(self._open)
       self.size = self._opened.size
       self._is_jpeg = self._opened.format in ('JPEG', 'MPO')
@@ -193,7 +193,7 @@ class Encoded:
   def pixels(self, scale: int = 1) -> Image.Image | np.ndarray:
     """The whole image at 1/scale: Pillow's, or, if fast, uint8 [h, w, C]."""
     if scale not in self._done:
-      with _told():
+      with _as_bad_image():
         self._done[scale] = self._try(self._pixels, scale)
     return self._done[scale]
 
@@ -226,7 +226,7 @@ def _check_size(width, height):
 
 
 @contextlib.contextmanager
-def _told():
+def _as_bad_image():
   try:
     yield
   except BadImage:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 import jax
 from absl import logging
 
+from ijepa_jax.errors import UserError
+
 # Launcher -> the variables of: how many processes there are, which one this is,
 # and both on this node alone. Innermost first: srun starts torchrun and the
 # daemons of mpirun, it is not started by them.
@@ -84,7 +86,7 @@ def initialise(
     process_id: of this process, from 0.
 
   Raises:
-    ValueError: arguments or variables that are incomplete or name no process of
+    UserError: arguments or variables that are incomplete or name no process of
       the job; several processes that do not say where they are, or can not
       reach one another; GPUs that do not divide over them.
   """
@@ -94,7 +96,7 @@ def initialise(
       not re.fullmatch(r'.+:\d+', coordinator)
       or not 0 <= process_id < num_processes
     ):
-      raise ValueError(
+      raise UserError(
         f'coordinator = {coordinator!r}, num_processes = {num_processes} and '
         f'process_id = {process_id} do not name a process: give all three, as '
         "'host:port', 1 or more, and 0 or more but less than num_processes."
@@ -129,7 +131,7 @@ def _connect(options):
   for error in failures:
     if not isinstance(error, RuntimeError):
       raise error
-    raise ValueError(
+    raise UserError(
       'The processes of the job did not find one another at '
       f'{options.get("coordinator_address", "the address of process 0")}: '
       f'{error}'
@@ -139,13 +141,13 @@ def _connect(options):
 def _check_devices(count: int | None) -> None:
   """Refuses what would train several runs, or a batch that can't be split."""
   if count not in (None, jax.process_count()):
-    raise ValueError(
+    raise UserError(
       f'{count} processes were started and JAX joins {jax.process_count()}: '
       'the devices of the kind that is used can not be joined.'
     )
   each = collections.Counter(d.process_index for d in jax.devices())
   if len(set(each.values())) > 1:
-    raise ValueError(
+    raise UserError(
       f'The processes have {[each[i] for i in sorted(each)]} devices: start '
       'them so that each has as many, or set JAX_LOCAL_DEVICE_IDS.'
     )
@@ -170,7 +172,7 @@ def surroundings(
     finds out itself. None: this process is alone.
 
   Raises:
-    ValueError: there are more, and not all that is needed is told.
+    UserError: there are more, and not all that is needed is told.
   """
   if not by_hand and _number(env, 'JAX_NUM_PROCESSES') == 1:
     return None
@@ -179,10 +181,10 @@ def surroundings(
   if chosen is None:
     found = _by_others(env)
     if found is None and incomplete:
-      raise ValueError(incomplete[0])
+      raise UserError(incomplete[0])
     return found
   if not 0 <= chosen.rank < chosen.count:
-    raise ValueError(
+    raise UserError(
       f'{chosen.launcher} says that this is process {chosen.rank} of '
       f'{chosen.count}, and they count from 0: look at the environment, or '
       f'{_BY_HAND}.'
@@ -201,7 +203,7 @@ def surroundings(
     address = f'127.0.0.1:{_port(env, str(launcher))}'
   if address:
     if not re.fullmatch(r'.+:\d+', address):
-      raise ValueError(
+      raise UserError(
         f'The address of process 0 is {address!r}: take host:port.'
       )
     # Asked too, JAX would take one GPU for each process.
@@ -215,7 +217,7 @@ def surroundings(
       visible = _visible(env)
       devices = list(range(gpus() if visible is None else visible)) or None
   else:
-    raise ValueError(
+    raise UserError(
       f'{chosen.launcher} started {chosen.count} processes but does not say '
       'where the first is: set MASTER_ADDR and MASTER_PORT, or '
       f'{"install mpi4py, or " if chosen.launcher in _OF_MPI else ""}'
@@ -231,7 +233,7 @@ def _number(env, name: str) -> int | None:
   if not text:
     return None
   if not re.fullmatch(r'-?\d+', text):
-    raise ValueError(
+    raise UserError(
       f'{name} is {text!r} in the environment: it should be a whole number, '
       'so correct it or unset it.'
     )
@@ -286,7 +288,7 @@ def _by_jax(env, places) -> Place | None:
     launcher = f'{prefix or "JAXJob: "}NUM_PROCESSES'
     return Place(launcher, count, rank, address=address)
   if count or (rank is not None and not places):
-    raise ValueError(
+    raise UserError(
       f'{prefix}NUM_PROCESSES is {count} and {prefix}PROCESS_ID is {rank}: set '
       f'or unset both, or {_BY_HAND}.'
     )
@@ -390,7 +392,7 @@ def _by_others(env) -> tuple[str, dict] | None:
   if 'KUBERNETES_SERVICE_HOST' in env and 'JOB_COMPLETION_INDEX' in env:
     if importlib.util.find_spec('kubernetes'):
       return 'indexed Kubernetes Job', {}
-    raise ValueError(
+    raise UserError(
       f'This is pod {env["JOB_COMPLETION_INDEX"]} of an indexed Kubernetes '
       'Job, which only the package kubernetes can look up: install jax[k8s], '
       'or set JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES, or '
@@ -398,12 +400,12 @@ def _by_others(env) -> tuple[str, dict] | None:
     )
   for name in ('SM_HOSTS', 'TF_CONFIG', 'CLUSTER_SPEC'):
     if (count := _listed(env.get(name, ''))) > 1:
-      raise ValueError(
+      raise UserError(
         f'{name} names {count} machines, and nothing says how JAX is to join '
         f'them: {_BY_HAND}.'
       )
   if address := env.get('JAX_COORDINATOR_ADDRESS'):
-    raise ValueError(
+    raise UserError(
       f'JAX_COORDINATOR_ADDRESS is {address!r}, and nothing says how many '
       'processes there are: set JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset '
       'it.'
@@ -481,7 +483,7 @@ def _share(env, place: Place, gpus) -> list[int] | None:
   """
   if ids := env.get('JAX_LOCAL_DEVICE_IDS'):
     if not re.fullmatch(r'\d+(,\d+)*', ids):
-      raise ValueError(
+      raise UserError(
         f'JAX_LOCAL_DEVICE_IDS is {ids!r}: take numbers, as in 0,1.'
       )
     return None
@@ -509,7 +511,7 @@ def _share(env, place: Place, gpus) -> list[int] | None:
     here, most = place.here, max(place.here, place.most)
   each = next((n // x for x in (most, here) if n % x == 0), 0)
   if not each or place.local >= here:
-    raise ValueError(
+    raise UserError(
       f'The {n} GPUs of this node do not divide over its {most} processes: '
       'start as many as divide them, or set CUDA_VISIBLE_DEVICES or '
       'JAX_LOCAL_DEVICE_IDS for each (JAX_PLATFORMS=cpu: none is used).'
@@ -522,3 +524,13 @@ def _share(env, place: Place, gpus) -> list[int] | None:
       n - each * here,
     )
   return list(range(place.local * each, (place.local + 1) * each))
+
+
+def log_devices() -> None:
+  """Logs which process of how many this is, and its devices."""
+  logging.info(
+    'Process %d of %d, devices: %s',
+    jax.process_index(),
+    jax.process_count(),
+    ', '.join(f'{d} ({d.device_kind})' for d in jax.local_devices()),
+  )

@@ -165,7 +165,7 @@ def load(flavour, seed, count, cache_dir=None, workers=None):
     images may be mapped from the disk.
 
   Raises:
-    ValueError: an unknown flavour, a negative seed, or count or workers
+    UserError: an unknown flavour, a negative seed, or count or workers
       below 1.
   """
   if workers is None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from ijepa_jax import vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.schedules import Schedule
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -73,7 +74,7 @@ class IJEPA:
 
   def __post_init__(self):
     if self.loss not in ('smooth_l1', 'l2'):
-      raise ValueError(
+      raise UserError(
         f"loss.kind is {self.loss!r}: take 'smooth_l1' (release) or 'l2' "
         '(paper).'
       )

@@ -4,6 +4,8 @@ import math
 import numbers
 from collections.abc import Iterator, Mapping
 
+from ijepa_jax.errors import UserError
+
 AT_LEAST_0, AT_LEAST_1 = (0, math.inf), (1, math.inf)
 STEPS = (1, 2**31 - 1)  # steps are counted in int32
 SHARE = (0, 1)
@@ -82,11 +84,11 @@ def check_all(config: Mapping) -> None:
     config: of any job; what RANGES does not name has to be finite only.
 
   Raises:
-    ValueError: one sentence with the knob, its value and its limits.
+    UserError: one sentence with the knob, its value and its limits.
   """
   for knob, value in numbers_of(config):
     if not abs(value) <= _GREATEST:
-      raise ValueError(f'{knob} is {value}: take a finite number.')
+      raise UserError(f'{knob} is {value}: take a finite number.')
   for name, ranges in RANGES.items():
     section = config.get(name) if name else config
     if section is not None:
@@ -101,7 +103,7 @@ def check(config, name: str, ranges: dict) -> None:
       one that is None is left to others.
 
   Raises:
-    ValueError: one sentence with the value and the limit.
+    UserError: one sentence with the value and the limit.
   """
   for knob, (least, greatest) in ranges.items():
     value = config.get(knob)
@@ -109,7 +111,7 @@ def check(config, name: str, ranges: dict) -> None:
     if not all(x is None or least <= x <= greatest for x in several):
       full = f'{name}.{knob}' if name else knob
       upper = '' if greatest == math.inf else f' and up to {greatest}'
-      raise ValueError(f'{full} is {value}: take {least} or more{upper}.')
+      raise UserError(f'{full} is {value}: take {least} or more{upper}.')
 
 
 def numbers_of(value, name: str = '') -> Iterator[tuple[str, float]]:

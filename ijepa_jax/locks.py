@@ -20,6 +20,7 @@ from absl import logging
 from etils import epath
 
 from ijepa_jax import paths
+from ijepa_jax.errors import UserError
 
 try:
   import fcntl
@@ -31,7 +32,7 @@ _NO_LOCKS = errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK
 _NO_LOCKS += (errno.EINVAL,)
 
 
-class Busy(ValueError):
+class Busy(UserError):
   """Another process holds the lock: one sentence that says which."""
 
 

@@ -22,6 +22,8 @@ import math
 
 import numpy as np
 
+from ijepa_jax.errors import UserError
+
 TABLE_6 = {'rasterized': 3, 'block': 1, 'random': 1}  # kinds: their targets
 LEVELS = 4096  # values of the draw behind a block size: all can be enumerated
 CHUNKS, CHUNK = 20, 8000  # images from which a context length is estimated
@@ -47,17 +49,17 @@ def make_sampler(kind: str, *, grid: tuple[int, int], **settings):
     of tokens, row-major, ascending in each mask.
 
   Raises:
-    ValueError: an unknown kind, or settings that no image could meet.
+    UserError: an unknown kind, or settings that no image could meet.
   """
   kinds = ('release', 'uniform', *TABLE_6)
   if kind not in kinds:
     near = difflib.get_close_matches(kind, kinds, n=1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
-    raise ValueError(
+    raise UserError(
       f'mask.sampler is {kind!r}: take one of {", ".join(kinds)}.{hint}'
     )
   if min(grid) < 2:
-    raise ValueError(
+    raise UserError(
       f'A grid of {tuple(grid)} tokens is too small for masks: take larger '
       'images or smaller patches.'
     )
@@ -97,12 +99,12 @@ class MultiBlock(Sampler):
     for name in ('num_contexts', 'num_targets', 'group', 'min_keep'):
       value, least = getattr(self, name), int(name != 'min_keep')
       if value < least:
-        raise ValueError(f'mask.{name} is {value}: take {least} or more.')
+        raise UserError(f'mask.{name} is {value}: take {least} or more.')
     for name in itertools.product(('context', 'target'), ('scale', 'aspect')):
       both = getattr(self, '_'.join(name))
       most = 1 if name[1] == 'scale' else max(self.grid)
       if len(both) != 2 or not 0 < both[0] <= both[1] <= most:
-        raise ValueError(
+        raise UserError(
           f'mask.{"_".join(name)} is {both}: take two ascending numbers above '
           f'0 and up to {most}.'
         )
@@ -120,7 +122,7 @@ class MultiBlock(Sampler):
       ratio = aspect[0] + r * (aspect[1] - aspect[0])
       h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
       if block == 'target' and not (1 <= h <= rows and 1 <= w <= columns):
-        raise ValueError(
+        raise UserError(
           f'mask.target_scale {scale} and mask.target_aspect {aspect} make '
           f'blocks of {(h, w)}, which a grid of {self.grid} cannot hold: '
           'change one of the two.'
@@ -170,7 +172,7 @@ class MultiBlock(Sampler):
         contexts = [np.sort(rng.permutation(c)[:length]) for c in contexts]
       # The release keeps the lowest indices: the bottom rows go.
       return np.stack([c[:length] for c in contexts]), targets
-    raise RuntimeError(
+    raise UserError(
       f'No layout of {REDRAWS} left {length} tokens of context (seed {seed}, '
       f'step {step}, row {row}): relax the mask settings.'
     )
@@ -228,7 +230,7 @@ def context_length(s: MultiBlock, size, contexts) -> int:
   length = round(np.average(shortest, weights=[n for _, n in contexts]))
   length = min(length, *((given >= 0.25).sum(1) - 1))
   if length <= s.min_keep or at_least[:, length].min() < LEAST_ACCEPTED:
-    raise ValueError(
+    raise UserError(
       f'On a grid of {s.grid} fewer than {LEAST_ACCEPTED:.0%} of the layouts '
       f'with {s.num_targets} targets of {size} tokens leave enough context, '
       f'more than mask.min_keep = {s.min_keep} tokens: lower it, or take fewer '
@@ -249,13 +251,13 @@ class Partition(Sampler):
   def __post_init__(self):
     (rows, columns), (kc, kt) = self.grid, self.shapes[0]
     if self.kind == 'rasterized' and (rows % 2 or columns % 2):
-      raise ValueError(
+      raise UserError(
         "mask.sampler 'rasterized' needs quadrants of one size, and a grid of "
         f'{self.grid} tokens is odd: change data.image_size.'
       )
     most = min(rows, columns) ** 2 if self.kind == 'block' else rows * columns
     if not 0 < kt <= most or kc < 1:
-      raise ValueError(
+      raise UserError(
         f'mask.fraction is {self.fraction}: take a share that leaves some of a '
         f'grid of {self.grid} on both sides, and as a square fits it.'
       )

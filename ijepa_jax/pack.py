@@ -30,6 +30,7 @@ import numpy as np
 from ijepa_jax import (
   augment,
   cache,
+  cli,
   decode,
   interruption,
   locks,
@@ -38,6 +39,7 @@ from ijepa_jax import (
   shards,
   sources,
 )
+from ijepa_jax.errors import UserError
 from ijepa_jax.sources import arrayrecord, bucket
 
 _SAMPLE = 256  # images, whose sizes stand for all
@@ -67,12 +69,12 @@ def pack(
     max_bad_share: stop when more than this share of the images is left out.
 
   Raises:
-    ValueError: there are other files in `out`, another process packs into it,
+    UserError: there are other files in `out`, another process packs into it,
       too many images are bad, a process died, or an argument can't be.
     OSError: a shard can't be written.
   """
   if bucket.is_url(out):
-    raise ValueError(f'{out} is no folder here: pack into one and copy that.')
+    raise UserError(f'{out} is no folder here: pack into one and copy that.')
   out = pathlib.Path(paths.resolve(out))
   _check_arguments(source, shard_mb, shard_count, processes)
   count = shard_count or _count_shards(source, encoding, shard_mb)
@@ -105,7 +107,7 @@ def _write(source, out, plan, encoding, processes, max_bad):
     there = json.loads((unfinished / 'plan.json').read_text())
     _check_plan(out, there, plan)
   elif out.exists() and any(out.iterdir()):
-    raise ValueError(f'{out} has other files: take a new or empty folder.')
+    raise UserError(f'{out} has other files: take a new or empty folder.')
   for left in out.glob('**/*.tmp'):  # by one that was killed
     left.unlink()
   _write_json(unfinished / 'plan.json', plan)
@@ -119,7 +121,7 @@ def _write(source, out, plan, encoding, processes, max_bad):
   )
   manifest = shards.manifest(source, plan, parts)
   if not manifest['count']:
-    raise ValueError(
+    raise UserError(
       f'No image of {plan["source"]} can be read: there is no data set.'
     )
   keys = json.dumps([key for part in parts for key in part['keys']])
@@ -132,14 +134,14 @@ def _write(source, out, plan, encoding, processes, max_bad):
 
 def _check_arguments(source, shard_mb, shard_count, processes):
   if not len(source):
-    raise ValueError('There is no image to pack: check the source.')
+    raise UserError('There is no image to pack: check the source.')
   for name, value, least in (
     ('shard_mb', shard_mb, 1),
     ('shards', shard_count, 0),
     ('processes', processes, 1),
   ):
     if value < least:
-      raise ValueError(f'{name} is {value}: take {least} or more.')
+      raise UserError(f'{name} is {value}: take {least} or more.')
 
 
 def _count_shards(source, encoding, shard_mb):
@@ -157,13 +159,13 @@ def _count_shards(source, encoding, shard_mb):
 
 def _check_plan(out, there, plan):
   if there.get('identity') != plan['identity']:
-    raise ValueError(
+    raise UserError(
       f'{out} has images from {there.get("source")}, and those of '
       f'{plan["source"]} are others, or have changed: take another folder.'
     )
   for key in ('shards', 'resize', 'quality', 'alpha'):
     if there.get(key) != plan.get(key):
-      raise ValueError(
+      raise UserError(
         f'{out} was begun with {key} = {there.get(key)}, and now it is '
         f'{plan.get(key)}: take another folder.'
       )
@@ -178,10 +180,10 @@ def verify(out: str, processes: int = 1) -> dict[str, list[str]]:
   """Reads a packed data set back: kind of fault -> where, in words.
 
   Raises:
-    ValueError: there is none.
+    UserError: there is none.
   """
   if bucket.is_url(out):
-    raise ValueError(f'{out} is no folder here: verify a copy.')
+    raise UserError(f'{out} is no folder here: verify a copy.')
   manifest = arrayrecord.read_manifest(out)
   keys = arrayrecord.read_keys(out)
   ends = np.cumsum([0, *(shard['count'] for shard in manifest['shards'])])
@@ -238,10 +240,8 @@ def main(arguments=None) -> int:
   most = decode.most_pixels()
   with interruption.job():
     try:
-      return _verify(args) if args.verify else _pack(args)
-    except (ValueError, OSError) as error:
-      print(error, file=sys.stderr)
-      return 1
+      with cli.one_sentence():
+        return _verify(args) if args.verify else _pack(args)
     finally:
       decode.limit_pixels(most)
 
@@ -281,15 +281,13 @@ def _parse(arguments):
 def _pack(args):
   kind, colon, path = args.source.partition(':')
   if not colon and kind != 'scenes':
-    raise ValueError(
+    raise UserError(
       f'The source is {kind}: say of what kind, as in folder:{kind}.'
     )
   if kind == 'scenes' and args.split != 'train':
-    raise ValueError(
-      f'--split is {args.split}, and scenes have none: leave it.'
-    )
+    raise UserError(f'--split is {args.split}, and scenes have none: leave it.')
   if kind != 'scenes' and args.count is not None:
-    raise ValueError(
+    raise UserError(
       f'--count is {args.count}, and only scenes have one: name the images in '
       '--list_file, or leave it.'
     )

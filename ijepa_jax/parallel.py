@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import tqdm
 
+from ijepa_jax.errors import UserError
+
 _worker = None  # what a worker was started with
 
 
@@ -84,7 +86,7 @@ def run(
     max_bad: images; more are too many.
 
   Raises:
-    ValueError: too many images are bad, or a process died.
+    UserError: too many images are bad, or a process died.
     Exception: what a job raised.
   """
   spawn = multiprocessing.get_context('spawn')
@@ -102,13 +104,13 @@ def run(
         for future in done:
           future.result()
         if bad.value > max_bad:
-          raise ValueError(
+          raise UserError(
             f'{bad.value} of {seen.value} images can not be read, more than '
             'max_bad_share allows: the log names them.'
           )
     return [future.result() for future in futures]
   except concurrent.futures.BrokenExecutor as error:
-    raise ValueError(
+    raise UserError(
       'A process died, perhaps for want of memory: take fewer processes; what '
       'is finished is kept.'
     ) from error

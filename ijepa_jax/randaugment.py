@@ -12,6 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from ijepa_jax.errors import UserError
+
 SHARE = 0.5  # of the chosen operations that are done
 
 
@@ -101,7 +103,7 @@ class RandAugment:
 
   def __post_init__(self):
     if not 0 <= self.magnitude <= 10 or self.count < 0 or self.deviation < 0:
-      raise ValueError(
+      raise UserError(
         f'RandAugment of {self.count} operations at {self.magnitude} +- '
         f'{self.deviation}: take counts and deviations of 0 or more, and a '
         'magnitude from 0 to 10.'
@@ -115,7 +117,7 @@ class RandAugment:
     """-> uint8 [H, W, 3]; colour images only."""
     pixels = self.crop(image, rng)
     if pixels.shape[-1] != 3:
-      raise ValueError(
+      raise UserError(
         f'RandAugment is for 3 channels and the images have '
         f'{pixels.shape[-1]}: switch it off.'
       )

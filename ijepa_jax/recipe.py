@@ -5,7 +5,6 @@ and arrays' shapes, or one sentence about what is wrong with it.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import os
@@ -17,7 +16,6 @@ from absl import logging
 
 from ijepa_jax import (
   augment,
-  checkpoint,
   colour,
   data,
   decode,
@@ -31,33 +29,7 @@ from ijepa_jax import (
   vit,
   void,
 )
-
-# Package that fsspec asks for -> our extra.
-_OF_BUCKETS = {'gcsfs': 'gcs', 's3fs': 's3'}
-
-
-class UserError(Exception):
-  """A mistake or a fault told in one sentence, for the person at it."""
-
-
-@contextlib.contextmanager
-def told(*kinds: type[Exception]):
-  """Errors of `kinds`, by default what rooms refuse, are told as UserError.
-
-  Anything else is a fault of ours and keeps its traceback.
-  """
-  kinds = kinds or (ValueError, OSError, checkpoint.CheckpointError)
-  try:
-    yield
-  except kinds as error:
-    raise UserError(str(error)) from error
-  except ImportError as error:  # of fsspec, which names what a bucket needs
-    extras = [v for k, v in _OF_BUCKETS.items() if k in str(error)]
-    if not extras:
-      raise
-    raise UserError(
-      f"{error}: pip install 'ijepa_jax[{extras[0]}]'."
-    ) from error
+from ijepa_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,23 +51,18 @@ def build(config) -> Run:
   Raises:
     UserError: one sentence with the value, the limit and what to do.
   """
-  with told():
-    return _build(config)
-
-
-def _build(config) -> Run:
   c, d = config.optim, config.data
   limits.check_all(config)
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
   on = mesh.devices.flat[0].platform
   if config.model.attention == 'cudnn' and on != 'gpu':
-    raise ValueError(
+    raise UserError(
       f"model.attention is 'cudnn' and the devices are of the kind {on}: take "
       'xla.'
     )
   pieces = config.accumulate * mesh.size
   if config.batch_size % pieces:
-    raise ValueError(
+    raise UserError(
       f'A batch_size of {config.batch_size} does not divide over {mesh.size} '
       f'devices times accumulate = {config.accumulate}: take a multiple of '
       f'{pieces}.'
@@ -109,7 +76,7 @@ def _build(config) -> Run:
     **mask,
   )
   if c.weight_decay_schedule not in schedules.BY_NAME:
-    raise ValueError(
+    raise UserError(
       f'optim.weight_decay_schedule is {c.weight_decay_schedule!r}: take one '
       f'of {", ".join(schedules.BY_NAME)}.'
     )
@@ -143,27 +110,27 @@ def build_model(config) -> ijepa.IJEPA:
   """The modules, from `model`, `data` and `loss` alone."""
   d = config.data
   if not len(d.mean) == len(d.std) == d.channels:
-    raise ValueError(
+    raise UserError(
       f'data.mean has {len(d.mean)} and data.std {len(d.std)} numbers: '
       f'data.channels = {d.channels} needs as many each.'
     )
   if not all(0 <= x <= 1 for x in d.mean):
-    raise ValueError(
+    raise UserError(
       f'data.mean is {tuple(d.mean)}: take those of pixels in [0, 1].'
     )
   if not all(0 < x <= 1 for x in d.std):
-    raise ValueError(
+    raise UserError(
       f'data.std is {tuple(d.std)}: take those of pixels in [0, 1], above 0.'
     )
   size = tuple(d.image_size)
   if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-    raise ValueError(
+    raise UserError(
       f'data.image_size is {size}: take a height and a width in pixels.'
     )
   encoder, predictor = vit.make_models(**config.model.to_dict())
   p = encoder.patch_size
   if d.image_size[0] % p or d.image_size[1] % p:
-    raise ValueError(
+    raise UserError(
       f'data.image_size {size} is not a whole number of patches '
       f'of {p} pixels: change one of the two.'
     )
@@ -244,25 +211,24 @@ def make_dataset(config, run: Run, source, start: int):
     UserError: the source and the config don't go together.
   """
   d = config.data
-  with told():
-    transform = augment.RandomCrop(
-      tuple(d.image_size), tuple(d.crop_scale), tuple(d.crop_ratio), d.flip
-    )
-    if d.jitter or d.grey or d.blur:
-      transform = colour.Colour(transform, d.jitter, d.grey, d.blur)
-      transform.check(d.channels)
-    return own_rows(
-      source,
-      run.sampler,
-      transform=transform,
-      batch_size=config.batch_size,
-      seed=config.seed,
-      channels=d.channels,
-      fast=d.fast,
-      start=start,
-      workers=d.workers,
-      max_bad_share=d.max_bad_share,
-    )
+  transform = augment.RandomCrop(
+    tuple(d.image_size), tuple(d.crop_scale), tuple(d.crop_ratio), d.flip
+  )
+  if d.jitter or d.grey or d.blur:
+    transform = colour.Colour(transform, d.jitter, d.grey, d.blur)
+    transform.check(d.channels)
+  return own_rows(
+    source,
+    run.sampler,
+    transform=transform,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    channels=d.channels,
+    fast=d.fast,
+    start=start,
+    workers=d.workers,
+    max_bad_share=d.max_bad_share,
+  )
 
 
 def own_rows(source, sampler=None, **kwargs):
@@ -292,17 +258,16 @@ def make_source(config):
     UserError: they can't be had; or a knob says what they are, and is void.
   """
   d = config.data
-  with told():
-    void.check(config)
-    decode.limit_pixels(d.max_pixels)
-    return sources.make_source(
-      d.source,
-      path=d.path,
-      split=d.split,
-      list_file=d.list_file,
-      flavour=d.flavour,
-      count=d.count,
-    )
+  void.check(config)
+  decode.limit_pixels(d.max_pixels)
+  return sources.make_source(
+    d.source,
+    path=d.path,
+    split=d.split,
+    list_file=d.list_file,
+    flavour=d.flavour,
+    count=d.count,
+  )
 
 
 def from_manifest(config):
@@ -319,8 +284,7 @@ def from_manifest(config):
       'data.from_manifest needs packed images, and data.source is '
       f'{d.source!r}: take arrayrecord, or set data.mean and data.std.'
     )
-  with told():
-    packed = sources.make_source(d.source, path=d.path, split=d.split).manifest
+  packed = sources.make_source(d.source, path=d.path, split=d.split).manifest
   config = config.copy_and_resolve_references()
   config.data.mean, config.data.std = map(
     tuple, (packed['mean'], packed['std'])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ijepa_jax import decode
+from ijepa_jax.errors import UserError
 
 # Of the seeds derived from the run's: no two draws may share a stream.
 ORDER, CROP = 0, 1
@@ -72,7 +73,7 @@ class Rows:
         continue
       image = element['image']
       if isinstance(image, np.ndarray) and image.shape[-1] != self.channels:
-        raise ValueError(wrong_channels(element, self.channels))
+        raise UserError(wrong_channels(element, self.channels))
       try:
         if not isinstance(image, np.ndarray):
           image = decode.Encoded(image, self.channels, self.fast)
@@ -80,7 +81,7 @@ class Rows:
       except decode.BadImage as error:
         failures.append((element['key'], str(error)))
         rng = self._rng(g)  # as if nothing had been drawn
-    raise RuntimeError(
+    raise UserError(
       f'{len(failures)} images in a row can not be read, the first of them '
       f'{failures[0][0]} ({failures[0][1]}): repair or remove them.'
     )

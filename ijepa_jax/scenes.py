@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from ijepa_jax import raycast
+from ijepa_jax.errors import UserError
 
 SIZE = raycast.SIZE
 CLASS_NAMES = (
@@ -286,13 +287,13 @@ _DRAW = {'scenes': _draw_scene, 'crowd': _draw_crowd}
 
 def check(flavour, **numbers):
   if flavour not in FLAVOURS:
-    raise ValueError(
+    raise UserError(
       f"unknown flavour {flavour!r}: it must be 'scenes' or 'crowd'."
     )
   for name, value in numbers.items():
     least = 1 if name in ('count', 'workers') else 0
     if not isinstance(value, int | np.integer) or value < least:
-      raise ValueError(
+      raise UserError(
         f'{name} is {value!r}: it must be a whole number of at least {least}.'
       )
 
@@ -306,7 +307,7 @@ def render(flavour, seed, index):
     1.9 to 3.7 in which the nearest solid's distance along the floor falls.
 
   Raises:
-    ValueError: an unknown flavour, or a negative seed or index.
+    UserError: an unknown flavour, or a negative seed or index.
   """
   check(flavour, seed=seed, index=index)
   image, labels = _DRAW[flavour](_draws(flavour, seed, index))

@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ijepa_jax.errors import UserError
+
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
   """All devices as a mesh with axes ('data', 'fsdp'), both AxisType.Auto.
@@ -25,16 +27,16 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
     devices: all of `jax.devices()` by default.
 
   Raises:
-    ValueError: the devices don't divide like that.
+    UserError: the devices don't divide like that.
   """
   devices = jax.devices() if devices is None else list(devices)
   n, asked = len(devices), f'mesh.data = {data} and mesh.fsdp = {fsdp}'
   sizes = [size for size in (data, fsdp) if size != -1]
   if not sizes or min(sizes) < 1:
-    raise ValueError(f'{asked}: take 1 or more, or -1 for one of the two.')
+    raise UserError(f'{asked}: take 1 or more, or -1 for one of the two.')
   known = math.prod(sizes)
   if n % known or (len(sizes) == 2 and known != n):
-    raise ValueError(
+    raise UserError(
       f'{asked} do not make the {n} devices: take divisors of {n} whose '
       'product it is, or -1 for one of the two.'
     )
@@ -47,7 +49,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
       shape, devices, allow_split_physical_axes=True
     )
   elif shape[0] % slices:
-    raise ValueError(
+    raise UserError(
       f'mesh.fsdp = {shape[1]} leaves {shape[0]} along data, which does not '
       f'divide over the {slices} TPU slices: take a smaller mesh.fsdp.'
     )
@@ -150,14 +152,14 @@ def check_alike(listing: str, count: int) -> None:
     count: of the images, for the sentence.
 
   Raises:
-    ValueError: on every process, with the counts of all.
+    UserError: on every process, with the counts of all.
   """
   if jax.process_count() == 1:
     return
   digest = int(hashlib.sha256(listing.encode()).hexdigest()[:7], 16)
   every = multihost_utils.process_allgather(np.int32([digest, count]))
   if (every != every[0]).any():
-    raise ValueError(
+    raise UserError(
       f'The processes see other images, {every[:, 1].tolist()} of them: bring '
       'the same files to every machine, or take a disk that all see.'
     )

@@ -11,6 +11,7 @@ from absl import logging
 from PIL import Image
 
 from ijepa_jax import augment, cache, decode
+from ijepa_jax.errors import UserError
 from ijepa_jax.sources import arrayrecord
 
 # A record is a group of its own, else every image read at random would read its
@@ -44,11 +45,11 @@ class Encoding:
 
   def __post_init__(self):
     if self.resize < 0:
-      raise ValueError(f'resize is {self.resize}: take 1 pixel or more.')
+      raise UserError(f'resize is {self.resize}: take 1 pixel or more.')
     if not 0 <= self.quality <= 100:
-      raise ValueError(f'quality is {self.quality}: take 1 to 100.')
+      raise UserError(f'quality is {self.quality}: take 1 to 100.')
     if self.alpha and self.quality:
-      raise ValueError('JPEG has no alpha: leave quality, or alpha.')
+      raise UserError('JPEG has no alpha: leave quality, or alpha.')
 
   def __call__(
     self, image: bytes | np.ndarray
@@ -60,7 +61,7 @@ class Encoding:
 
     Raises:
       BadImage: see augment.decode.
-      ValueError: a JPEG is wanted of other than 1 or 3 channels.
+      UserError: a JPEG is wanted of other than 1 or 3 channels.
     """
     if isinstance(image, np.ndarray):
       if image.shape[-1] not in (1, 3):
@@ -90,7 +91,7 @@ class Encoding:
   def _as_array(self, pixels):
     height, width, channels = pixels.shape
     if self.quality:
-      raise ValueError(
+      raise UserError(
         f'An image has {channels} channels and a JPEG 1 or 3: leave quality.'
       )
     if size := self._smaller(width, height):
@@ -142,7 +143,7 @@ def write(
 
   Raises:
     OSError: it can't be written.
-    ValueError: not all images have as many channels.
+    UserError: not all images have as many channels.
   """
   decode.limit_pixels(encoding.max_pixels)  # of this process
   keys, sizes, skipped, sums = [], [], [], []
@@ -183,7 +184,7 @@ def write(
 def _add(sums, more, where):
   """The sum of what `moments` gave; [] is the one of none."""
   if len(sums) and len(more) and len(sums) != len(more):
-    raise ValueError(
+    raise UserError(
       f'{where} has {len(more)} channels and an image before it {len(sums)}: '
       'pack them apart.'
     )
@@ -210,7 +211,7 @@ class _Writer:
       return function(*args)
     except RuntimeError as error:
       reason = str(error).split(';')[0]
-      raise OSError(f'{self._path} can not be written: {reason}.') from error
+      raise UserError(f'{self._path} can not be written: {reason}.') from error
 
 
 def manifest(source, plan: dict, parts: list[dict]) -> dict:

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from ijepa_jax import (
   checkpoint,
-  data,
   ijepa,
   interruption,
   locks,
@@ -23,6 +22,7 @@ from ijepa_jax import (
   recipe,
   sharding,
 )
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import online, watch
 from ijepa_jax.interop.start import first_state
 from ijepa_jax.visualize import curves
@@ -75,33 +75,25 @@ def pretrain(config, workdir: str) -> ijepa.State:
 def _pretrain(config, workdir, watched) -> ijepa.State:
   began = time.monotonic()
   if not workdir:
-    raise recipe.UserError('--workdir is empty: say where the run is kept.')
+    raise UserError('--workdir is empty: say where the run is kept.')
   config = recipe.from_manifest(config)
   run = recipe.build(config)
   source = recipe.make_source(config)
-  with recipe.told():
-    workdir = paths.resolve(workdir)
-    paths.check_checkpoints(workdir)
-    sharding.check_alike(source.listing, len(source))
-    there = metrics.read_config(workdir)
+  workdir = paths.resolve(workdir)
+  paths.check_checkpoints(workdir)
+  sharding.check_alike(source.listing, len(source))
+  there = metrics.read_config(workdir)
   if there and there.get('job') != 'pretrain':
-    raise recipe.UserError(
+    raise UserError(
       f'{workdir} holds something else: its config.json is of no run of '
       'pre-training. Take another --workdir.'
     )
   abstract, make_state = recipe.abstract_state(config, run)
-  with recipe.told():
-    checkpoints = checkpoint.Checkpointer(
-      workdir / 'checkpoints', **config.checkpoint.to_dict()
-    )
-  with (
-    watched.together(),
-    recipe.told(checkpoint.CheckpointError, locks.Busy),
-    locks.only_writer(workdir, job=True),
-    checkpoints,
-  ):
-    with recipe.told():
-      restored = checkpoints.restore(abstract)
+  checkpoints = checkpoint.Checkpointer(
+    workdir / 'checkpoints', **config.checkpoint.to_dict()
+  )
+  with watched.together(), locks.only_writer(workdir, job=True), checkpoints:
+    restored = checkpoints.restore(abstract)
     if restored:
       state, start = restored
       check_unchanged(there, run.model)
@@ -204,11 +196,10 @@ def check_unchanged(there: dict, model: ijepa.IJEPA) -> None:
 
   if not there:
     return
-  with recipe.told():
-    old = traits(recipe.build_model(ConfigDict(there)))
+  old = traits(recipe.build_model(ConfigDict(there)))
   for name, now in traits(model).items():
     if now != old[name]:
-      raise recipe.UserError(
+      raise UserError(
         f'{name} is {now}, and the run in --workdir was trained with '
         f'{old[name]}: set it to that, or take another --workdir.'
       )
@@ -310,7 +301,7 @@ def loop(
   ):
     meter = metrics.Meter(config.batch_size)
     for step in range(start + 1, config.total_steps + 1):
-      with meter.waiting(), recipe.told(*data.ERRORS):
+      with meter.waiting():
         batch = next(batches)
       shape = batch['context'].shape[-1], batch['targets'].shape[-1]
       state, values = steps[shape](state, batch)

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from ijepa_jax.errors import UserError
+
 # The table of the method: width, depth, heads and MLP width by name.
 SIZES = {
   'tiny': dict(width=192, depth=12, heads=3, mlp_dim=768),
@@ -55,10 +57,10 @@ def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
     column, the second the row, each as [sin, cos] (release).
 
   Raises:
-    ValueError: the width is not a multiple of 4.
+    UserError: the width is not a multiple of 4.
   """
   if width % 4:
-    raise ValueError(
+    raise UserError(
       f'A width of {width} has no 2-D sin-cos table: take a multiple of 4.'
     )
   frequency = 10000.0 ** -(np.arange(width // 4) / (width / 4))
@@ -73,12 +75,12 @@ def patchify(image_BHWC: jax.Array, patch_size: int) -> jax.Array:
   """Cuts images into row-major patches: [B, N, patch_size**2 * C].
 
   Raises:
-    ValueError: the image is not a whole number of patches.
+    UserError: the image is not a whole number of patches.
   """
   b, h, w, c = image_BHWC.shape
   p = patch_size
   if h % p or w % p:
-    raise ValueError(
+    raise UserError(
       f'An image of {h} x {w} pixels is not a whole number of {p} x {p} '
       'patches: change data.image_size or model.patch_size.'
     )
@@ -340,7 +342,7 @@ def make_models(
   times as wide unless `mlp_dim` is set too.
 
   Raises:
-    ValueError: an unknown name, or a width that the heads do not divide.
+    UserError: an unknown name, or a width that the heads do not divide.
   """
   for name, value, known in (
     ('model.size', size, SIZES),
@@ -350,7 +352,7 @@ def make_models(
     ('model.attention', attention, ('xla', 'cudnn')),
   ):
     if value not in known:
-      raise ValueError(f'{name} is {value!r}: take one of {", ".join(known)}.')
+      raise UserError(f'{name} is {value!r}: take one of {", ".join(known)}.')
   sizes = dict(SIZES[size])
   if width:
     sizes |= dict(width=width, mlp_dim=4 * width)
@@ -365,7 +367,7 @@ def make_models(
   )
   for name, s in (('model', sizes), ('predictor', predictor_sizes)):
     if s['width'] % s['heads'] or s['width'] % 4:
-      raise ValueError(
+      raise UserError(
         f'{name}.width is {s["width"]}: it must be a multiple of 4 and of the '
         f'{s["heads"]} heads.'
       )

@@ -2,6 +2,8 @@
 
 from absl import logging
 
+from ijepa_jax.errors import UserError
+
 _PARTITIONS = 'rasterized', 'block', 'random'  # samplers without blocks
 _BLOCKS = {
   'num_contexts': 1,
@@ -56,13 +58,13 @@ def check(config) -> None:
     config: of a training run.
 
   Raises:
-    ValueError: what was asked for is something else than what would be done;
+    UserError: what was asked for is something else than what would be done;
       the other knobs are named in one line of the log.
   """
   for (section, knob, values), void in REFUSED.items():
     if config[section][knob] in values:
       for name, value in _set(config, void).items():
-        raise ValueError(
+        raise UserError(
           f'{name} is {value!r}, and nothing for {section}.{knob} = '
           f'{config[section][knob]!r}: change the one or the other.'
         )

@@ -9,6 +9,7 @@ from test_sources import png
 
 from configs import tiny
 from ijepa_jax import augment, colour, recipe, scenes
+from ijepa_jax.errors import UserError
 from tests.close import close
 
 
@@ -192,7 +193,7 @@ def test_knobs(setting, words):
   config = tiny.get_config()
   assert not (config.data.jitter or config.data.grey or config.data.blur)
   config.data.update(setting)
-  with pytest.raises(recipe.UserError, match=words):
+  with pytest.raises(UserError, match=words):
     recipe.make_dataset(config, None, None, 0)
 
 

@@ -18,6 +18,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ijepa_jax import checkpoint, sharding
+from ijepa_jax.errors import UserError
 
 # Orbax's event loop complains on its way out of a read that failed.
 pytestmark = pytest.mark.filterwarnings(
@@ -217,7 +218,7 @@ def test_by_minutes_on_several_processes(monkeypatch):
   ],
 )
 def test_nonsense_rules(rules):
-  with pytest.raises(ValueError, match=r'1 or more|max or min'):
+  with pytest.raises(UserError, match=r'1 or more|max or min'):
     checkpoint.Checkpointer('unused', **rules)
 
 
@@ -276,7 +277,7 @@ def test_all_damaged(tmp_path, errors):
   for _ in range(2):
     with (
       checkpoint.Checkpointer(tmp_path) as checkpoints,
-      pytest.raises(RuntimeError, match=r'None of the checkpoints \[1, 2\]'),
+      pytest.raises(UserError, match=r'None of the checkpoints \[1, 2\]'),
     ):
       checkpoints.restore(abstract(make_state()))
   assert sorted(p.name for p in tmp_path.iterdir()) == ['1', '2']
@@ -306,9 +307,7 @@ def test_of_another_model(tmp_path, errors):
   del wanted['half']
   with (
     checkpoint.Checkpointer(tmp_path) as checkpoints,
-    pytest.raises(
-      ValueError, match=r'Checkpoint 2 in .* another model'
-    ) as info,
+    pytest.raises(UserError, match=r'Checkpoint 2 in .* another model') as info,
   ):
     checkpoints.restore(wanted)
   message = str(info.value)
@@ -330,7 +329,7 @@ def test_many_mismatches_are_counted(tmp_path):
   with checkpoint.Checkpointer(tmp_path) as checkpoints:
     checkpoints.save(1, state)
     checkpoints.wait()
-    with pytest.raises(ValueError, match='and 15 more') as info:
+    with pytest.raises(UserError, match='and 15 more') as info:
       checkpoints.restore(abstract(other))
   assert len(str(info.value)) < 700
 

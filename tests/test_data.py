@@ -19,6 +19,7 @@ from PIL import Image
 from test_sources import png, prepared, write  # noqa: F401
 
 from ijepa_jax import augment, data, masks, sources
+from ijepa_jax.errors import UserError
 from tests.close import close
 
 SAMPLER = masks.make_sampler('release', grid=(4, 6), min_keep=4)
@@ -215,7 +216,7 @@ def test_the_most_pixels_of_an_image(workers, monkeypatch, caplog):
   """Are as many in workers; encoded or not."""
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
   data.decode.limit_pixels(24 * 36 - 1)
-  with pytest.raises(RuntimeError, match=r'36 x 24 pixels are more .* = 863'):
+  with pytest.raises(UserError, match=r'36 x 24 pixels are more .* = 863'):
     take(Encoded(9), 1)
   # Pillow's own refusal comes at twice that.
   data.decode.limit_pixels(24 * 36)
@@ -234,7 +235,7 @@ def test_channels_of_arrays(channels):
   (batch,) = take(Arrays(9, channels), 1, channels=channels)
   assert batch['image'].shape == (8, 16, 24, channels)
   wanted = r'array/0 has \d channels, and 2 are wanted: set data\.ch'
-  with pytest.raises(ValueError, match=wanted):
+  with pytest.raises(UserError, match=wanted):
     make(Arrays(9, channels), channels=2)
 
 
@@ -249,9 +250,7 @@ def test_encoded_images_turn_grey_on_demand():
 
 @pytest.mark.parametrize('channels', [0, 5])
 def test_channels_that_no_file_has(channels):
-  with pytest.raises(
-    ValueError, match=r'channels is \d: encoded images have 1'
-  ):
+  with pytest.raises(UserError, match=r'channels is \d: encoded images have 1'):
     make(Encoded(9), channels=channels)
 
 
@@ -264,7 +263,7 @@ def test_npy_files_are_trained_on(tmp_path, caplog):
   (batch,) = take(source, 1, channels=13)
   assert batch['image'].shape == (8, 16, 24, 13)
   assert '5.npy: ' in caplog.text
-  with pytest.raises(ValueError, match=r'0\.npy has 13 channels, and 3 are'):
+  with pytest.raises(UserError, match=r'0\.npy has 13 channels, and 3 are'):
     make(source)
 
 
@@ -296,14 +295,14 @@ def test_folder_and_tfds_are_alike(prepared, tmp_path):  # noqa: F811
   ],
 )
 def test_mistakes_are_told(wrong, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     make(Arrays(9), **wrong)
 
 
 def test_fast_needs_its_extra(monkeypatch):
   monkeypatch.setattr(data.decode, 'missing', lambda: ['some', 'other'])
   with pytest.raises(
-    ValueError, match=r'fast needs some and other: pip install'
+    UserError, match=r'fast needs some and other: pip install'
   ):
     make(Encoded(9), fast=True)
 
@@ -328,12 +327,12 @@ def test_fast_batches_are_near():
 
 def test_a_source_without_an_image_is_told():
   wanted = r'None of the first 101 images can be read: .*gone/0'
-  with pytest.raises(ValueError, match=wanted):
+  with pytest.raises(UserError, match=wanted):
     make(Encoded(300, gone=range(300)))
 
 
 def test_an_empty_source_is_told():
-  with pytest.raises(ValueError, match='source is empty'):
+  with pytest.raises(UserError, match='source is empty'):
     make(Arrays(0))
 
 
@@ -370,9 +369,7 @@ def test_bad_images_are_replaced_and_named(caplog):
 def test_too_many_bad_images_stop_the_run():
   """More than the share of those seen, or of a thousand in the beginning."""
   source = Encoded(50, gone=[7])
-  with pytest.raises(
-    RuntimeError, match=r'21 of 1\d\d\d .*\(gone/7\), .*0\.02'
-  ):
+  with pytest.raises(UserError, match=r'21 of 1\d\d\d .*\(gone/7\), .*0\.02'):
     take(source, 500, max_bad_share=0.02)
   take(source, 100, max_bad_share=0.021)
 
@@ -381,7 +378,7 @@ def test_no_good_image_near():
   """Damaged neighbours are passed over, and told when they have no end."""
   assert take(Encoded(50, gone=range(9, 40)), 2, max_bad_share=1)
   source = Encoded(300, gone=range(20, 200))
-  with pytest.raises(RuntimeError, match=r'101 images in a row .* gone/\d+'):
+  with pytest.raises(UserError, match=r'101 images in a row .* gone/\d+'):
     take(source, 500, max_bad_share=1)
 
 
@@ -424,7 +421,7 @@ def test_prefetch_passes_on_what_goes_wrong():
     next(batches)
   source = Encoded(300, gone=range(20, 200))
   with (
-    pytest.raises(RuntimeError, match='in a row'),
+    pytest.raises(UserError, match='in a row'),
     data.prefetch(make(source, max_bad_share=1), lambda b: b) as batches,
   ):
     for _ in range(100):
@@ -443,9 +440,7 @@ def test_a_killed_worker_is_told():
       assert os.getpgid(child.pid) == child.pid
     children[-1].kill()
     killed = time.monotonic()
-    with pytest.raises(
-      RuntimeError, match=r'died with exit code -9: -9 is most'
-    ):
+    with pytest.raises(UserError, match=r'died with exit code -9: -9 is most'):
       for _ in range(100):
         next(batches)
     assert time.monotonic() - killed < 10  # one or two of them

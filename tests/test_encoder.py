@@ -13,7 +13,8 @@ import pytest
 
 import ijepa_jax
 from configs.evals import knn as knn_config
-from ijepa_jax import checkpoint, ijepa, recipe, sharding, vit
+from ijepa_jax import checkpoint, ijepa, sharding, vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import finetune, jobs
 from ijepa_jax.interop import (
   architecture,
@@ -282,7 +283,7 @@ def test_a_released_file(params, one, tmp_path):
   file = torch.load(path, weights_only=True)
   del file['ijepa_jax']
   torch.save(file, path)
-  with pytest.raises(recipe.UserError, match='give heads='):
+  with pytest.raises(UserError, match='give heads='):
     ijepa_jax.load_encoder(path)
   image = pixels(2)
   for which, key in (('target', 'target'), ('context', 'encoder')):
@@ -294,7 +295,7 @@ def test_a_released_file(params, one, tmp_path):
   for name in 'encoder', 'target_encoder':
     file[name]['module.pos_embed'] = torch.ones(1, 35, 32)
   torch.save(file, path)
-  with pytest.raises(recipe.UserError, match='give image_size='):
+  with pytest.raises(UserError, match='give image_size='):
     ijepa_jax.load_encoder(path, heads=4)
   found = ijepa_jax.load_encoder(path, heads=4, image_size=(40, 56))
   assert found.grid == (5, 7)
@@ -314,9 +315,7 @@ def test_what_a_file_does_not_hold(folder, tmp_path, caplog):
   assert 'target encoder' in found.name
   assert 'holds the target encoder alone' in caplog.text
   export.export(folder, tmp_path / 'ours', 'orbax')
-  with pytest.raises(
-    recipe.UserError, match="'untrained': only a training run"
-  ):
+  with pytest.raises(UserError, match="'untrained': only a training run"):
     ijepa_jax.load_encoder(tmp_path / 'ours', which='untrained')
 
 
@@ -345,7 +344,7 @@ def test_an_export_of_one_encoder(small_run, one, tmp_path, caplog, part):
   found = load.load(tmp_path, mesh=one, pos_embed='interpolate')
   np.testing.assert_array_equal(found.position((1, 48, 48, 3)), table)
   safetensors.write(file, {name: table[:9]}, {})
-  with pytest.raises(recipe.UserError, match=r'\[9, 64\].*no position table'):
+  with pytest.raises(UserError, match=r'\[9, 64\].*no position table'):
     load.load(tmp_path, mesh=one)
 
 
@@ -486,7 +485,7 @@ def test_nothing_is_imported_before_it_is_needed():
   ],
 )
 def test_mistakes_in_loading_are_told(folder, kwargs, words):
-  with pytest.raises((ValueError, recipe.UserError), match=words) as told:
+  with pytest.raises(UserError, match=words) as told:
     ijepa_jax.load_encoder(**{'path': folder} | kwargs)
   assert '\n' not in str(told.value)
 
@@ -517,7 +516,7 @@ def test_mistakes_in_loading_are_told(folder, kwargs, words):
   ],
 )
 def test_mistakes_in_images_are_told(encoder, images, kwargs, words):
-  with pytest.raises(ValueError, match=words) as told:
+  with pytest.raises(UserError, match=words) as told:
     encoder.features(images, **kwargs)
   assert '\n' not in str(told.value)
 
@@ -526,7 +525,7 @@ def test_a_picture_cut_short_is_told(encoder, photos, tmp_path):
   path = tmp_path / 'half.png'
   path.write_bytes(photos[0].read_bytes()[:90])
   for picture, name in ((path, 'half.png'), (PIL.Image.open(path), '2')):
-    with pytest.raises(ValueError, match=f'{name} can not be read'):
+    with pytest.raises(UserError, match=f'{name} can not be read'):
       encoder.features([*photos[:2], picture])
 
 
@@ -541,5 +540,5 @@ def test_other_channels(tmp_path, photos, one):
   for path, pixels_HWC in zip(paths, image, strict=True):
     np.save(path, pixels_HWC)
   np.testing.assert_array_equal(encoder.features(paths), features)
-  with pytest.raises(ValueError, match=r'0\.png.*takes 5 channels'):
+  with pytest.raises(UserError, match=r'0\.png.*takes 5 channels'):
     encoder.features(photos)

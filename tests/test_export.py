@@ -14,6 +14,7 @@ import pytest
 from benchmarks import parity
 from configs import base, tiny
 from ijepa_jax import checkpoint, metrics, recipe, sharding, vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import (
   anything,
   architecture,
@@ -235,7 +236,7 @@ def test_hugging_face_there_and_back(folder, tmp_path):
 def test_a_trained_table(folder, tmp_path):
   """What computes the table can't have another; the others keep it."""
   path = with_table(folder, 0.1)
-  with pytest.raises(ValueError, match='position table is not the sin-cos'):
+  with pytest.raises(UserError, match='position table is not the sin-cos'):
     export.export(path, tmp_path / 'ours', 'orbax')
   export.export(path, tmp_path / 'back', 'huggingface')
   assert (tmp_path / 'back' / WEIGHTS).read_bytes() == (
@@ -277,7 +278,7 @@ def test_refusals(given, out, to, options, words, trained, folder, tmp_path):
   )
   before = sorted(tmp_path.rglob('*'))
   target = out if '://' in out else tmp_path / out
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=words):
     export.export(given, target, to, **options)
   assert sorted(tmp_path.rglob('*')) == before
 
@@ -337,7 +338,7 @@ def test_damage_is_seen(trained, tmp_path, monkeypatch):
     (blocks, 'says depth = 1'),
   ):
     monkeypatch.setattr(huggingface, 'write', altered(change))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
       export.export(run, tmp_path / 'out', 'huggingface')
     assert not list(tmp_path.iterdir())
 
@@ -351,11 +352,11 @@ def test_a_missing_tensor_is_named(trained, tmp_path, monkeypatch):
     write(path, loaded._replace(params=params), config, step)
 
   monkeypatch.setattr(runs, 'write', without)
-  with pytest.raises(ValueError, match='predictor_width'):
+  with pytest.raises(UserError, match='predictor_width'):
     export.export(run, tmp_path / 'out', 'orbax')
   monkeypatch.setattr(compare, 'sizes', lambda *_: None)
   with pytest.raises(
-    ValueError, match=r'What was written .* lacks params/predictor/.* more'
+    UserError, match=r'What was written .* lacks params/predictor/.* more'
   ):
     export.export(run, tmp_path / 'out', 'orbax')
   assert not list(tmp_path.iterdir())
@@ -447,7 +448,7 @@ def test_names_of_folders(small_run, tmp_path, monkeypatch, name):
 @pytest.mark.parametrize('name', ['lr[1e-3]', 'a*b?', 'back\\slash', b'\xff'])
 def test_names_that_checkpoints_can_not_have(small_run, tmp_path, name):
   name = os.fsdecode(name)
-  with pytest.raises(ValueError, match='checkpoints can not be saved'):
+  with pytest.raises(UserError, match='checkpoints can not be saved'):
     export.export(small_run, tmp_path / name, 'orbax')
   assert not list(tmp_path.iterdir())
   export.export(small_run, tmp_path / name, 'huggingface')
@@ -467,7 +468,7 @@ def test_two_at_once(small_run, tmp_path, monkeypatch):
   out, write = tmp_path / 'out', export._write
 
   def both(*args):
-    with pytest.raises(ValueError, match='writes to'):
+    with pytest.raises(UserError, match='writes to'):
       export.export(small_run, out, 'huggingface')
     write(*args)
 

@@ -10,6 +10,7 @@ import pytest
 
 from configs import tiny
 from ijepa_jax import augment, checkpoint, metrics, recipe, sharding
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import features
 from ijepa_jax.interop import huggingface, load
 from tests.close import close
@@ -135,7 +136,7 @@ def test_an_interrupted_pass_goes_on(workdir, source, tmp_path, monkeypatch):
     return to_global(batch, mesh)
 
   monkeypatch.setattr(sharding, 'to_global', dying)
-  with pytest.raises(recipe.UserError, match='power'):
+  with pytest.raises(UserError, match='power'):
     extract(frozen, source, tmp_path / 'broken')
   (note,) = (tmp_path / 'broken').rglob('done.json')
   assert json.loads(note.read_text())['rows'] == 16
@@ -158,7 +159,7 @@ def test_a_hugging_face_folder(workdir, source, tmp_path):
   expected = extract(frozen, source, tmp_path / '1')
   again = extract(found, source, tmp_path / '2')
   close(again.last4, expected.last4)
-  with pytest.raises(recipe.UserError, match='only a training run'):
+  with pytest.raises(UserError, match='only a training run'):
     load.load(tmp_path / 'hf', which='untrained')
 
 
@@ -171,7 +172,7 @@ def test_a_hugging_face_folder(workdir, source, tmp_path):
   ],
 )
 def test_mistakes_are_told(workdir, kwargs, words):
-  with pytest.raises(recipe.UserError, match=words):
+  with pytest.raises(UserError, match=words):
     load.load(**{'path': workdir} | kwargs)
 
 
@@ -180,5 +181,5 @@ def test_another_model_is_told(workdir, tmp_path):
   config.model.width = 16
   (tmp_path / 'checkpoints').symlink_to(workdir / 'checkpoints')
   metrics.write_config(tmp_path, config.to_json_best_effort())
-  with pytest.raises(recipe.UserError, match=r'another model.*target/'):
+  with pytest.raises(UserError, match=r'another model.*target/'):
     load.load(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 
 from configs.evals import finetune_full
 from ijepa_jax import checkpoint, interruption, metrics, recipe, vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import finetune, layer_decay, mixing
 from tests.close import close
 
@@ -157,7 +158,7 @@ def test_a_run_stopped_and_gone_on(small_run, images, tmp_path, monkeypatch):
   ],
 )
 def test_mistakes_are_told(changes, words, small_run, images, tmp_path):
-  with pytest.raises(recipe.UserError, match=words):
+  with pytest.raises(UserError, match=words):
     finetune.run(make_config(small_run, images, **changes), tmp_path)
   assert not list(tmp_path.iterdir())
 
@@ -234,7 +235,7 @@ def test_what_is_no_number_is_not_saved(spoilt, monkeypatch):
   monkeypatch.setattr(recipe, 'on_devices', batches)
   checkpoints = Checkpoints(every=1)
   with pytest.raises(
-    recipe.UserError, match=r'At step 3 .* nan.* is 2: .*finetune.lr'
+    UserError, match=r'At step 3 .* nan.* is 2: .*finetune.lr'
   ):
     loop(train_step, checkpoints)
   assert checkpoints.saved == [1, 2]
@@ -251,7 +252,7 @@ def test_bad_images_lose_nothing(monkeypatch):
     recipe, 'on_devices', lambda *_: contextlib.nullcontext(batches())
   )
   checkpoints = Checkpoints(every=2)
-  with pytest.raises(recipe.UserError, match='5 of 40 images'):
+  with pytest.raises(UserError, match='5 of 40 images'):
     loop(
       lambda state, _: (
         state.replace(step=state.step + 1),
@@ -266,5 +267,5 @@ def test_grey_images_are_told():
   bench = types.SimpleNamespace(
     frozen=types.SimpleNamespace(image_size=(48, 48), channels=1, mean=(0.5,))
   )
-  with pytest.raises(ValueError, match=r'1 channels.*finetune.randaugment=0'):
+  with pytest.raises(UserError, match=r'1 channels.*finetune.randaugment=0'):
     finetune._dataset(finetune_full.get_config(), bench)

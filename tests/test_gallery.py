@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax import gallery, scenes
+from ijepa_jax.errors import UserError
 
 
 def test_second_load_reads_the_file(tmp_path, monkeypatch):
@@ -104,9 +105,9 @@ def test_processes_at_once_in_a_script_without_a_main_guard(tmp_path):
 
 
 def test_load_names_mistakes_too(tmp_path):
-  with pytest.raises(ValueError, match='count is 0'):
+  with pytest.raises(UserError, match='count is 0'):
     gallery.load('scenes', 0, 0, tmp_path)
-  with pytest.raises(ValueError, match='workers is 0'):
+  with pytest.raises(UserError, match='workers is 0'):
     gallery.load('scenes', 0, 3, tmp_path, workers=0)
-  with pytest.raises(ValueError, match='unknown flavour'):
+  with pytest.raises(UserError, match='unknown flavour'):
     gallery.load('sceens', 0, 3, tmp_path)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax import sharding
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import fit_heads, heads
 from tests.close import FLOAT64, TRAINED, close, trees_close
 
@@ -311,7 +312,7 @@ def test_mistakes(cpus):
     'batch_size is 1: take one from 2': {'batch_size': 1},
     'clevr has a cosine and none': {'protocol': 'clevr', 'milestones': (3,)},
   }.items():
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(UserError, match=match):
       make(**wrong)
   features, labels = data()
   right = {'features': features, 'labels_N': labels}
@@ -324,9 +325,9 @@ def test_mistakes(cpus):
       'labels_N': labels[:90],
     },
   }.items():
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(UserError, match=match):
       fit_heads.train(make(), **(right | wrong), mesh=one(cpus))
-  with pytest.raises(ValueError, match='take a multiple of the 8 devices'):
+  with pytest.raises(UserError, match='take a multiple of the 8 devices'):
     fit_heads.train(
       make(batch_size=30), **right, mesh=sharding.make_mesh(devices=cpus)
     )

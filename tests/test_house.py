@@ -7,6 +7,7 @@ ROOT = pathlib.Path(__file__).parents[1] / 'ijepa_jax'
 
 # The floor on which each room stands; a room imports from lower floors only.
 FLOORS = {
+  'errors': -1,
   'vit': 0,
   'masks': 0,
   'schedules': 0,
@@ -18,6 +19,7 @@ FLOORS = {
   'bare': 0,
   'decode': 1,
   'cache': 1,
+  'cli': 0,
   'locks': 1,
   'paths': 0,
   'interruption': 0,

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import parity
 from ijepa_jax import augment, decode, vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import (
   architecture,
   export,
@@ -108,7 +109,7 @@ def test_normalisation(params, tmp_path):
   assert huggingface.read(tmp_path / 'a').config == GIVEN | stats
   path = tmp_path / 'a/preprocessor_config.json'
   path.write_text(path.read_text().replace('0.25', '0.0'))
-  with pytest.raises(ValueError, match='std is'):
+  with pytest.raises(UserError, match='std is'):
     huggingface.read(tmp_path / 'a')
 
 
@@ -124,7 +125,7 @@ def test_another_epsilon_is_told(folder):
   edit(folder, layer_norm_eps=1e-12)
   assert '1e-12' in huggingface.read(folder).notes[0]
   edit(folder, layer_norm_eps=0.1)
-  with pytest.raises(ValueError, match='layer_norm_eps'):
+  with pytest.raises(UserError, match='layer_norm_eps'):
     huggingface.read(folder)
 
 
@@ -170,7 +171,7 @@ def test_other_types(params, folder, dtype):
 )
 def test_config_that_does_not_fit(folder, changes, words):
   edit(folder, **changes)
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=words):
     huggingface.read(folder)
 
 
@@ -189,39 +190,39 @@ def test_tensors_that_do_not_fit(folder):
   ):
     wrong = {k: v for k, v in (tensors | change).items() if v is not None}
     safetensors.write(folder / WEIGHTS, wrong, metadata)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
       huggingface.read(folder)
   resnet = {'conv1.weight': np.zeros((64, 3, 7, 7)), 'fc.bias': np.zeros(9)}
   safetensors.write(folder / WEIGHTS, resnet, {})
-  with pytest.raises(ValueError, match=r'no I-JEPA.*conv1\.weight, fc\.bias'):
+  with pytest.raises(UserError, match=r'no I-JEPA.*conv1\.weight, fc\.bias'):
     huggingface.read(folder)
 
 
 def test_wrong_folders(folder, tmp_path):
   for text in '', '[]', 'no json', '[' * 10**5, '{"model_type": {}}':
     (folder / 'config.json').write_text(text)
-    with pytest.raises(ValueError, match=r'config\.json'):
+    with pytest.raises(UserError, match=r'config\.json'):
       huggingface.read(folder)
-  with pytest.raises(ValueError, match=r'config\.json'):
+  with pytest.raises(UserError, match=r'config\.json'):
     huggingface.read(tmp_path / 'nowhere')
   edit_ = folder / 'config.json'
   edit_.write_text('{"model_type": "ijepa"}')
   (folder / WEIGHTS).unlink()
-  with pytest.raises(ValueError, match=r'neither model\.safetensors'):
+  with pytest.raises(UserError, match=r'neither model\.safetensors'):
     huggingface.read(folder)
 
 
 def test_writing_refused(params, folder, tmp_path):
-  with pytest.raises(ValueError, match='there already'):
+  with pytest.raises(UserError, match='there already'):
     huggingface.write(folder, params, GIVEN)
   out = tmp_path / 'out'
-  with pytest.raises(ValueError, match='which'):
+  with pytest.raises(UserError, match='which'):
     huggingface.write(out, params, GIVEN, which='encoder')
-  with pytest.raises(ValueError, match='blocks/fc1'):
+  with pytest.raises(UserError, match='blocks/fc1'):
     huggingface.write(out, params, GIVEN | {'mlp_dim': 64})
-  with pytest.raises(ValueError, match='whole number'):
+  with pytest.raises(UserError, match='whole number'):
     huggingface.write(out, params, GIVEN | {'image_size': (48, 50)})
-  with pytest.raises(ValueError, match='pos_embed'):
+  with pytest.raises(UserError, match='pos_embed'):
     huggingface.write(out, params, GIVEN, table=np.zeros((4, 32)))
   assert [p.name for p in tmp_path.iterdir()] == ['given']
 
@@ -380,7 +381,7 @@ def test_two_encoders_are_refused(folder):
     for which in ('student', 'teacher')
   }
   safetensors.write(folder / WEIGHTS, both, {})
-  with pytest.raises(ValueError, match=r"2 encoders.*'student\.', 'teacher\.'"):
+  with pytest.raises(UserError, match=r"2 encoders.*'student\.', 'teacher\.'"):
     huggingface.read(folder)
 
 
@@ -405,7 +406,7 @@ def test_in_several_files(params, folder):
     ([], 'weight_map'),
   ):
     index.write_text(json.dumps({'weight_map': wrong}))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
       huggingface.read(folder)
 
 
@@ -529,5 +530,5 @@ def test_what_a_processor_says(params, folder):
   (note,) = read(size={'height': 48, 'width': 48}, do_center_crop=False).notes
   assert '"height": 48' in note and 'shorter side' in note
   for changes in dict(do_rescale=False), dict(rescale_factor=1 / 127.5):
-    with pytest.raises(ValueError, match='divided by 255'):
+    with pytest.raises(UserError, match='divided by 255'):
       read(**changes)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from ijepa_jax import ijepa, optim, schedules, vit
+from ijepa_jax.errors import UserError
 from tests.close import close, trees_close
 
 B, GRID, P = 4, (4, 6), 4
@@ -202,7 +203,7 @@ def test_losses():
   close(smooth, (0.125 + 2.5) / 2)
   l2 = make(loss='l2')[0].distance(predictions, targets)
   close(l2, (0.25 + 9) / 2)
-  with pytest.raises(ValueError, match=r"'l1'.*smooth_l1"):
+  with pytest.raises(UserError, match=r"'l1'.*smooth_l1"):
     make(loss='l1')
 
 

@@ -13,7 +13,8 @@ from etils import epath
 from configs.evals import knn as knn_config
 from configs.evals import linear as linear_config
 from configs.evals import logistic as logistic_config
-from ijepa_jax import checkpoint, recipe, sharding
+from ijepa_jax import checkpoint, sharding
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import jobs, sweep, tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -70,7 +71,7 @@ def test_a_result_is_written_over_its_own_alone(small_run, images, tmp_path):
 def test_where_the_images_are_without_a_path(small_run, tmp_path, changes):
   """The task's own would be taken, from splits that nobody asked for."""
   config = make_config('knn', small_run, '', **{'data.test': ''} | changes)
-  with pytest.raises(recipe.UserError, match=r'data\.path is empty, so that'):
+  with pytest.raises(UserError, match=r'data\.path is empty, so that'):
     jobs.run_knn(config, tmp_path)
 
 
@@ -158,7 +159,7 @@ def test_a_list_of_the_labelled(small_run, images, tmp_path):
 )
 def test_mistakes_are_told(changes, words, small_run, images, tmp_path):
   config = make_config('logistic', small_run, images, **changes)
-  with pytest.raises(recipe.UserError, match=words):
+  with pytest.raises(UserError, match=words):
     jobs.run_logistic(config, tmp_path)
   assert not list(tmp_path.glob('*.json'))
 
@@ -233,7 +234,7 @@ def test_linear_mistakes_are_told_first(
 ):
   """Before an image has gone through the encoder."""
   config = make_config('linear', small_run, images, **changes)
-  with pytest.raises(recipe.UserError, match=words):
+  with pytest.raises(UserError, match=words):
     sweep.run(config, tmp_path)
   assert not list(tmp_path.iterdir())
 
@@ -254,5 +255,5 @@ def test_heads_that_diverge_are_never_best(
   assert 'linear is the best of 4 heads, linear_last' in found['chosen']
   assert caplog.text.count('lr=1e+30 wd=0.0005 has diverged') == 4
   config.linear.lrs = (1e30,)
-  with pytest.raises(recipe.UserError, match=r'All of the 4 .* have diverged'):
+  with pytest.raises(UserError, match=r'All of the 4 .* have diverged'):
     sweep.run(config, tmp_path / 'again')

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax import sharding
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import knn
 from tests.close import close
 
@@ -120,21 +121,21 @@ def test_low_temperature_is_the_nearest():
 def test_mistakes():
   x, y = features(n=60)
   data = split(x, y, 40)
-  with pytest.raises(ValueError, match=r'to the 40 training examples'):
+  with pytest.raises(UserError, match=r'to the 40 training examples'):
     knn.knn(*data, classes=7)
-  with pytest.raises(ValueError, match=r'\(0, 5\): take one or more whole'):
+  with pytest.raises(UserError, match=r'\(0, 5\): take one or more whole'):
     knn.knn(*data, classes=7, ks=(5, 0))
-  with pytest.raises(ValueError, match=r'\(2\.5,\): take one or more whole'):
+  with pytest.raises(UserError, match=r'\(2\.5,\): take one or more whole'):
     knn.knn(*data, classes=7, ks=(2.5,))
-  with pytest.raises(ValueError, match=r'temperatures are \(nan,\)'):
+  with pytest.raises(UserError, match=r'temperatures are \(nan,\)'):
     knn.knn(*data, classes=7, ks=(5,), temperatures=(float('nan'),))
-  with pytest.raises(ValueError, match=r'temperatures are \(0,\)'):
+  with pytest.raises(UserError, match=r'temperatures are \(0,\)'):
     knn.knn(*data, classes=7, ks=(5,), temperatures=(0,))
-  with pytest.raises(ValueError, match='training labels run from 0 to 6: 3'):
+  with pytest.raises(UserError, match='training labels run from 0 to 6: 3'):
     knn.knn(*data, classes=3, ks=(5,))
-  with pytest.raises(ValueError, match='20 test examples have fewer than two'):
+  with pytest.raises(UserError, match='20 test examples have fewer than two'):
     knn.knn(*data[:3], np.zeros(20, np.int32), classes=7, ks=(5,))
-  with pytest.raises(ValueError, match='training features are not finite'):
+  with pytest.raises(UserError, match='training features are not finite'):
     knn.knn(np.full_like(data[0], np.nan), *data[1:], classes=7, ks=(5,))
 
 

@@ -11,7 +11,8 @@ from configs.evals import finetune_full
 from configs.evals import knn as knn_config
 from configs.evals import linear as linear_config
 from configs.evals import logistic as logistic_config
-from ijepa_jax import recipe, sources
+from ijepa_jax import sources
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import (
   finetune,
   fit_heads,
@@ -77,9 +78,9 @@ CONSUMERS = {
 @pytest.mark.parametrize('consumer', CONSUMERS)
 def test_every_consumer_refuses(consumer, wrong):
   y, words = WRONG[wrong]
-  with pytest.raises(ValueError, match=f'training.*{words}|{words}'):
+  with pytest.raises(UserError, match=f'training.*{words}|{words}'):
     CONSUMERS[consumer](y, GOOD)
-  with pytest.raises(ValueError, match=f'test.*{words}|{words}'):
+  with pytest.raises(UserError, match=f'test.*{words}|{words}'):
     CONSUMERS[consumer](GOOD, y)
 
 
@@ -87,11 +88,11 @@ def test_those_that_know_no_number_of_classes():
   for wrong in set(WRONG) - {'beyond'}:
     y, words = WRONG[wrong]
     words = words.replace(' to 2', ' to 2: classes are numbered')
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
       subsets.balanced(y, per_class=1)
-  with pytest.raises(ValueError, match='training labels run from -1'):
+  with pytest.raises(UserError, match='training labels run from -1'):
     linear.majority(GOOD - 1, GOOD)
-  with pytest.raises(ValueError, match='test labels run from -1'):
+  with pytest.raises(UserError, match='test labels run from -1'):
     linear.majority(GOOD, GOOD - 1)
 
 
@@ -159,7 +160,7 @@ def test_every_job_refuses(job, kind, small_run, images, tmp_path, monkeypatch):
 
   monkeypatch.setitem(sources._OF_FILES, 'folder', folder)
   with pytest.raises(
-    recipe.UserError, match='training labels run from -1 to 1: 2 classes'
+    UserError, match='training labels run from -1 to 1: 2 classes'
   ):
     run(c, tmp_path)
   assert not list(tmp_path.glob('*.json'))
@@ -179,7 +180,7 @@ def test_a_test_set_without_labels_is_seen_before_training(
     return (Later if split == 'test' else sources.Folder)(path, split)
 
   monkeypatch.setitem(sources._OF_FILES, 'folder', folder)
-  with pytest.raises(recipe.UserError, match='test labels run from -1 to 1'):
+  with pytest.raises(UserError, match='test labels run from -1 to 1'):
     finetune.run(c, tmp_path)
   assert not list(tmp_path.iterdir())
 
@@ -214,5 +215,5 @@ def test_what_a_hugging_face_data_set_knows(images, tmp_path):
   datasets.Dataset.from_dict(rows, features).save_to_disk(str(tmp_path))
   source = sources.HuggingFace(str(tmp_path))
   assert source.every_label().tolist() == [[1, 2], [-1, 0], [0, 1]]
-  with pytest.raises(ValueError, match='run from -1 to 1: 2 classes'):
+  with pytest.raises(UserError, match='run from -1 to 1: 2 classes'):
     labels.check(labels.known(source, 0), 'training', 2)

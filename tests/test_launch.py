@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from ijepa_jax import distributed
+from ijepa_jax.errors import UserError
 
 SLURM = {
   'SLURM_JOB_ID': '1',
@@ -208,13 +209,13 @@ def test_alone(env):
   ],
 )
 def test_refused_in_a_sentence(env, words):
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=words):
     place(env)
 
 
 def test_without_the_packages_that_jax_would_ask(packages):
   packages.clear()
-  with pytest.raises(ValueError, match=r'install jax\[k8s\].*--coordinator'):
+  with pytest.raises(UserError, match=r'install jax\[k8s\].*--coordinator'):
     place(POD)
   packages.add('mpi4py')
   env = MPI['Open MPI'] | {'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}
@@ -336,7 +337,7 @@ def test_gpus(env, gpus, devices):
   ],
 )
 def test_gpus_that_do_not_divide(env, gpus):
-  with pytest.raises(ValueError, match=r'The \d GPUs .* do not divide'):
+  with pytest.raises(UserError, match=r'The \d GPUs .* do not divide'):
     place(env, gpus)
 
 
@@ -345,9 +346,9 @@ def test_uneven_gpus_are_told(monkeypatch):
   devices = [type('Device', (), {'process_index': i}) for i in (0, 0, 1)]
   monkeypatch.setattr(jax, 'devices', lambda: devices)
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  with pytest.raises(ValueError, match=r'have \[2, 1\] devices'):
+  with pytest.raises(UserError, match=r'have \[2, 1\] devices'):
     distributed._check_devices(2)
-  with pytest.raises(ValueError, match=r'3 processes .* JAX joins 2'):
+  with pytest.raises(UserError, match=r'3 processes .* JAX joins 2'):
     distributed._check_devices(3)
 
 
@@ -388,7 +389,7 @@ def test_by_hand_where_tasks_share_gpus(started):
   [('host:1', 0, -1), ('', 2, 0), ('host:1', 2, 2), ('host', 2, 0), ('', 0, 0)],
 )
 def test_by_hand_incomplete(started, arguments):
-  with pytest.raises(ValueError, match='give all three'):
+  with pytest.raises(UserError, match='give all three'):
     distributed.initialise(*arguments)
   assert not started
 
@@ -398,7 +399,7 @@ def test_others_that_are_not_found(started, monkeypatch):
     raise RuntimeError('DEADLINE_EXCEEDED')
 
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
-  with pytest.raises(ValueError, match=r'one another at h:1: DEADLINE'):
+  with pytest.raises(UserError, match=r'one another at h:1: DEADLINE'):
     distributed.initialise('h:1', 2, 1)
 
 

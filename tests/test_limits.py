@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from ijepa_jax import limits
+from ijepa_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1] / 'configs'
 CONFIGS = sorted(
@@ -38,7 +39,7 @@ def test_no_knob_takes_what_is_not_finite(value):
         continue
       number = float(value)
       place[last] = (number, *place[last][1:]) if several else number
-      with pytest.raises(ValueError, match=rf'{knob} is .*: take '):
+      with pytest.raises(UserError, match=rf'{knob} is .*: take '):
         limits.check_all(config)
       tried += 1
   assert tried > 200
@@ -73,7 +74,7 @@ def test_no_knob_takes_what_is_not_finite(value):
 def test_limits(name, knob, value, words):
   config = load(name)
   config.update_from_flattened_dict({knob: value})
-  with pytest.raises(ValueError, match=rf'^{knob} is .*{words}'):
+  with pytest.raises(UserError, match=rf'^{knob} is .*{words}'):
     limits.check_all(config)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax import sharding
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import linear, online, subsets
 from tests.close import close
 
@@ -57,9 +58,9 @@ def test_majority():
 
 def test_mistakes():
   x, y = features(n=10)
-  with pytest.raises(ValueError, match='from 0 to 2: 2 classes need 0 to 1'):
+  with pytest.raises(UserError, match='from 0 to 2: 2 classes need 0 to 1'):
     linear.probe(x, y, x, y, classes=2)
-  with pytest.raises(ValueError, match='too few'):
+  with pytest.raises(UserError, match='too few'):
     linear.probe(x[:2], y[:2], x, y, classes=3)
 
 
@@ -155,7 +156,7 @@ def test_logistic_mistakes():
     r'l2s are \(-1,\)': dict(l2s=(-1,)),
   }.items():
     right = dict(train_ND=train_x, train_y=train_y, test_ND=test_x)
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(UserError, match=match):
       linear.logistic(**(right | dict(test_y=test_y, classes=3) | wrong))
 
 
@@ -164,7 +165,7 @@ def test_one_example_a_class():
   x, y = features(n=60)
   few = subsets.balanced(y, per_class=1)
   few = x[few], y[few]
-  with pytest.raises(ValueError, match='give one'):
+  with pytest.raises(UserError, match='give one'):
     linear.logistic(*few, x, y, classes=3)
   assert linear.logistic(*few, x, y, classes=3, l2s=(1e-3,)).accuracy > 0.9
 
@@ -186,11 +187,11 @@ def test_subset():
   np.testing.assert_array_equal(part, subsets.balanced(y, share=0.04, seed=1))
   assert not np.array_equal(part, subsets.balanced(y, share=0.04, seed=2))
   np.testing.assert_array_equal(subsets.balanced(y, share=1.0), np.arange(90))
-  with pytest.raises(ValueError, match='class 7 has 10 examples: take up to'):
+  with pytest.raises(UserError, match='class 7 has 10 examples: take up to'):
     subsets.balanced(y, per_class=11)
   for wrong in ({}, {'per_class': 1, 'share': 0.1}, {'share': 1.1}):
-    with pytest.raises(ValueError, match='take 1 or more for the one, or'):
+    with pytest.raises(UserError, match='take 1 or more for the one, or'):
       subsets.balanced(y, **wrong)
   for wrong, words in ((y[:0], '0 training examples'), (y - 1, 'run from -1')):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
       subsets.balanced(wrong, per_class=1)

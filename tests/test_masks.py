@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax import masks
+from ijepa_jax.errors import UserError
 from tests.close import close
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden/release_masks.npz')
@@ -334,7 +335,7 @@ def test_block_and_random_predict_a_share_from_the_rest(kind):
   ],
 )
 def test_refusals(kind, grid, settings, words):
-  with pytest.raises(ValueError, match=words) as error:
+  with pytest.raises(UserError, match=words) as error:
     make(kind, grid, **settings)
   message = str(error.value)
   assert '\n' not in message and len(message) < 300

@@ -27,6 +27,7 @@ from test_sources import (  # noqa: F401
 
 from configs import tiny
 from ijepa_jax import augment, data, locks, masks, pack, recipe, shards
+from ijepa_jax.errors import UserError
 from ijepa_jax.sources import arrayrecord, bucket, make_source
 from tests.close import FLOAT64, close
 
@@ -76,7 +77,7 @@ def test_what_is_packed_is_read(packed):
   assert len(message) < 3000
   assert_same(source, pickle.loads(message))
   assert opened(out / 'train', split='').identity == again.identity
-  with pytest.raises(ValueError, match="no packed data set 'val' in"):
+  with pytest.raises(UserError, match="no packed data set 'val' in"):
     opened(out, split='val')
   assert sorted(p.name for p in (out / 'train').iterdir()) == [
     *(f'images-{i:05}-of-00003.array_record' for i in range(3)),
@@ -110,7 +111,7 @@ def test_a_run_takes_mean_and_std_from_the_manifest(packed):
   config = tiny.get_config()
   assert recipe.from_manifest(config) is config
   config.data.from_manifest = True
-  with pytest.raises(recipe.UserError, match=r"data.source is 'scenes'"):
+  with pytest.raises(UserError, match=r"data.source is 'scenes'"):
     recipe.from_manifest(config)
   config.data.source, config.data.path = 'arrayrecord', str(out)
   model = recipe.build_model(recipe.from_manifest(config))
@@ -254,9 +255,9 @@ def test_alpha_is_kept_if_asked(tmp_path):
   assert np.abs(first[..., 3].astype(int) - np.asarray(wanted)).max() <= 1
   assert (second[..., 3] == 255).all()
   assert run(Given(images), tmp_path / 'rgb')['channels'] == 3
-  with pytest.raises(ValueError, match='begun with alpha = True'):
+  with pytest.raises(UserError, match='begun with alpha = True'):
     run(Given(images), tmp_path / 'out', encoding=shards.Encoding(resize=4))
-  with pytest.raises(ValueError, match='JPEG has no alpha'):
+  with pytest.raises(UserError, match='JPEG has no alpha'):
     shards.Encoding(quality=90, alpha=True)
 
 
@@ -264,7 +265,7 @@ def test_a_finished_pack_is_looked_at_again(packed, tmp_path):
   source, _, _ = packed
   run(source, tmp_path / 'out', shard_count=3)
   next((tmp_path / 'out').glob('*-00001-*')).unlink()
-  with pytest.raises(ValueError, match='is missing, and'):
+  with pytest.raises(UserError, match='is missing, and'):
     run(source, tmp_path / 'out', shard_count=3)
 
 
@@ -294,20 +295,20 @@ def test_arrays_of_many_channels(tmp_path):
   whole = (0, 0, 10, 9)
   wanted = augment.crop(arrays[3], whole, (4, 4), 'bicubic')
   np.testing.assert_array_equal(opened(smaller)[3]['image'], wanted)
-  with pytest.raises(ValueError, match='5 channels and a JPEG 1 or 3: leave q'):
+  with pytest.raises(UserError, match='5 channels and a JPEG 1 or 3: leave q'):
     run(Given(arrays), tmp_path / 'lossy', encoding=shards.Encoding(quality=9))
 
 
 @pytest.mark.parametrize('count', [1, 2])
 def test_other_numbers_of_channels_are_told(tmp_path, count):
   arrays = [np.zeros((5, 5, c), np.uint8) for c in (5, 6)]
-  with pytest.raises(ValueError, match=r'6 channels .* 5: pack them apart'):
+  with pytest.raises(UserError, match=r'6 channels .* 5: pack them apart'):
     run(Given(arrays), tmp_path / 'out', shard_count=count)
 
 
 @pytest.mark.parametrize('wrong', [{'resize': -1}, {'quality': 101}])
 def test_encodings_that_can_not_be(wrong):
-  with pytest.raises(ValueError, match=f'{next(iter(wrong))} is .*: take 1'):
+  with pytest.raises(UserError, match=f'{next(iter(wrong))} is .*: take 1'):
     shards.Encoding(**wrong)
 
 
@@ -321,11 +322,11 @@ def test_bad_images_are_left_out_and_named(tmp_path):
   assert manifest['count'] == 6
   assert [key for key, _ in manifest['skipped']] == ['2', '5']
   assert [e['key'] for e in opened(tmp_path / 'out')] == list('013467')
-  with pytest.raises(ValueError, match=r'2 of \d images can not be read'):
+  with pytest.raises(UserError, match=r'2 of \d images can not be read'):
     run(Given(images), tmp_path / 'few', max_bad_share=0.001)
-  with pytest.raises(ValueError, match='packed in part only'):
+  with pytest.raises(UserError, match='packed in part only'):
     opened(tmp_path / 'few')
-  with pytest.raises(ValueError, match='No image of a test can be read'):
+  with pytest.raises(UserError, match='No image of a test can be read'):
     run(Given([b'', b'']), tmp_path / 'none')
 
 
@@ -352,7 +353,7 @@ def test_stopped_and_started_again(tmp_path):
   there = sorted(p.name for p in out.glob('*.*'))
   assert there == [s['name'] for s in wanted['shards'][:2]]
   times = [(out / name).stat().st_mtime_ns for name in there]
-  with pytest.raises(ValueError, match='packed in part only'):
+  with pytest.raises(UserError, match='packed in part only'):
     opened(out)
   # One that was killed may leave this; and a disk may lose what it was given.
   (out / f'{there[1]}.x.tmp').touch()
@@ -389,7 +390,7 @@ def test_sigterm_is_told(tmp_path):
 
 
 def test_a_process_that_dies_is_told(tmp_path):
-  with pytest.raises(ValueError, match='A process died'):
+  with pytest.raises(UserError, match='A process died'):
     source = Deadly([png(i) for i in range(9)])
     run(source, tmp_path / 'out', shard_count=1)
 
@@ -397,15 +398,15 @@ def test_a_process_that_dies_is_told(tmp_path):
 def test_other_files_are_not_touched(packed, tmp_path):
   source, out, _ = packed
   (tmp_path / 'mine').touch()
-  with pytest.raises(ValueError, match='has other files: take a new'):
+  with pytest.raises(UserError, match='has other files: take a new'):
     run(source, tmp_path)
-  with pytest.raises(ValueError, match='begun with shards = 3, and now it is'):
+  with pytest.raises(UserError, match='begun with shards = 3, and now it is'):
     run(source, out / 'train', shard_count=2)
-  with pytest.raises(ValueError, match='those of a test are others'):
+  with pytest.raises(UserError, match='those of a test are others'):
     run(Given([png(0)]), out / 'train', shard_count=1)
-  with pytest.raises(ValueError, match='no folder here: pack into one'):
+  with pytest.raises(UserError, match='no folder here: pack into one'):
     run(source, 's3://bucket/x')
-  with pytest.raises(ValueError, match='processes is 0: take 1'):
+  with pytest.raises(UserError, match='processes is 0: take 1'):
     run(source, tmp_path / 'x', processes=0)
 
 
@@ -442,8 +443,8 @@ def test_verify(packed, tmp_path, capsys):
   third.write_bytes(content)
   assert pack.main(command) == 1
   assert '2 of a label out of range: folder/c/8.png' in capsys.readouterr().out
-  assert pack.main(['--verify', str(tmp_path)]) == 1
-  assert 'There is no packed data set' in capsys.readouterr().err
+  with pytest.raises(SystemExit, match='There is no packed data set'):
+    pack.main(['--verify', str(tmp_path)])
 
 
 def test_a_damaged_record_is_a_bad_image(packed, tmp_path):
@@ -462,7 +463,7 @@ def test_a_damaged_record_is_a_bad_image(packed, tmp_path):
       found.append(None)
   assert found.count(None) == 1 and found.count(True) == 9
   path.write_bytes(path.read_bytes()[:-1])
-  with pytest.raises(ValueError, match='bytes were packed: copy it again'):
+  with pytest.raises(UserError, match='bytes were packed: copy it again'):
     opened(tmp_path / 'out')
 
 
@@ -476,7 +477,7 @@ def test_a_damaged_record_is_a_bad_image(packed, tmp_path):
 )
 def test_manifests_that_can_not_be_read(tmp_path, text, words):
   (tmp_path / 'manifest.json').write_text(text)
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=words):
     opened(tmp_path)
 
 
@@ -487,10 +488,10 @@ def test_command_line(named, tmp_path, capsys):  # noqa: F811
   assert '10 images (labels label: 3) in 1 shards' in words
   assert 'mean (0.' in words
   assert len(opened(out)) == 10
-  assert pack.main(['nothing:x', out]) == 1
-  assert "no data source 'nothing'" in capsys.readouterr().err
-  assert pack.main(['images', out]) == 1
-  assert 'as in folder:images' in capsys.readouterr().err
+  with pytest.raises(SystemExit, match="no data source 'nothing'"):
+    pack.main(['nothing:x', out])
+  with pytest.raises(SystemExit, match='as in folder:images'):
+    pack.main(['images', out])
   with pytest.raises(SystemExit, match='2'):
     pack.main([out])
 
@@ -528,22 +529,22 @@ def test_a_bucket_is_copied_once(packed, remote, cache_folder):  # noqa: F811
 def test_buckets_that_can_not_be_read(packed, remote, monkeypatch):
   """Each told in a sentence; no damaged copy stays."""
   path = 'memory://bucket/images'
-  with pytest.raises(ValueError, match='no packed data set in memory://none'):
+  with pytest.raises(UserError, match='no packed data set in memory://none'):
     opened('memory://none')
-  with pytest.raises(ValueError, match='nosuch://bucket'):
+  with pytest.raises(UserError, match='nosuch://bucket'):
     opened('nosuch://bucket')
   free = type('', (), {'free': 1000})
   with monkeypatch.context() as patch:
     patch.setattr(bucket.shutil, 'disk_usage', lambda _: free)
-    with pytest.raises(ValueError, match='set IJEPA_JAX_CACHE to a larger'):
+    with pytest.raises(UserError, match='set IJEPA_JAX_CACHE to a larger'):
       opened(path)
   name = remote.glob('/bucket/images/train/*.array_record')[0]
   content = remote.cat(name)
   remote.pipe(name, content[:-9])
-  with pytest.raises(ValueError, match='its SHA-256 is not the one'):
+  with pytest.raises(UserError, match='its SHA-256 is not the one'):
     opened(path)
   remote.rm(name)
-  with pytest.raises(ValueError, match='array_record can not be read'):
+  with pytest.raises(UserError, match='array_record can not be read'):
     opened(path)
   remote.pipe(name, content)
   assert len(opened(path)) == 10
@@ -570,10 +571,10 @@ def test_large_images(tmp_path, capsys):
   (left,) = arrayrecord.read_manifest(str(tmp_path / 'out1999'))['skipped']
   assert left[1] == '50 x 40 pixels are more than max_pixels = 1999'
   capsys.readouterr()
-  assert pack.main(['scenes', 'x', '--split=val']) == 1
-  assert '--split is val' in capsys.readouterr().err
-  assert pack.main([f'folder:{tmp_path}/images', 'x', '--count=2']) == 1
-  assert '--count is 2' in capsys.readouterr().err
+  with pytest.raises(SystemExit, match='--split is val'):
+    pack.main(['scenes', 'x', '--split=val'])
+  with pytest.raises(SystemExit, match='--count is 2'):
+    pack.main([f'folder:{tmp_path}/images', 'x', '--count=2'])
 
 
 def test_shards_exchanged_in_place(packed, tmp_path):
@@ -596,7 +597,7 @@ def test_one_packed_in_another(packed, tmp_path):
   _, out, _ = packed
   shutil.copytree(out / 'train', tmp_path / 'x')
   shutil.copytree(out / 'train', tmp_path / 'x/train')
-  with pytest.raises(ValueError, match="holds another one, 'train': for the"):
+  with pytest.raises(UserError, match="holds another one, 'train': for the"):
     opened(tmp_path / 'x')
   assert len(opened(tmp_path / 'x', split='')) == 10
 
@@ -605,6 +606,6 @@ def test_two_at_once(tmp_path):
   """The second is refused, and touches nothing of the first."""
   out = tmp_path / 'packed'
   with locks.only_writer(out, beside=True):
-    with pytest.raises(ValueError, match=f'process {os.getpid()} .* {out}'):
+    with pytest.raises(UserError, match=f'process {os.getpid()} .* {out}'):
       run(Given([encoded(np.zeros((8, 8, 3), np.uint8))]), out)
     assert not out.exists()

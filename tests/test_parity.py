@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import parity
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import release
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden/release_tiny.npz'
@@ -57,8 +58,8 @@ def test_release_names_round_trip(golden, part):
 def test_release_names_that_do_not_fit(golden):
   tensors = parity.subtree(golden, 'init/encoder')
   extra = tensors | {'cls_token': np.zeros((1, 1, 32))}
-  with pytest.raises(ValueError, match='cls_token'):
+  with pytest.raises(UserError, match='cls_token'):
     release.from_release(extra, 'encoder')
   del tensors['norm.bias']
-  with pytest.raises(ValueError, match=r'norm\.bias'):
+  with pytest.raises(UserError, match=r'norm\.bias'):
     release.from_release(tensors, 'encoder')

@@ -8,6 +8,7 @@ from test_identity import exchange
 from test_sources import cache_folder, png  # noqa: F401
 
 from ijepa_jax import sources
+from ijepa_jax.errors import UserError
 from ijepa_jax.sources import make_source
 
 
@@ -92,7 +93,7 @@ def test_words_are_numbered_over_all_splits(tmp_path, hf_cache):
   assert train.class_names == test.class_names == ('a', 'b', 'c')
   assert [e['label'].tolist() for e in test] == [[0], [2], [2], [0]]
   parquet(tmp_path / 'x', 'more.parquet', image=ROWS, label=list('abab'))
-  with pytest.raises(ValueError, match=r'more\.parquet .* none of the splits'):
+  with pytest.raises(UserError, match=r'more\.parquet .* none of the splits'):
     make_source('huggingface', path=path)
 
 

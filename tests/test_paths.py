@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax import cache, checkpoint, paths
+from ijepa_jax.errors import UserError
 
 ODD = [
   *(
@@ -59,7 +60,7 @@ def test_what_is_saved_is_there(name, tmp_path):
 def test_a_path_that_orbax_would_lose_is_refused(name, tmp_path):
   """Before anything is written, at whichever depth it stands."""
   folder = f'{tmp_path}/{name}/checkpoints'
-  with pytest.raises(ValueError, match='checkpoints can not be'):
+  with pytest.raises(UserError, match='checkpoints can not be'):
     save(folder)
   assert not list(tmp_path.iterdir())
 
@@ -84,7 +85,7 @@ def test_one_way_in(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('path', ['', 'a\0b', 'gs:/bucket/run'])
 def test_no_paths(path):
-  with pytest.raises(ValueError, match='path'):
+  with pytest.raises(UserError, match='path'):
     paths.resolve(path)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import position_tables
 from tests.close import close
 
@@ -16,7 +17,7 @@ def test_resized_table():
   high = position_tables.resize(table[:2], (2, 1), (4, 1))
   close(high[:, 0], [-0.10546875, 0.2265625, 0.7734375, 1.10546875])
   assert position_tables.resize(table, (2, 2), (2, 2)) is table
-  with pytest.raises(ValueError, match='4 positions is not of 2 x 3'):
+  with pytest.raises(UserError, match='4 positions is not of 2 x 3'):
     position_tables.resize(table, (2, 3), (4, 4))
 
 

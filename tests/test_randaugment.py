@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from ijepa_jax import augment, randaugment
+from ijepa_jax.errors import UserError
 from tests.close import close
 
 # These have no strength, or turn pixels over.
@@ -70,7 +71,7 @@ def test_a_function_of_the_generator():
 
 def test_mistakes_are_told():
   crop = augment.RandomCrop((24, 24))
-  with pytest.raises(ValueError, match='magnitude from 0 to 10'):
+  with pytest.raises(UserError, match='magnitude from 0 to 10'):
     randaugment.RandAugment(crop, magnitude=11)
-  with pytest.raises(ValueError, match='3 channels and the images have 1'):
+  with pytest.raises(UserError, match='3 channels and the images have 1'):
     randaugment.RandAugment(crop)(picture()[..., :1], np.random.default_rng(0))

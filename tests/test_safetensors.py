@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import safetensors
 
 TENSORS = {
@@ -76,7 +77,7 @@ def test_header_that_lies(path, change, words):
   change(header)
   text = json.dumps(header).encode()
   path.write_bytes(struct.pack('<Q', len(text)) + text + data[8 + length :])
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=words):
     safetensors.read(path)
 
 
@@ -98,7 +99,7 @@ def test_header_that_lies(path, change, words):
 )
 def test_damaged(path, make):
   path.write_bytes(make(path.read_bytes()))
-  with pytest.raises(ValueError, match=r'a\.safetensors'):
+  with pytest.raises(UserError, match=r'a\.safetensors'):
     safetensors.read(path)
-  with pytest.raises(ValueError, match='can not be read'):
+  with pytest.raises(UserError, match='can not be read'):
     safetensors.read(path.parent / 'nowhere')

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax import gallery, scenes
+from ijepa_jax.errors import UserError
 from tests.close import close
 
 # Seed 0, images 0 to 2: labels, and means over 16 x 16 blocks and channels.
@@ -114,5 +115,5 @@ def test_the_class_is_in_the_pixels(sets):
   ],
 )
 def test_mistakes_are_named(arguments, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     scenes.render(*arguments)

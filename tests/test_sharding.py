@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from ijepa_jax import sharding
+from ijepa_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -32,13 +33,13 @@ def test_mesh(cpus, sizes, shape):
   'sizes', [{'fsdp': 3}, {'data': 2, 'fsdp': 2}, {'data': 16}, {'fsdp': 16}]
 )
 def test_mesh_that_does_not_divide(cpus, sizes):
-  with pytest.raises(ValueError, match='do not make the 8 devices'):
+  with pytest.raises(UserError, match='do not make the 8 devices'):
     sharding.make_mesh(**sizes, devices=cpus)
 
 
 @pytest.mark.parametrize('sizes', [{'data': -1, 'fsdp': -1}, {'fsdp': 0}])
 def test_mesh_of_nonsense(cpus, sizes):
-  with pytest.raises(ValueError, match='-1 for one of the two'):
+  with pytest.raises(UserError, match='-1 for one of the two'):
     sharding.make_mesh(**sizes, devices=cpus)
 
 
@@ -130,5 +131,5 @@ def test_machines_with_other_images_are_refused(monkeypatch):
 
   gathered(('a', 5), [lambda x: x])
   for other in (lambda x: x + np.int32([0, 1]), lambda x: x + np.int32([1, 0])):
-    with pytest.raises(ValueError, match='see other images'):
+    with pytest.raises(UserError, match='see other images'):
       gathered(('a', 5), [lambda x: x, other])

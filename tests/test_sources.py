@@ -17,6 +17,7 @@ from PIL import Image
 
 from configs import tiny
 from ijepa_jax import decode, recipe, scenes, sources
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import tasks
 from ijepa_jax.sources import folder as folder_source
 from ijepa_jax.sources import make_source
@@ -183,7 +184,7 @@ def test_split_folder(tmp_path):
   assert len(val) == 1 and val[0]['image'] == png(2)
   whole = make_source('folder', path=str(tmp_path), split='')
   assert whole.class_names == ('train', 'val')
-  with pytest.raises(ValueError, match=r"no folder 'test' in .*: check split"):
+  with pytest.raises(UserError, match=r"no folder 'test' in .*: check split"):
     make_source('folder', path=str(tmp_path), split='test')
 
 
@@ -218,14 +219,14 @@ def test_arrays(tmp_path):
 
 def test_no_images(tmp_path):
   """Told with the path, and with what counts as an image."""
-  with pytest.raises(ValueError, match=f'no folder {tmp_path}/x: check'):
+  with pytest.raises(UserError, match=f'no folder {tmp_path}/x: check'):
     make_source('folder', path=str(tmp_path / 'x'))
   (tmp_path / 'a.txt').touch()
-  with pytest.raises(ValueError, match=rf'in {tmp_path} .*\.jpg, .*\.webp'):
+  with pytest.raises(UserError, match=rf'in {tmp_path} .*\.jpg, .*\.webp'):
     make_source('folder', path=str(tmp_path))
-  with pytest.raises(ValueError, match=r'set data\.path'):
+  with pytest.raises(UserError, match=r'set data\.path'):
     make_source('folder')
-  with pytest.raises(ValueError, match="'imagenet': take scenes, folder, tf"):
+  with pytest.raises(UserError, match="'imagenet': take scenes, folder, tf"):
     make_source('imagenet')
 
 
@@ -284,17 +285,17 @@ def test_tfds_needs_no_tensorflow(prepared):
 
 def test_tfds_that_can_not_be_read(prepared, tmp_path):
   """Each told in a sentence, with what to do."""
-  with pytest.raises(ValueError, match=r"neither.*Did you mean 'cifar10'\?"):
+  with pytest.raises(UserError, match=r"neither.*Did you mean 'cifar10'\?"):
     make_source('tfds', path='cifar_10')
-  with pytest.raises(ValueError, match="'/no/where' is neither"):
+  with pytest.raises(UserError, match="'/no/where' is neither"):
     make_source('tfds', path='/no/where')
-  with pytest.raises(ValueError, match=r'version 9\.9\.9, only: 1\.0\.0'):
+  with pytest.raises(UserError, match=r'version 9\.9\.9, only: 1\.0\.0'):
     make_source('tfds', path='tiny_noise:9.9.9')
-  with pytest.raises(ValueError, match=r'tiny_noise/1\.0\.0 is not prepared'):
+  with pytest.raises(UserError, match=r'tiny_noise/1\.0\.0 is not prepared'):
     make_source('tfds', path='tiny_noise')
-  with pytest.raises(ValueError, match="no split 'test': take one of train"):
+  with pytest.raises(UserError, match="no split 'test': take one of train"):
     make_source('tfds', path=str(prepared), split='test')
-  with pytest.raises(ValueError, match='no one image feature: it has name'):
+  with pytest.raises(UserError, match='no one image feature: it has name'):
     make_source('tfds', path=str(prepare(TinyWords, tmp_path)))
   old = tmp_path / 'old'
   shutil.copytree(prepared, old)
@@ -302,7 +303,7 @@ def test_tfds_that_can_not_be_read(prepared, tmp_path):
   info.write_text(
     json.dumps(json.loads(info.read_text()) | {'fileFormat': 'tfrecord'})
   )
-  with pytest.raises(ValueError, match=r'stored as tfrecord, .*array_record'):
+  with pytest.raises(UserError, match=r'stored as tfrecord, .*array_record'):
     make_source('tfds', path=str(old))
 
 
@@ -330,7 +331,7 @@ def test_endings_cover_what_pillow_reads():
 def test_a_class_that_is_called_as_a_split(tmp_path, split):
   """Is refused, with how to say what is meant, unless it can't be a class."""
   write(tmp_path, 'bus/1.png', f'{split}/2.png', 'car/x/3.png')
-  with pytest.raises(ValueError, match=f'folder {split!r}, .* bus, car: for'):
+  with pytest.raises(UserError, match=f'folder {split!r}, .* bus, car: for'):
     make_source('folder', path=str(tmp_path), split=split)
   whole = make_source('folder', path=str(tmp_path), split='')
   assert len(whole) == 3 and len(whole.class_names) == 3
@@ -345,13 +346,13 @@ def test_a_class_that_is_called_as_a_split(tmp_path, split):
   (tmp_path / 'car/x/3.png').rename(tmp_path / 'car/x/3.txt')
   assert len(make_source('folder', path=str(tmp_path), split=split)) == 1
   write(tmp_path, 'a.png')
-  with pytest.raises(ValueError, match=f'folder {split!r}, .* in a.png: for'):
+  with pytest.raises(UserError, match=f'folder {split!r}, .* in a.png: for'):
     make_source('folder', path=str(tmp_path), split=split)
 
 
 def test_splits_are_no_classes(tmp_path):
   write(tmp_path, 'training/a/1.png', 'val/a/2.png')
-  with pytest.raises(ValueError, match=r'no folder train in .* training, val:'):
+  with pytest.raises(UserError, match=r'no folder train in .* training, val:'):
     make_source('folder', path=str(tmp_path))
   assert len(make_source('folder', path=str(tmp_path), split='')) == 2
   write(tmp_path, 'control/1.png')
@@ -365,7 +366,7 @@ def test_stray_images_are_named(tmp_path, caplog):
   write(tmp_path, 'train/preview.png', 'train/x.png')
   task = tasks.get('folder').read_from('folder', str(tmp_path), 'train', 'val')
   words = r'none \(preview\.png and 1 more beside the 2 folders of images: move'
-  with pytest.raises(ValueError, match=f"no label 'label': they have {words}"):
+  with pytest.raises(UserError, match=f"no label 'label': they have {words}"):
     task.open()
   assert 'no labels for preview.png and 1 more beside' in caplog.text
   for name in 'preview.png', 'x.png':
@@ -398,7 +399,7 @@ def test_files_that_are_passed_over(tmp_path, caplog, index, looks):
       assert words in caplog.text
   assert len(looks) == 1
   shutil.rmtree(tmp_path / 'tree/a'), shutil.rmtree(tmp_path / 'tree/A')
-  with pytest.raises(ValueError, match=r'no image .*, and there are 2 \.heic'):
+  with pytest.raises(UserError, match=r'no image .*, and there are 2 \.heic'):
     tree(tmp_path)
 
 
@@ -553,7 +554,7 @@ def test_a_folder_that_can_not_be_read(tmp_path, monkeypatch):
     return scandir(path)
 
   monkeypatch.setattr(os, 'scandir', refusing)
-  with pytest.raises(ValueError, match=r'tree/b can not be read \(Permission'):
+  with pytest.raises(UserError, match=r'tree/b can not be read \(Permission'):
     tree(tmp_path)
 
 
@@ -580,9 +581,9 @@ def test_list_of_names(tmp_path):
     '\n': 'is empty',
   }.items():
     path.write_text(text)
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(UserError, match=match):
       sources.from_list(keys, str(path))
-  with pytest.raises(ValueError, match=r'can not be read \(No such'):
+  with pytest.raises(UserError, match=r'can not be read \(No such'):
     sources.from_list(keys, str(tmp_path / 'none'))
 
 
@@ -671,7 +672,7 @@ def test_hugging_face(tmp_path, form, monkeypatch):
   if form != 'saved':
     test = make_source('huggingface', path=path, split='test')
     assert len(test) == 3 and test.identity != source.identity
-  with pytest.raises(ValueError, match="no split 'val' of a Hugging Face"):
+  with pytest.raises(UserError, match="no split 'val' of a Hugging Face"):
     make_source('huggingface', path=path, split='val')
 
 
@@ -689,8 +690,8 @@ def test_hugging_face_without_an_image(tmp_path):
 
 
 def test_hugging_face_that_can_not_be_read(tmp_path, monkeypatch):
-  with pytest.raises(ValueError, match='pack its images'):
+  with pytest.raises(UserError, match='pack its images'):
     make_source('huggingface', path='s3://bucket/x')
   monkeypatch.setitem(sys.modules, 'datasets', None)
-  with pytest.raises(ValueError, match=r'ijepa_jax\[huggingface\]'):
+  with pytest.raises(UserError, match=r'ijepa_jax\[huggingface\]'):
     make_source('huggingface', path=str(tmp_path))

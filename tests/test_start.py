@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from ijepa_jax import recipe, sharding, train
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import architecture, huggingface, torch_files
 from ijepa_jax.interop.start import first_state
 from tests import test_train
@@ -92,7 +93,7 @@ def test_with_the_optimiser_it_is_the_straight_run(straight, trained, tmp_path):
   # What the workdir holds is gone on from, whatever init_from says.
   config.init_from = str(tmp_path / 'nowhere')
   assert int(train.pretrain(config, tmp_path / 'on').step) == 8
-  with pytest.raises(recipe.UserError, match='8 steps already'):
+  with pytest.raises(UserError, match='8 steps already'):
     config.init_from = str(straight)
     begin(straight, config)
 
@@ -123,7 +124,7 @@ def test_one_encoder_alone(trained, tmp_path, caplog):
     caplog.text
   )
   assert 'the target encoder: both begin with it' in caplog.text
-  with pytest.raises(recipe.UserError, match='no state of AdamW'):
+  with pytest.raises(UserError, match='no state of AdamW'):
     begin(folder, make_config(init_optimizer=True))
 
 
@@ -140,9 +141,9 @@ def test_torch_file(trained, tmp_path):
   assert_same(jax.device_get(begin(path, config)[0]), trained)
   path.unlink()
   torch_files.write(path, weights(trained), sizes(config))
-  with pytest.raises(recipe.UserError, match='no state of AdamW'):
+  with pytest.raises(UserError, match='no state of AdamW'):
     begin(path, config)
-  with pytest.raises(recipe.UserError, match='has 2 heads, not 4'):
+  with pytest.raises(UserError, match='has 2 heads, not 4'):
     begin(path, make_config(**{'model.heads': 4}))
 
 
@@ -192,7 +193,7 @@ def test_refused_in_a_sentence(straight, tmp_path, monkeypatch, changes, words):
     recipe, 'abstract_state', lambda *args: (prepare(*args)[0], None)
   )
   monkeypatch.setattr(recipe, 'compile_steps', None)
-  with pytest.raises(recipe.UserError, match=words):
+  with pytest.raises(UserError, match=words):
     train.pretrain(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ijepa_jax import vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import tasks
 
 
@@ -24,7 +25,7 @@ def record(*depths):
 def test_clevr_count():
   assert [tasks.clevr_count(record(*[9] * n)) for n in (3, 4, 10)] == [0, 1, 7]
   for n in (2, 11):
-    with pytest.raises(ValueError, match=f'{n} objects .* has 3 to 10'):
+    with pytest.raises(UserError, match=f'{n} objects .* has 3 to 10'):
       tasks.clevr_count(record(*[9] * n))
 
 
@@ -33,13 +34,13 @@ def test_clevr_distance():
   ends = {7.9: 0, 8.0: 0, 8.01: 1, 8.5: 1, 8.51: 2, 9.0: 2, 9.5: 3, 9.51: 4}
   for depth, label in (ends | {10.0: 4, 10.01: 5, 99.0: 5}).items():
     assert tasks.clevr_distance(record(99.5, depth, 99.9)) == label, depth
-  with pytest.raises(ValueError, match='101 away: the task has 0 to 100'):
+  with pytest.raises(UserError, match='101 away: the task has 0 to 100'):
     tasks.clevr_distance(record(101, 102))
 
 
 def test_clevr_without_objects():
   for rule in tasks.CLEVR.values():
-    with pytest.raises(ValueError, match='take train and validation'):
+    with pytest.raises(UserError, match='take train and validation'):
       rule.function(record())
 
 
@@ -60,9 +61,9 @@ def test_tasks_are_complete():
     for size, patch, pixels in task.paper:
       assert size in vit.SIZES and pixels % patch == 0
   assert tasks.get('cifar10') is tasks.TASKS['cifar10']
-  with pytest.raises(ValueError, match="did you mean 'clevr_count'"):
+  with pytest.raises(UserError, match="did you mean 'clevr_count'"):
     tasks.get('clever_count')
-  with pytest.raises(ValueError, match='take one of imagenet, imagenet_1pct'):
+  with pytest.raises(UserError, match='take one of imagenet, imagenet_1pct'):
     tasks.get('xyz')
 
 
@@ -121,13 +122,13 @@ def test_transforms():
 
 def test_folder(tmp_path):
   """Anybody's images: classes are those of the training folders."""
-  with pytest.raises(ValueError, match='folder that holds train/ and val/'):
+  with pytest.raises(UserError, match='folder that holds train/ and val/'):
     tasks.get('places205').open()
   for name in ('train/a', 'train/b', 'train/c', 'test/a', 'test/b'):
     (tmp_path / name).mkdir(parents=True)
     picture().save(tmp_path / name / '1.png')
   task = tasks.get('folder').read_from('folder', str(tmp_path), 'train', 'test')
-  with pytest.raises(ValueError, match="has a class 'c': give both the same"):
+  with pytest.raises(UserError, match="has a class 'c': give both the same"):
     task.open()
   (tmp_path / 'test/c').mkdir()
   picture().save(tmp_path / 'test/c/1.png')
@@ -136,12 +137,12 @@ def test_folder(tmp_path):
   task = tasks.get('cifar10').read_from(
     'folder', str(tmp_path), 'train', 'test'
   )
-  with pytest.raises(ValueError, match='are of 3 classes and the task has 10'):
+  with pytest.raises(UserError, match='are of 3 classes and the task has 10'):
     task.open()
-  with pytest.raises(ValueError, match="no folder 'val'"):
+  with pytest.raises(UserError, match="no folder 'val'"):
     tasks.get('folder').read_from(
       'folder', str(tmp_path), 'train', 'val'
     ).open()
   flat = task.read_from('folder', str(tmp_path / 'train/a'), '', 'train')
-  with pytest.raises(ValueError, match="no label 'label': they have none"):
+  with pytest.raises(UserError, match="no label 'label': they have none"):
     flat.open()

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import parity
 from ijepa_jax import ijepa, vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import architecture, release, torch_files
 from tests.close import close
 from tests.test_parity import GOLDEN
@@ -227,9 +228,9 @@ def test_writing_refused(torch, path, tmp_path):
     (loaded.params, CONFIG | {'predictor_width': 28}, 'predictor does not'),
     (loaded.params, CONFIG | {'image_size': (48, 50)}, 'whole number'),
   ):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
       torch_files.write(out, params, config)
-  with pytest.raises(ValueError, match='there already'):
+  with pytest.raises(UserError, match='there already'):
     torch_files.write(path, loaded.params, CONFIG)
   assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -246,7 +247,7 @@ def test_without_torch(tmp_path, monkeypatch):
   path = tmp_path / 'a.pth.tar'
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('a/data.pkl', b'')
-  with pytest.raises(ValueError, match=r'ijepa_jax\[torch\]'):
+  with pytest.raises(UserError, match=r'ijepa_jax\[torch\]'):
     torch_files.read(path)
 
 
@@ -293,5 +294,5 @@ def test_which_encoder_is_not_said(torch, content, save):
   assert loaded.params.keys() == {'encoder'}
   assert 'does not say which of the two' in loaded.notes[0]
   both = {f'{w}.{k}': x for w in ('a', 'b') for k, x in encoder.items()}
-  with pytest.raises(ValueError, match=r"begin with 'a\.', 'b\.'"):
+  with pytest.raises(UserError, match=r"begin with 'a\.', 'b\.'"):
     torch_files.read(save({'state_dict': both}), heads=4)

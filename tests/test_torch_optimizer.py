@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import parity
 from ijepa_jax import optim
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import release, torch_files
 from tests.close import trees_close
 from tests.test_parity import GOLDEN
@@ -274,7 +275,7 @@ def test_writing_refused(torch, after_three, save, tmp_path):
     (loaded.params, loaded.optimizer._replace(nu=alone), 'moments have no'),
     (loaded.params, loaded.optimizer._replace(mu=small), 'does not fit'),
   ):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
       torch_files.write(out, params, CONFIG, optimizer=optimizer)
   assert not out.exists()
 

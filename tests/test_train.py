@@ -18,6 +18,7 @@ import pytest
 
 from configs import tiny
 from ijepa_jax import checkpoint, metrics, recipe, sharding, train
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import watch
 from tests.close import TRAINED, close, trees_close
 
@@ -305,7 +306,7 @@ def test_bad_images_stop_the_run_and_lose_nothing(tmp_path):
     }
   )
   workdir = tmp_path / 'run'
-  with pytest.raises(recipe.UserError, match=r'bad\d.png.*max_bad_share'):
+  with pytest.raises(UserError, match=r'bad\d.png.*max_bad_share'):
     train.pretrain(config, workdir)
   with checkpoint.Checkpointer(workdir / 'checkpoints') as checkpoints:
     assert checkpoints.steps()[-1] == max(losses(workdir)) > 3
@@ -323,7 +324,7 @@ def test_a_disk_that_is_full(straight, tmp_path, monkeypatch):
 
   monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, 'save_async', full)
   config = make_config(**{'total_steps': 22})
-  with pytest.raises(recipe.UserError, match=r'22.*No space.*10, 20'):
+  with pytest.raises(UserError, match=r'22.*No space.*10, 20'):
     train.pretrain(config, tmp_path / 'run')
   monkeypatch.undo()
   assert train.pretrain(config, tmp_path / 'run').step == 22
@@ -362,14 +363,14 @@ def test_a_disk_that_is_full(straight, tmp_path, monkeypatch):
   ],
 )
 def test_mistakes_are_told_before_anything_is_written(changes, words, tmp_path):
-  with pytest.raises(recipe.UserError, match=words):
+  with pytest.raises(UserError, match=words):
     train.pretrain(make_config(**changes), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
 def test_another_model_in_the_same_folder(straight):
   config = make_config(**{'model.width': 32, 'total_steps': 30})
-  with pytest.raises(recipe.UserError, match='32'):
+  with pytest.raises(UserError, match='32'):
     train.pretrain(config, straight)
   assert len(metrics.read(straight)) == 20
 
@@ -385,7 +386,7 @@ def test_a_model_that_only_computes_otherwise(changes, words, straight):
   """Its arrays are alike: it would go on, and be another from then on."""
   before = (straight / 'config.json').read_bytes()
   config = make_config(**changes, total_steps=30)
-  with pytest.raises(recipe.UserError, match=words):
+  with pytest.raises(UserError, match=words):
     train.pretrain(config, straight)
   train.pretrain(make_config(total_steps=10, seed=3), straight)
   assert (straight / 'config.json').read_bytes() == before
@@ -393,7 +394,7 @@ def test_a_model_that_only_computes_otherwise(changes, words, straight):
 
 def test_a_folder_that_holds_something_else(tmp_path):
   (tmp_path / 'config.json').write_text('{"model_type": "ijepa"}')
-  with pytest.raises(recipe.UserError, match=r'of no run of pre-training'):
+  with pytest.raises(UserError, match=r'of no run of pre-training'):
     train.pretrain(make_config(), tmp_path)
   assert [p.name for p in tmp_path.iterdir()] == ['config.json']
 
@@ -451,7 +452,7 @@ def test_two_runs_in_one_workdir(tmp_path):
   ) as other:
     assert other.stdout.readline() == 'held\n'
     words = f'process {other.pid} on .* writes to {tmp_path}'
-    with pytest.raises(recipe.UserError, match=words):
+    with pytest.raises(UserError, match=words):
       train.pretrain(make_config(), tmp_path)
     other.stdin.close()
   assert not list(tmp_path.iterdir())
@@ -474,6 +475,6 @@ def test_other_images_after_a_stop(straight, tmp_path, caplog):
 
 @pytest.mark.parametrize('name', ['lr[1e-3]', 'a*', 'a\\b'])
 def test_a_workdir_that_would_lose_its_checkpoints(name, tmp_path):
-  with pytest.raises(recipe.UserError, match='checkpoints can not be saved'):
+  with pytest.raises(UserError, match='checkpoints can not be saved'):
     train.pretrain(make_config(), f'{tmp_path}/{name}')
   assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from ijepa_jax import vit
+from ijepa_jax.errors import UserError
 from tests.close import BFLOAT16, close, trees_close
 
 
@@ -192,13 +193,13 @@ def test_rescaled_residuals():
   ],
 )
 def test_mistakes_are_told(kwargs, words):
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=words):
     small(**kwargs)
 
 
 def test_image_that_is_no_whole_number_of_patches():
   encoder, _ = small()
-  with pytest.raises(ValueError, match='17 x 16'):
+  with pytest.raises(UserError, match='17 x 16'):
     init(encoder, (1, 17, 16, 3))
 
 

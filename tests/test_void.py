@@ -8,6 +8,7 @@ from PIL import Image
 
 from configs import base, tiny
 from ijepa_jax import recipe, void
+from ijepa_jax.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
@@ -22,7 +23,7 @@ def test_void_knobs(caplog):
   ):
     config = tiny.get_config()
     config.data.update(changes)
-    with pytest.raises(recipe.UserError, match=words):
+    with pytest.raises(UserError, match=words):
       recipe.make_source(config)
   for changes, words in (
     ({'data.from_manifest': True}, 'data.mean = (0.5, 0.5, 0.5), data.std'),

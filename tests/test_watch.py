@@ -12,6 +12,7 @@ import pytest
 
 from configs import tiny
 from ijepa_jax import checkpoint, metrics, recipe, sharding, train
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import health, online, watch
 
 
@@ -89,7 +90,7 @@ def test_mistakes_are_told(changes, words, images, tmp_path):
   os.rename(tmp_path / 'renamed/blue', tmp_path / 'renamed/purple')
   config = make_config(tmp_path, **changes)
   run, source = recipe.build(config), recipe.make_source(config)
-  with pytest.raises(recipe.UserError, match=words):
+  with pytest.raises(UserError, match=words):
     watch.make_probe(config, run, source)
 
 
@@ -98,7 +99,7 @@ def test_images_without_labels(images, tmp_path):
     shutil.copytree(images / split / 'red', tmp_path / split)
   config = make_config(tmp_path)
   run, source = recipe.build(config), recipe.make_source(config)
-  with pytest.raises(recipe.UserError, match='no labels'):
+  with pytest.raises(UserError, match='no labels'):
     watch.make_probe(config, run, source)
 
 
@@ -108,7 +109,7 @@ def test_keep_best_of_what_is_not_looked_at(images):
   )
   run, source = recipe.build(config), recipe.make_source(config)
   probe = watch.make_probe(config, run, source)
-  with pytest.raises(recipe.UserError, match='probe/label, knn/label, rankme'):
+  with pytest.raises(UserError, match='probe/label, knn/label, rankme'):
     watch.make_watchers(config, run, probe)
 
 
@@ -144,7 +145,7 @@ def test_a_probe_of_a_few_images(images, tmp_path):
 def test_too_few_for_a_probe(train, test, words, images, tmp_path):
   config = make_config(few(images, tmp_path, train, test))
   run, source = recipe.build(config), recipe.make_source(config)
-  with pytest.raises(recipe.UserError, match=words):
+  with pytest.raises(UserError, match=words):
     watch.make_probe(config, run, source)
 
 
@@ -155,7 +156,7 @@ def test_one_class_to_probe(images, tmp_path):
   config = make_config(tmp_path)
   run, source = recipe.build(config), recipe.make_source(config)
   with pytest.raises(
-    recipe.UserError, match=r'fewer than two classes.*probe\.every_steps=0'
+    UserError, match=r'fewer than two classes.*probe\.every_steps=0'
   ):
     watch.make_probe(config, run, source)
 
@@ -174,7 +175,7 @@ def test_too_few_images_for_health(images, tmp_path, cpus, monkeypatch):
   config.health.split = 'test'
   run = recipe.build(config)
   with pytest.raises(
-    recipe.UserError, match=r'There are 6 images .* 8 are needed on 8 devices'
+    UserError, match=r'There are 6 images .* 8 are needed on 8 devices'
   ):
     watch.make_health(config, run)
   (tmp_path / 'test/red/00.png').rename(tmp_path / 'one.png')
@@ -184,7 +185,7 @@ def test_too_few_images_for_health(images, tmp_path, cpus, monkeypatch):
   one = types.SimpleNamespace(
     mesh=sharding.make_mesh(devices=cpus[:1]), sampler=run.sampler
   )
-  with pytest.raises(recipe.UserError, match=r'There are 1 images .* 2 are'):
+  with pytest.raises(UserError, match=r'There are 1 images .* 2 are'):
     watch.make_health(config, one)
 
 

@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import archive, torch_files
 from tests.test_parity import GOLDEN
 from tests.test_torch_files import altered, released
@@ -71,7 +72,7 @@ def _zeros():
 @pytest.mark.parametrize('case', MISFITS)
 def test_tensors_that_do_not_fit(content, save, case):
   changes, words = MISFITS[case]
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=words):
     torch_files.read(
       save(altered(content, 'target_encoder', **changes)), heads=4
     )
@@ -102,13 +103,13 @@ def test_other_models(torch, content, save):
       'pos_embed',
     ),
   ):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
       torch_files.read(save(file))
-  with pytest.raises(ValueError, match='give heads='):
+  with pytest.raises(UserError, match='give heads='):
     torch_files.read(save(content))
-  with pytest.raises(ValueError, match='5 heads'):
+  with pytest.raises(UserError, match='5 heads'):
     torch_files.read(save(content), heads=5)
-  with pytest.raises(ValueError, match='pos_embed'):
+  with pytest.raises(UserError, match='pos_embed'):
     torch_files.read(save(content), heads=4, image_size=(48, 56))
 
 
@@ -140,10 +141,10 @@ def test_payloads_are_not_executed(torch, content, path, save, tmp_path):
     {'encoder': Payload(harm)}, legacy, _use_new_zipfile_serialization=False
   )
   for file in *files, plain, swapped, legacy:
-    with pytest.raises(ValueError, match=file.name):
+    with pytest.raises(UserError, match=file.name):
       torch_files.read(file, heads=4)
     assert not harm.exists()
-  with pytest.raises(ValueError, match='executed, and never is'):
+  with pytest.raises(UserError, match='executed, and never is'):
     torch_files.read(files[0], heads=4)
   # It would have: the test can fail.
   torch.load(files[0], weights_only=False)
@@ -165,11 +166,11 @@ def test_damaged(path, tmp_path):
     bytes(middle),
   ):
     bad.write_bytes(wrong)
-    with pytest.raises(ValueError, match=r'bad\.pth\.tar'):
+    with pytest.raises(UserError, match=r'bad\.pth\.tar'):
       torch_files.read(bad, heads=4)
-  with pytest.raises(ValueError, match='no file'):
+  with pytest.raises(UserError, match='no file'):
     torch_files.read(tmp_path / 'nowhere', heads=4)
-  with pytest.raises(ValueError, match='no file'):
+  with pytest.raises(UserError, match='no file'):
     torch_files.read(tmp_path, heads=4)
 
 
@@ -183,7 +184,7 @@ def test_lost_and_short_members(path, tmp_path):
     )
   ):
     bad = repack(path, tmp_path / f'bad{i}.pth.tar', change)
-    with pytest.raises(ValueError, match='bad'):
+    with pytest.raises(UserError, match='bad'):
       torch_files.read(bad, heads=4)
 
 
@@ -197,7 +198,7 @@ def test_names_that_climb(tmp_path, name):
   with zipfile.ZipFile(path, 'w') as file:
     file.writestr('a/data.pkl', b'')
     file.writestr(name, b'x')
-  with pytest.raises(ValueError, match='leads out of it'):
+  with pytest.raises(UserError, match='leads out of it'):
     archive.check(path)
   assert [p.name for p in tmp_path.rglob('*')] == ['in', 'a.pth.tar']
 
@@ -206,11 +207,11 @@ def test_odd_archives(tmp_path):
   path = tmp_path / 'a.pth.tar'
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as file:
     file.writestr('a/data.pkl', bytes(10**6))
-  with pytest.raises(ValueError, match='compressed'):
+  with pytest.raises(UserError, match='compressed'):
     archive.check(path)
   with zipfile.ZipFile(path, 'w') as file:
     file.writestr('a/b', b'x')
     with pytest.warns(UserWarning, match='Duplicate'):
       file.writestr('a/b', b'y')
-  with pytest.raises(ValueError, match='twice'):
+  with pytest.raises(UserError, match='twice'):
     archive.check(path)

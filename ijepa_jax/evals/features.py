@@ -20,7 +20,8 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
-from ijepa_jax import cache, data, locks, paths, recipe, sharding
+from ijepa_jax import cache, locks, paths, recipe, sharding
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import load
 
 VERSION = 2  # raise it whenever the same input gives other features
@@ -78,7 +79,7 @@ def extract(
     )
   )
   if paths.is_url(cache_dir):
-    raise recipe.UserError(
+    raise UserError(
       f'Features can not be kept in {cache_dir}: set cache_dir to a folder of '
       'this machine.'
     )
@@ -110,17 +111,16 @@ def _compute(
 ):
   batch_size = -(-batch_size // mesh.size) * mesh.size
   first = done // batch_size
-  with recipe.told():
-    dataset = recipe.own_rows(
-      source,
-      transform=transform,
-      batch_size=batch_size,
-      channels=frozen.channels,
-      one_pass=True,
-      start=first,
-      workers=workers,
-      max_bad_share=0.0,  # accuracy on other images would be another number
-    )
+  dataset = recipe.own_rows(
+    source,
+    transform=transform,
+    batch_size=batch_size,
+    channels=frozen.channels,
+    one_pass=True,
+    start=first,
+    workers=workers,
+    max_bad_share=0.0,  # accuracy on other images would be another number
+  )
   run = jax.jit(
     lambda params, batch: (
       *frozen.pooled(params, batch['image']),
@@ -155,11 +155,7 @@ def _compute(
 
   # The batch before is fetched while this one runs.
   pending = None
-  with (
-    bar,
-    recipe.told(*data.ERRORS),
-    recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
-  ):
+  with bar, recipe.on_devices(dataset, mesh, 'image', 'label') as batches:
     for step, batch in enumerate(batches, first):
       out = run(frozen.params, batch)
       if pending:

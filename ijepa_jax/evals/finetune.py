@@ -19,7 +19,6 @@ from ijepa_jax import (
   augment,
   cache,
   checkpoint,
-  data,
   interruption,
   limits,
   locks,
@@ -30,6 +29,7 @@ from ijepa_jax import (
   schedules,
   sharding,
 )
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import jobs, labels, layer_decay, mixing, watch
 
 _MEND = 'try a lower finetune.lr or a longer finetune.warmup_epochs.'
@@ -107,24 +107,23 @@ def _run(config, workdir, watched) -> dict:
   name = sharding.of_first(run_name(config, bench.depends_on))
   folder = bench.workdir / name
   n, mesh = len(bench.train), bench.mesh
-  with recipe.told():
-    paths.check_checkpoints(folder)
-    if config.which == 'pixels':
-      raise ValueError('which is pixels: fine-tuning needs an encoder.')
-    limits.check(c, 'finetune', {'warmup_epochs': (0, c.epochs)})
-    if c.batch_size % mesh.size or not 1 <= c.batch_size <= n:
-      raise ValueError(
-        f'finetune.batch_size is {c.batch_size}: take a multiple of the '
-        f'{mesh.size} devices, up to the {n} training images.'
-      )
-    steps = c.epochs * (n // c.batch_size)
-    warmup = c.warmup_epochs * (n // c.batch_size)
-    dataset = _dataset(config, bench)
-    # Else they would be read after the training alone.
-    labels.check(labels.read(bench.test, bench.column), 'test', bench.classes)
-    checkpoints = checkpoint.Checkpointer(
-      folder / 'checkpoints', every_steps=c.checkpoint_steps, keep_last=1
+  paths.check_checkpoints(folder)
+  if config.which == 'pixels':
+    raise UserError('which is pixels: fine-tuning needs an encoder.')
+  limits.check(c, 'finetune', {'warmup_epochs': (0, c.epochs)})
+  if c.batch_size % mesh.size or not 1 <= c.batch_size <= n:
+    raise UserError(
+      f'finetune.batch_size is {c.batch_size}: take a multiple of the '
+      f'{mesh.size} devices, up to the {n} training images.'
     )
+  steps = c.epochs * (n // c.batch_size)
+  warmup = c.warmup_epochs * (n // c.batch_size)
+  dataset = _dataset(config, bench)
+  # Else they would be read after the training alone.
+  labels.check(labels.read(bench.test, bench.column), 'test', bench.classes)
+  checkpoints = checkpoint.Checkpointer(
+    folder / 'checkpoints', every_steps=c.checkpoint_steps, keep_last=1
+  )
   model = Classifier(
     bench.frozen, bench.classes, c.smoothing, c.mixup, c.cutmix, c.drop_path
   )
@@ -166,12 +165,10 @@ def _run(config, workdir, watched) -> dict:
 
   with (
     watched.together(),
-    recipe.told(checkpoint.CheckpointError),
     locks.only_writer(folder, wait=True, job=True),
     checkpoints,
   ):
-    with recipe.told():
-      restored = checkpoints.restore(abstract)
+    restored = checkpoints.restore(abstract)
     state, start = restored or (
       jax.jit(init, out_shardings=shardings)(params),
       0,
@@ -218,7 +215,7 @@ def _dataset(config, bench):
   )
   if c.randaugment:
     if frozen.channels != 3:
-      raise ValueError(
+      raise UserError(
         f'The encoder takes {frozen.channels} channels and RandAugment is for '
         '3: set finetune.randaugment=0.'
       )
@@ -312,7 +309,7 @@ def _loop(
   ):
     meter = metrics.Meter(config.finetune.batch_size)
     for step in range(start + 1, steps + 1):
-      with meter.waiting(), recipe.told(*data.ERRORS):
+      with meter.waiting():
         batch = next(batches)
       state, values = train_step(state, batch)
       if pending:
@@ -350,9 +347,6 @@ def _accuracy(config, bench, model, params) -> float:
     logits = model.logits(params, image)
     return labels.right(logits, batch['label'][:, bench.column])
 
-  with (
-    recipe.told(*data.ERRORS),
-    recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
-  ):
+  with recipe.on_devices(dataset, mesh, 'image', 'label') as batches:
     found = [np.asarray(right(params, batch)) for batch in batches]
   return float(np.concatenate(found)[: len(bench.test)].mean())

@@ -10,6 +10,7 @@ import tqdm
 from absl import logging
 
 from ijepa_jax import sharding
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import heads, linear
 
 _ALL_DIVERGED = 'All of the {} linear heads have diverged: take lower lrs.'
@@ -67,7 +68,7 @@ def train(
     The state after `sweep.epochs`; heads may have diverged, see `accuracies`.
 
   Raises:
-    ValueError: features or labels that can't be (see `linear.check`), another
+    UserError: features or labels that can't be (see `linear.check`), another
       number of them than the sweep was made for, or a batch that doesn't
       divide over the devices.
   """
@@ -75,12 +76,12 @@ def train(
   _check(sweep, features, labels_N, 'training')
   n, size, steps = len(labels_N), sweep.batch_size, sweep.steps_per_epoch
   if n // size != steps:
-    raise ValueError(
+    raise UserError(
       f'{n} training examples make {n // size} batches of {size} and the sweep '
       f'was made for {steps}: give make_sweep examples={n}.'
     )
   if size % mesh.size:
-    raise ValueError(
+    raise UserError(
       f'batch_size is {size}: take a multiple of the {mesh.size} devices.'
     )
   make, step, _ = compiled(sweep, mesh)
@@ -126,14 +127,14 @@ def note_diverged(sweep: heads.Sweep, losses, noted: set) -> None:
     noted: heads that were named before; grows.
 
   Raises:
-    ValueError: no head is left: nothing could come of the rest.
+    UserError: no head is left: nothing could come of the rest.
   """
   for head, loss in zip(sweep.heads, losses, strict=True):
     if not np.isfinite(loss) and head not in noted:
       noted.add(head)
       logging.warning('Head %s has diverged: take lower lrs.', head.name)
   if not np.isfinite(losses).any():
-    raise ValueError(_ALL_DIVERGED.format(len(losses)))
+    raise UserError(_ALL_DIVERGED.format(len(losses)))
 
 
 def accuracies(
@@ -152,7 +153,7 @@ def accuracies(
     block: examples at a time, over all devices.
 
   Raises:
-    ValueError: features or labels that can't be, see `linear.check`.
+    UserError: features or labels that can't be, see `linear.check`.
   """
   mesh = mesh or sharding.make_mesh()
   _check(sweep, features, labels_N, 'test')
@@ -186,7 +187,7 @@ def report(sweep: heads.Sweep, accuracies: Sequence[float]) -> dict[str, Any]:
     which all heads have diverged.
 
   Raises:
-    ValueError: all heads have diverged.
+    UserError: all heads have diverged.
   """
   scores = {
     head: float(a) if np.isfinite(a) else None
@@ -199,7 +200,7 @@ def report(sweep: heads.Sweep, accuracies: Sequence[float]) -> dict[str, Any]:
 
   kept = [head for head in scores if scores[head] is not None]
   if not kept:
-    raise ValueError(_ALL_DIVERGED.format(len(scores)))
+    raise UserError(_ALL_DIVERGED.format(len(scores)))
   counts = {'linear': len(kept)}
   for name in sweep.widths:
     counts[f'linear_{name}'] = sum(h.input == name for h in kept)
@@ -249,7 +250,7 @@ def _check(sweep, features, labels_N, which):
   for name, width in sweep.widths.items():
     if name not in features or np.shape(features[name])[1:] != (width,):
       there = {k: np.shape(x) for k, x in features.items()}
-      raise ValueError(
+      raise UserError(
         f'The {which} features are {there}: the sweep needs {name!r} as '
         f'[N, {width}].'
       )

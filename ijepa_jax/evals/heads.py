@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from ijepa_jax import schedules
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import labels
 
 MOMENTUM = 0.9
@@ -125,11 +126,11 @@ def make_sweep(
     devices: that share each batch.
 
   Raises:
-    ValueError: there is no such protocol or no head, or the sizes make no
+    UserError: there is no such protocol or no head, or the sizes make no
       course.
   """
   if protocol not in PROTOCOLS:
-    raise ValueError(
+    raise UserError(
       f'protocol is {protocol!r}: take one of {", ".join(PROTOCOLS)}.'
     )
   p = PROTOCOLS[protocol]
@@ -143,22 +144,22 @@ def make_sweep(
   }
   for name, of in values.items():
     if not of or len(set(of)) < len(of):
-      raise ValueError(f'{name} are {of}: take one or more different values.')
+      raise UserError(f'{name} are {of}: take one or more different values.')
   if not (all(x > 0 for x in lrs) and all(x >= 0 for x in decays)):
-    raise ValueError(
+    raise UserError(
       f'lrs are {lrs} and weight_decays {decays}: take lrs above 0 and '
       'weight_decays of 0 or more.'
     )
   if epochs < 1:
-    raise ValueError(f'epochs is {epochs}: take 1 or more.')
+    raise UserError(f'epochs is {epochs}: take 1 or more.')
   # BatchNorm knows no variance of one example.
   if not 2 <= batch_size <= examples:
-    raise ValueError(
+    raise UserError(
       f'linear.batch_size is {batch_size}: take one from 2 to the {examples} '
       'training examples.'
     )
   if batch_size % devices:
-    raise ValueError(
+    raise UserError(
       f'linear.batch_size is {batch_size}: take a multiple of the {devices} '
       'devices.'
     )
@@ -166,7 +167,7 @@ def make_sweep(
   if p.last is None:
     schedule = step_decay([epoch * per_epoch for epoch in milestones])
   elif milestones:
-    raise ValueError(
+    raise UserError(
       f'milestones are {tuple(milestones)}: {protocol} has a cosine and none.'
     )
   else:

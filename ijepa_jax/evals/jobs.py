@@ -22,9 +22,9 @@ from ijepa_jax import (
   locks,
   metrics,
   paths,
-  recipe,
   sharding,
 )
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import features, knn, linear, subsets, tasks
 from ijepa_jax.interop import load
 
@@ -87,33 +87,32 @@ def set_up(config, workdir: str, list_file: str = '') -> Bench:
   Raises:
     UserError: one of them can't be had; the sentence says why.
   """
-  with recipe.told():
-    if not config.init_from:
-      raise ValueError('init_from is empty: set it to the --workdir of a run.')
-    start = paths.resolve(config.init_from)
-    if not start.exists():
-      raise ValueError(f'There is nothing at init_from = {config.init_from}.')
-    if not workdir:
-      # A file has no room for a folder: <file>.evals beside it.
-      inside = start.is_dir()
-      workdir = start / 'evals' if inside else f'{os.fspath(start)}.evals'
-    workdir = paths.resolve(workdir)
-    limits.check_all(config)
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-    decode.limit_pixels(config.data.max_pixels)
-    task = tasks.get(config.task)
-    d = config.data
-    if d.path:
-      task = task.read_from(d.source, d.path, train=d.train, test=d.test)
-    elif (d.source, d.train, d.test) != ('folder', 'train', ''):
-      raise ValueError(
-        f'data.path is empty, so that data.source = {d.source!r}, data.train = '
-        f'{d.train!r} and data.test = {d.test!r} mean nothing: say where the '
-        'images are, or leave these three.'
-      )
-    train, test, column, classes = task.open(list_file)
-    sharding.check_alike(train.listing, len(train))
-    sharding.check_alike(test.listing, len(test))
+  if not config.init_from:
+    raise UserError('init_from is empty: set it to the --workdir of a run.')
+  start = paths.resolve(config.init_from)
+  if not start.exists():
+    raise UserError(f'There is nothing at init_from = {config.init_from}.')
+  if not workdir:
+    # A file has no room for a folder: <file>.evals beside it.
+    inside = start.is_dir()
+    workdir = start / 'evals' if inside else f'{os.fspath(start)}.evals'
+  workdir = paths.resolve(workdir)
+  limits.check_all(config)
+  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+  decode.limit_pixels(config.data.max_pixels)
+  task = tasks.get(config.task)
+  d = config.data
+  if d.path:
+    task = task.read_from(d.source, d.path, train=d.train, test=d.test)
+  elif (d.source, d.train, d.test) != ('folder', 'train', ''):
+    raise UserError(
+      f'data.path is empty, so that data.source = {d.source!r}, data.train = '
+      f'{d.train!r} and data.test = {d.test!r} mean nothing: say where the '
+      'images are, or leave these three.'
+    )
+  train, test, column, classes = task.open(list_file)
+  sharding.check_alike(train.listing, len(train))
+  sharding.check_alike(test.listing, len(test))
   frozen = load.load(
     start,
     mesh=mesh,
@@ -193,17 +192,16 @@ def run_knn(config, workdir: str) -> dict:
   if ks != tuple(sorted(set(config.knn.ks))):
     logging.info('There are %d training images: ks are %s.', ks[-1], ks)
   train, test = (bench.features(config, s) for s in (bench.train, bench.test))
-  with recipe.told():
-    found = knn.knn(
-      train.last,
-      train.labels[:, bench.column],
-      test.last,
-      test.labels[:, bench.column],
-      classes=bench.classes,
-      ks=ks,
-      temperatures=tuple(config.knn.temperatures),
-      mesh=bench.mesh,
-    )
+  found = knn.knn(
+    train.last,
+    train.labels[:, bench.column],
+    test.last,
+    test.labels[:, bench.column],
+    classes=bench.classes,
+    ks=ks,
+    temperatures=tuple(config.knn.temperatures),
+    mesh=bench.mesh,
+  )
   sweep = {f'k={k}, T={t:g}': a for (k, t), a in found.accuracies.items()}
   ours = {'knn': found.accuracies[found.best]}
   return report(config, bench, ours, {'chosen': found.chosen, 'sweep': sweep})
@@ -212,37 +210,35 @@ def run_knn(config, workdir: str) -> dict:
 def run_logistic(config, workdir: str) -> dict:
   """Logistic regression on all labels or on a few."""
   c = config.logistic
-  with recipe.told():
-    if c.layers not in ('last', 'last4'):
-      raise ValueError(f'layers is {c.layers!r}: take last or last4.')
-    if c.per_class == 1 and len(c.l2) > 1:
-      raise ValueError(
-        'logistic.per_class is 1, so that none can be held out to choose among '
-        f'the {len(c.l2)} logistic.l2: give one, such as (0.01,).'
-      )
+  if c.layers not in ('last', 'last4'):
+    raise UserError(f'layers is {c.layers!r}: take last or last4.')
+  if c.per_class == 1 and len(c.l2) > 1:
+    raise UserError(
+      'logistic.per_class is 1, so that none can be held out to choose among '
+      f'the {len(c.l2)} logistic.l2: give one, such as (0.01,).'
+    )
   bench = set_up(config, workdir, c.list_file)
   train, test = (bench.features(config, s) for s in (bench.train, bench.test))
   labels = train.labels[:, bench.column]
-  with recipe.told():
-    chosen = np.arange(len(labels))
-    if c.per_class or c.share:
-      chosen = subsets.balanced(
-        labels,
-        per_class=c.per_class,
-        share=c.share,
-        seed=config.seed,
-        classes=bench.classes,
-      )
-    found = linear.logistic(
-      getattr(train, c.layers)[chosen],
-      labels[chosen],
-      getattr(test, c.layers),
-      test.labels[:, bench.column],
-      classes=bench.classes,
-      l2s=tuple(c.l2),
-      mesh=bench.mesh,
+  chosen = np.arange(len(labels))
+  if c.per_class or c.share:
+    chosen = subsets.balanced(
+      labels,
+      per_class=c.per_class,
+      share=c.share,
       seed=config.seed,
+      classes=bench.classes,
     )
+  found = linear.logistic(
+    getattr(train, c.layers)[chosen],
+    labels[chosen],
+    getattr(test, c.layers),
+    test.labels[:, bench.column],
+    classes=bench.classes,
+    l2s=tuple(c.l2),
+    mesh=bench.mesh,
+    seed=config.seed,
+  )
   details = {
     'chosen': found.chosen,
     'l2': found.l2,

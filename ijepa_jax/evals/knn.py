@@ -15,6 +15,7 @@ import tqdm
 from jax.sharding import PartitionSpec
 
 from ijepa_jax import sharding
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import linear
 
 KS = (10, 20, 100, 200)
@@ -86,7 +87,7 @@ def knn(
     block: test examples at a time.
 
   Raises:
-    ValueError: labels or features that can't be (see `linear.check`), a k that
+    UserError: labels or features that can't be (see `linear.check`), a k that
       is not from 1 to the number of training examples, a temperature not above
       0.
   """
@@ -95,12 +96,12 @@ def knn(
   ks = tuple(sorted(set(ks)))
   whole = all(isinstance(k, (int, np.integer)) for k in ks)
   if not ks or not whole or not 1 <= ks[0] <= ks[-1] <= len(train_y):
-    raise ValueError(
+    raise UserError(
       f'ks are {ks}: take one or more whole numbers, from 1 to the '
       f'{len(train_y)} training examples.'
     )
   if not temperatures or not all(t > 0 for t in temperatures):
-    raise ValueError(
+    raise UserError(
       f'temperatures are {tuple(temperatures)}: take one or more above 0.'
     )
   mesh = mesh or sharding.make_mesh()

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from ijepa_jax.errors import UserError
+
 
 def check(y_N, which: str, classes: int | None = None) -> None:
   """Refuses labels from which nothing can be learned or judged.
@@ -22,12 +24,12 @@ def check(y_N, which: str, classes: int | None = None) -> None:
     classes: of the task; None: as many as there are.
 
   Raises:
-    ValueError: there are none, they are no whole numbers, one is out of range
+    UserError: there are none, they are no whole numbers, one is out of range
       or not known, or all are the same.
   """
   check_some(y_N, which, classes)
   if len(np.unique(y_N)) < 2:
-    raise ValueError(
+    raise UserError(
       f'The {len(y_N)} {which} examples have fewer than two classes: an '
       'accuracy on them says nothing.'
     )
@@ -37,11 +39,11 @@ def check_some(y_B, which: str, classes: int | None = None) -> None:
   """Refuses labels that are no classes; a few may all be the same.
 
   Raises:
-    ValueError: see `check`.
+    UserError: see `check`.
   """
   y_B = np.asarray(y_B)
   if y_B.ndim != 1 or not np.issubdtype(y_B.dtype, np.integer):
-    raise ValueError(
+    raise UserError(
       f'The {which} labels are {y_B.dtype}{list(y_B.shape)}: give one whole '
       'number an example.'
     )
@@ -51,7 +53,7 @@ def check_some(y_B, which: str, classes: int | None = None) -> None:
     if classes is not None:
       need = f'{classes} classes need 0 to {classes - 1}'
     unknown = '; -1 is a label that is not known' if low == -1 else ''
-    raise ValueError(
+    raise UserError(
       f'The {which} labels run from {low} to {high}: {need}{unknown}.'
     )
 

@@ -16,6 +16,7 @@ import optax
 from absl import logging
 
 from ijepa_jax import sharding
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import labels, subsets
 
 L2 = tuple(10.0 ** np.arange(-5, 1))  # per example and squared weight, halved
@@ -103,7 +104,7 @@ def probe(train_ND, train_y, test_ND, test_y, *, classes: int) -> float:
     train_y, test_y: labels in [0, classes).
 
   Raises:
-    ValueError: see `check_probe`.
+    UserError: see `check_probe`.
   """
   check_probe(train_y, test_y, classes)
   held_out = int(len(train_y) * HELD_OUT)
@@ -119,12 +120,12 @@ def check_probe(train_y, test_y, classes: int) -> None:
   """Refuses labels by which `probe` can't be made.
 
   Raises:
-    ValueError: see `labels.check`; or the examples are too few.
+    UserError: see `labels.check`; or the examples are too few.
   """
   labels.check(train_y, 'training', classes)
   labels.check(test_y, 'test', classes)
   if len(train_y) * HELD_OUT < 1:
-    raise ValueError(
+    raise UserError(
       f'{len(train_y)} training examples are too few for a probe: take at '
       'least 5.'
     )
@@ -184,13 +185,13 @@ def logistic(
     iterations: of L-BFGS at most, for each penalty.
 
   Raises:
-    ValueError: labels or features that can't be (see `check`), no penalty, or
+    UserError: labels or features that can't be (see `check`), no penalty, or
       one example a class and still several penalties.
   """
   check(train_ND, train_y, 'training', classes)
   check(test_ND, test_y, 'test', classes)
   if not l2s or min(l2s) < 0:
-    raise ValueError(f'l2s are {tuple(l2s)}: take one or more, 0 or above.')
+    raise UserError(f'l2s are {tuple(l2s)}: take one or more, 0 or above.')
   mesh = mesh or sharding.make_mesh()
   train_ND, test_ND = _standardised(mesh)(
     sharding.split_rows(train_ND, mesh, np.float32),
@@ -236,7 +237,7 @@ def _hold_out(y_N, seed: int) -> np.ndarray:
     if len(rows) > 1:
       held[rows[: max(1, round(HELD_OUT * len(rows)))]] = True
   if not held.any():
-    raise ValueError(
+    raise UserError(
       'With one training example a class none can be held out to choose '
       'among l2s: give one.'
     )
@@ -269,18 +270,18 @@ def check(x_ND, y_N, which: str, classes: int) -> None:
   """Refuses labelled features from which no accuracy follows.
 
   Raises:
-    ValueError: labels that can't be (see `labels.check`), or features and
+    UserError: labels that can't be (see `labels.check`), or features and
       labels that don't match, or features that aren't finite.
   """
   if np.ndim(x_ND) != 2 or np.shape(y_N) != np.shape(x_ND)[:1]:
-    raise ValueError(
+    raise UserError(
       f'The {which} features are {np.shape(x_ND)} and their labels '
       f'{np.shape(y_N)}: give [N, D] and [N].'
     )
   labels.check(y_N, which, classes)
   # Of the sum: whatever is mapped from the disk is not copied.
   if not np.isfinite(np.sum(x_ND, dtype=np.float64)):
-    raise ValueError(
+    raise UserError(
       f'The {which} features are not finite: take another checkpoint.'
     )
 
@@ -289,7 +290,7 @@ def majority(train_y, test_y) -> float:
   """Test accuracy of always answering the commonest training label.
 
   Raises:
-    ValueError: a label is no class.
+    UserError: a label is no class.
   """
   labels.check_some(train_y, 'training')
   labels.check_some(test_y, 'test')

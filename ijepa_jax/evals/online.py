@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ijepa_jax import data, sharding, sources
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import knn, linear
 from ijepa_jax.ijepa import IJEPA
 
@@ -35,12 +36,12 @@ def load(source, indices, transform, channels: int) -> Images:
   """Reads these images into memory.
 
   Raises:
-    ValueError: they have no labels.
+    UserError: they have no labels.
     RuntimeError: one can't be read.
   """
   if not source.labels:
     reason = getattr(source, 'unlabelled', '')
-    raise ValueError(
+    raise UserError(
       'probe.every_steps is set and the images have no labels'
       f'{reason and f" ({reason})"}: set it to 0, or give data.path class '
       'folders.'
@@ -71,7 +72,7 @@ class Probe:
     train, test: with the same names of labels.
 
   Raises:
-    ValueError: a label can't be probed, see `linear.check_probe`.
+    UserError: a label can't be probed, see `linear.check_probe`.
   """
 
   def __init__(self, model: IJEPA, mesh, train: Images, test: Images):

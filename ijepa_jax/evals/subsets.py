@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import labels
 
 
@@ -26,11 +27,11 @@ def balanced(
     int64 indices, rising.
 
   Raises:
-    ValueError: neither or both are given, a class has too few examples, or
+    UserError: neither or both are given, a class has too few examples, or
       labels that can't be, see `labels.check`.
   """
   if (per_class > 0) == (share > 0) or per_class < 0 or not 0 <= share <= 1:
-    raise ValueError(
+    raise UserError(
       f'per_class is {per_class} and share is {share}: take 1 or more for the '
       'one, or above 0 and up to 1 for the other.'
     )
@@ -38,7 +39,7 @@ def balanced(
   groups = by_class(y_N, seed)
   least = min(groups, key=lambda label: len(groups[label]))
   if len(groups[least]) < per_class:
-    raise ValueError(
+    raise UserError(
       f'per_class is {per_class} and class {least} has {len(groups[least])} '
       f'examples: take up to {len(groups[least])}.'
     )

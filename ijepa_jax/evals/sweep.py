@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from ijepa_jax import cache, checkpoint, data, locks, paths, recipe, sharding
+from ijepa_jax import cache, checkpoint, locks, paths, recipe, sharding
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import fit_heads, heads, jobs, labels, linear
 
 VERSION = 1  # raise it whenever the same course gives other heads
@@ -23,12 +24,11 @@ def run(config, workdir: str) -> dict:
   """All heads, the best, and the best on the last and on the last 4 layers."""
   c = config.linear
   if not c.inputs or set(c.inputs) - {'last', 'last4'}:
-    raise recipe.UserError(
+    raise UserError(
       f'linear.inputs are {tuple(c.inputs)}: take last, last4 or both.'
     )
   bench = jobs.set_up(config, workdir)
-  with recipe.told():
-    paths.check_checkpoints(bench.workdir)
+  paths.check_checkpoints(bench.workdir)
   task, widths = bench.task, bench.widths()
   epochs = c.epochs or task.epochs
   course = dict(
@@ -54,19 +54,17 @@ def run(config, workdir: str) -> dict:
     seed=config.seed,
   )
   folder = bench.workdir / 'heads' / sharding.of_first(name)
-  with recipe.told():
-    sweep = heads.make_sweep(**course, devices=bench.mesh.size)
+  sweep = heads.make_sweep(**course, devices=bench.mesh.size)
   test = bench.features(config, bench.test)
   train = None if c.augment else bench.features(config, bench.train)
   test_y = test.labels[:, bench.column]
   inputs = {k: getattr(test, k) for k in c.inputs}
-  with recipe.told():
-    for x in inputs.values():
-      linear.check(x, test_y, 'test', bench.classes)
-    with locks.only_writer(folder, wait=True, job=True):
-      state = _train(config, bench, sweep, train, folder)
-    scores = fit_heads.accuracies(sweep, state, inputs, test_y, mesh=bench.mesh)
-    found = fit_heads.report(sweep, scores)
+  for x in inputs.values():
+    linear.check(x, test_y, 'test', bench.classes)
+  with locks.only_writer(folder, wait=True, job=True):
+    state = _train(config, bench, sweep, train, folder)
+  scores = fit_heads.accuracies(sweep, state, inputs, test_y, mesh=bench.mesh)
+  found = fit_heads.report(sweep, scores)
   ours = {'linear': found['best']['accuracy']}
   ours |= {
     f'linear_{k}': found[f'best_{k}']['accuracy']
@@ -159,10 +157,7 @@ def _train_augmented(config, bench, sweep, state, start, on_epoch):
     return heads.update(sweep, state, inputs, labels_B, i)
 
   records, diverged = [], set()
-  with (
-    recipe.told(*data.ERRORS),
-    recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
-  ):
+  with recipe.on_devices(dataset, mesh, 'image', 'label') as batches:
     for i in range(start * steps, sweep.epochs * steps):
       state, values = step(frozen.params, state, next(batches), jnp.int32(i))
       if records:

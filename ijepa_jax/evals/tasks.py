@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from ijepa_jax import augment, scenes, sources, vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import labels, online
 
 
@@ -34,7 +35,7 @@ def clevr_count(record) -> int:
   """3 to 10 objects -> 0 to 7; `record` is one of TFDS's `clevr`."""
   count = len(_pixel_coords(record))
   if not 3 <= count <= 10:
-    raise ValueError(
+    raise UserError(
       f'{count} objects in a picture of Clevr: the task has 3 to 10.'
     )
   return count - 3
@@ -49,7 +50,7 @@ def clevr_distance(record) -> int:
   nearest = float(_pixel_coords(record)[:, 2].min())
   label = int(np.searchsorted(CLEVR_DISTANCES, nearest))
   if not 0 < nearest <= CLEVR_DISTANCES[-1]:
-    raise ValueError(
+    raise UserError(
       f'The nearest object of Clevr is {nearest:g} away: the task has 0 to '
       f'{CLEVR_DISTANCES[-1]:g}.'
     )
@@ -60,7 +61,7 @@ def _pixel_coords(record) -> np.ndarray:
   """[objects, 3]: x, y in pixels, and depth."""
   coords = np.asarray(record['objects']['pixel_coords'], np.float32)
   if not coords.size:
-    raise ValueError(
+    raise UserError(
       'A picture of Clevr has no objects noted: its test split has none, take '
       'train and validation.'
     )
@@ -152,11 +153,11 @@ class Task:
       list_file: of the training images to take, see sources.from_list; '': all.
 
     Raises:
-      ValueError: the data is not there, is of another task, or its labels are
+      UserError: the data is not there, is of another task, or its labels are
         known to be no classes.
     """
     if self.train['kind'] == 'folder' and not self.train.get('path'):
-      raise ValueError(
+      raise UserError(
         'This task has no data set that is known by name: give the path of a '
         f'folder that holds {self.train["split"]}/ and {self.test["split"]}/, '
         'each with one folder a class.'
@@ -165,19 +166,19 @@ class Task:
     test = sources.make_source(**self.test)
     for source, which in ((train, 'training'), (test, 'test')):
       if self.label not in source.labels:
-        raise ValueError(
+        raise UserError(
           f'The {which} images have no label {self.label!r}: they have '
           f'{sources.labels_in_words(source)}.'
         )
     if one := unlike(train, test):
-      raise ValueError(
+      raise UserError(
         f'Only one of the training and the test images has a class {one!r}: '
         'give both the same folders.'
       )
     classes = self.classes or train.labels[self.label]
     for source, which in ((train, 'training'), (test, 'test')):
       if source.labels[self.label] != classes:
-        raise ValueError(
+        raise UserError(
           f'The {which} images are of {source.labels[self.label]} classes and '
           f'the task has {classes}: check path and split.'
         )
@@ -313,12 +314,12 @@ def get(name: str) -> Task:
   """A task by name.
 
   Raises:
-    ValueError: there is none; the message lists them.
+    UserError: there is none; the message lists them.
   """
   if name not in TASKS:
     near = difflib.get_close_matches(name, TASKS, 1)
     hint = f'did you mean {near[0]!r}? There are' if near else 'take one of'
-    raise ValueError(f'There is no task {name!r}: {hint} {", ".join(TASKS)}.')
+    raise UserError(f'There is no task {name!r}: {hint} {", ".join(TASKS)}.')
   return TASKS[name]
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from ijepa_jax import augment, checkpoint, data, recipe, sources
+from ijepa_jax import augment, checkpoint, recipe, sources
+from ijepa_jax.errors import UserError
 from ijepa_jax.evals import health, online, tasks
 
 
@@ -27,37 +28,36 @@ def make_probe(config, run: recipe.Run, source) -> online.Probe | None:
   order = np.arange(len(source))
   if config.data.source != 'scenes':
     order = np.random.default_rng(0).permutation(len(source))
-  with recipe.told(*data.ERRORS):
-    other = held_out(config, p.split, p.test_count, 'probe.split')
-    same = config.data.source != 'scenes' and p.split == config.data.split
-    if same or other.identity == source.identity:
-      raise ValueError(
-        f'probe.split {p.split!r} names the images that are trained on: name a '
-        'split that is not, or set probe.every_steps=0.'
-      )
-    train, test = (
-      online.load(images, rows, centre_crop(config), config.data.channels)
-      for images, rows in (
-        (source, order[: p.train_count]),
-        (other, spread_rows(len(other), p.test_count)),
-      )
+  other = held_out(config, p.split, p.test_count, 'probe.split')
+  same = config.data.source != 'scenes' and p.split == config.data.split
+  if same or other.identity == source.identity:
+    raise UserError(
+      f'probe.split {p.split!r} names the images that are trained on: name a '
+      'split that is not, or set probe.every_steps=0.'
     )
-    if one := tasks.unlike(source, other):
-      raise ValueError(
-        f'Only one of the training images and probe.split {p.split!r} has a '
-        f'class {one!r}: give both the same folders.'
-      )
-    if train.names != test.names:
-      raise ValueError(
-        f'probe.split {p.split!r} has labels {test.names} and the training '
-        f'images have {train.names}: give both the same classes.'
-      )
-    try:
-      return online.Probe(run.model, run.mesh, train, test)
-    except ValueError as error:
-      raise ValueError(
-        f'The probe: {error} Give it other images, or set probe.every_steps=0.'
-      ) from error
+  train, test = (
+    online.load(images, rows, centre_crop(config), config.data.channels)
+    for images, rows in (
+      (source, order[: p.train_count]),
+      (other, spread_rows(len(other), p.test_count)),
+    )
+  )
+  if one := tasks.unlike(source, other):
+    raise UserError(
+      f'Only one of the training images and probe.split {p.split!r} has a '
+      f'class {one!r}: give both the same folders.'
+    )
+  if train.names != test.names:
+    raise UserError(
+      f'probe.split {p.split!r} has labels {test.names} and the training '
+      f'images have {train.names}: give both the same classes.'
+    )
+  try:
+    return online.Probe(run.model, run.mesh, train, test)
+  except ValueError as error:
+    raise UserError(
+      f'The probe: {error} Give it other images, or set probe.every_steps=0.'
+    ) from error
 
 
 def make_watchers(config, run: recipe.Run, probe) -> list:
@@ -76,7 +76,7 @@ def make_watchers(config, run: recipe.Run, probe) -> list:
     names += look.names
   best = config.checkpoint.keep_best
   if best and best not in names:
-    raise recipe.UserError(
+    raise UserError(
       f'checkpoint.keep_best is {best!r}: take one of '
       f'{", ".join(names) or "none, with probe and health off"}.'
     )
@@ -87,26 +87,25 @@ def make_health(config, run: recipe.Run) -> health.Health:
   """The signals on a fixed batch of images, held out where there are such."""
   h, d = config.health, config.data
   count = -(-h.images // run.mesh.size) * run.mesh.size
-  with recipe.told(*data.ERRORS):
-    images = held_out(config, h.split or d.split, count, 'health.split')
-    # No image twice: signals are of differences between images.
-    count = min(count, len(images) // run.mesh.size * run.mesh.size)
-    if count < 2:
-      raise ValueError(
-        f'There are {len(images)} images to look at for signals of health, and '
-        f'{max(2, run.mesh.size)} are needed on {run.mesh.size} devices: name '
-        'another health.split, or set health.every_steps=0.'
-      )
-    dataset = recipe.own_rows(
-      images,
-      run.sampler,
-      transform=centre_crop(config),
-      batch_size=count,
-      channels=d.channels,
+  images = held_out(config, h.split or d.split, count, 'health.split')
+  # No image twice: signals are of differences between images.
+  count = min(count, len(images) // run.mesh.size * run.mesh.size)
+  if count < 2:
+    raise UserError(
+      f'There are {len(images)} images to look at for signals of health, and '
+      f'{max(2, run.mesh.size)} are needed on {run.mesh.size} devices: name '
+      'another health.split, or set health.every_steps=0.'
     )
-    keys = 'image', 'context', 'targets'
-    with recipe.on_devices(dataset, run.mesh, *keys) as batches:
-      batch = next(batches)
+  dataset = recipe.own_rows(
+    images,
+    run.sampler,
+    transform=centre_crop(config),
+    batch_size=count,
+    channels=d.channels,
+  )
+  keys = 'image', 'context', 'targets'
+  with recipe.on_devices(dataset, run.mesh, *keys) as batches:
+    batch = next(batches)
   return health.Health(run.model, batch, run.mesh, config.optim.warmup_steps)
 
 
@@ -118,7 +117,7 @@ def held_out(config, split: str, count: int, knob: str):
       'scenes', flavour=d.flavour, count=count, seed=online.TEST_SEED
     )
   if not split:
-    raise ValueError(
+    raise UserError(
       f'{knob} is empty: name a split of {d.path!r} that is not trained on, or '
       f'set {knob.split(".")[0]}.every_steps=0.'
     )
@@ -135,7 +134,7 @@ def centre_crop(config) -> augment.CentreCrop:
   return augment.CentreCrop(size, max(size))
 
 
-class NotFinite(recipe.UserError):
+class NotFinite(UserError):
   """The loss, the gradient or the state is no number any more."""
 
 

@@ -9,7 +9,7 @@ import sys
 
 from absl import app, flags, logging
 
-from ijepa_jax import interruption
+from ijepa_jax import cli, interruption
 
 FLAGS = flags.FLAGS
 _USAGE = (
@@ -32,6 +32,7 @@ flags.DEFINE_integer(
 )
 
 
+@cli.one_sentence()
 def main(argv):
   if len(argv) != 3 or FLAGS.to is None:
     sys.exit(f'Say what, where and how: {_USAGE}')
@@ -40,34 +41,22 @@ def main(argv):
   # Nothing is computed: the devices are left to whoever trains beside this.
   jax.config.update('jax_platforms', 'cpu')
 
-  from ijepa_jax import jax_flags, recipe
+  from ijepa_jax import jax_flags
   from ijepa_jax.interop import export
 
   jax_flags.settle()
-  try:
-    with recipe.told():
-      words = export.export(
-        *argv[1:],
-        FLAGS.to,
-        which=FLAGS.which,
-        step=FLAGS.step,
-        optimizer=FLAGS.optimizer,
-        heads=FLAGS.heads,
-      )
-  except recipe.UserError as error:
-    # One sentence is the message; a traceback would bury it.
-    sys.exit(str(error))
+  words = export.export(
+    *argv[1:],
+    FLAGS.to,
+    which=FLAGS.which,
+    step=FLAGS.step,
+    optimizer=FLAGS.optimizer,
+    heads=FLAGS.heads,
+  )
   print(words)
-
-
-def parse(argv):
-  try:
-    return FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(str(error))
 
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
   with interruption.job():
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=cli.parse)

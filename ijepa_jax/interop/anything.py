@@ -5,6 +5,7 @@ that is there, on the host, to begin from or to hand on.
 """
 
 from ijepa_jax import paths
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import architecture, load, runs, torch_files
 
 
@@ -32,7 +33,7 @@ def read(
     run only those tables that are not as it computes them.
 
   Raises:
-    ValueError: there is nothing of the kind, or it does not fit.
+    UserError: there is nothing of the kind, or it does not fit.
     checkpoint.CheckpointError: a run's checkpoints are damaged.
   """
   path = paths.resolve(path)
@@ -40,7 +41,7 @@ def read(
   if reader is runs.read:
     return runs.read(path, step=step, optimizer=optimizer)[0]
   if step is not None:
-    raise ValueError(f'step is {step}: only a training run has steps.')
+    raise UserError(f'step is {step}: only a training run has steps.')
   if reader is torch_files.read:
     return reader(path, heads=heads, optimizer=optimizer)
   return reader(path)
@@ -50,9 +51,9 @@ def kind(path):
   """What reads it: `read` of runs.py, of torch_files.py or of huggingface.py.
 
   Raises:
-    ValueError: there is nothing.
+    UserError: there is nothing.
   """
   path = paths.resolve(path)
   if not path.exists():
-    raise ValueError(f'There is nothing at {path}.')
+    raise UserError(f'There is nothing at {path}.')
   return load.reader(path) or runs.read

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from ijepa_jax import vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import release
 
 PARTS = 'encoder', 'predictor', 'target'
@@ -69,7 +70,7 @@ class Loaded(NamedTuple):
   @classmethod
   def told(
     cls, path, config, params, tables, notes, optimizer=None
-  ) -> 'Loaded':
+  ) -> 'Weights':
     for note in notes:
       logging.warning('%s: %s', path, note)
 
@@ -87,7 +88,7 @@ def models(config: Mapping) -> tuple[vit.Encoder, vit.Predictor]:
   """The modules of a config as in `Loaded`, or with `size` and what differs.
 
   Raises:
-    ValueError: no model has these sizes.
+    UserError: no model has these sizes.
   """
   known = {k: config[k] for k in _MODEL if config.get(k)}
   known.setdefault('size', 'base')
@@ -110,10 +111,10 @@ def complete(config: Mapping, parts: Iterable[str]) -> dict:
   """The config of `Loaded` with every size spelt out, for these parts.
 
   Raises:
-    ValueError: no model has these sizes, or the image does not fit them.
+    UserError: no model has these sizes, or the image does not fit them.
   """
   if missing := {'patch_size', 'image_size', 'channels'} - set(config):
-    raise ValueError(f'The config has no {", ".join(sorted(missing))}.')
+    raise UserError(f'The config has no {", ".join(sorted(missing))}.')
   encoder, predictor = models(config)
   full = {
     k: getattr(encoder, k)
@@ -126,20 +127,20 @@ def complete(config: Mapping, parts: Iterable[str]) -> dict:
       full[f'predictor_{k}'] = getattr(predictor, k)
   for name, n in {**full, 'image_size': h, 'image_size ': w}.items():
     if not isinstance(n, int) or n < 1:
-      raise ValueError(f'{name.strip()} is {n!r}: take 1 or more.')
+      raise UserError(f'{name.strip()} is {n!r}: take 1 or more.')
   for name in 'mean', 'std':
     if config.get(name):
       full[name] = tuple(map(float, config[name]))
       if len(full[name]) != full['channels'] or not all(
         np.isfinite(x) and (x > 0 or name == 'mean') for x in full[name]
       ):
-        raise ValueError(
+        raise UserError(
           f'{name} is {full[name]}: take a number for each of the '
           f'{full["channels"]} channels, a std above 0.'
         )
   p = full['patch_size']
   if h % p or w % p:
-    raise ValueError(
+    raise UserError(
       f'An image of {h} x {w} pixels is not a whole number of {p} x {p} '
       'patches.'
     )
@@ -197,7 +198,7 @@ def check(found: Mapping, wanted: Mapping, what: str) -> None:
   """Compares {name: shape}.
 
   Raises:
-    ValueError: one is missing, left over or of another shape; with names.
+    UserError: one is missing, left over or of another shape; with names.
   """
 
   faults = []
@@ -213,19 +214,19 @@ def check(found: Mapping, wanted: Mapping, what: str) -> None:
   if wrong:
     faults.append(f'has {some(wrong)}')
   if faults:
-    raise ValueError(f'{what} does not fit: it {"; it ".join(faults)}.')
+    raise UserError(f'{what} does not fit: it {"; it ".join(faults)}.')
 
 
 def check_params(params: Mapping, config: Mapping) -> None:
   """Whether trees to be written are those of the config's model.
 
   Raises:
-    ValueError: a part is unknown, no encoder is there, or a tensor is not as
+    UserError: a part is unknown, no encoder is there, or a tensor is not as
       the model has it.
   """
   unknown = set(params) - set(PARTS)
   if unknown or not {'encoder', 'target'} & set(params):
-    raise ValueError(
+    raise UserError(
       f'There are the parts {sorted(params)}: of {", ".join(PARTS)}, at least '
       'one of the two encoders is needed, and nothing else has a place.'
     )
@@ -258,12 +259,12 @@ def sizes(
     blocks: pattern that a block's tensors start with, its number in a group.
 
   Raises:
-    ValueError: they are not there, or of another kind.
+    UserError: they are not there, or of another kind.
   """
   kernel, mlp = tuple(found.get(patch, ())), tuple(found.get(fc1, ()))
   if len(kernel) != 4 or kernel[2] != kernel[3] or len(mlp) != 2:
     some = ', '.join(sorted(found)[:_NAMES_SHOWN]) or 'nothing'
-    raise ValueError(
+    raise UserError(
       f'{what} is no I-JEPA encoder: its {patch} is {list(kernel)} and its '
       f'{fc1} is {list(mlp)}, where [D, C, P, P] and [mlp, D] are expected '
       f'(it has {some}, ...).'
@@ -286,11 +287,11 @@ def check_types(types: Iterable[str], what: str) -> str:
   """The names of the types that weights are stored in, in words.
 
   Raises:
-    ValueError: one is not of floating point.
+    UserError: one is not of floating point.
   """
   names = ', '.join(sorted(types))
   if not set(types) <= _TYPES:
-    raise ValueError(f'{what} holds weights of the types {names}: not I-JEPA.')
+    raise UserError(f'{what} holds weights of the types {names}: not I-JEPA.')
   return names
 
 
@@ -298,9 +299,9 @@ def finite(array: np.ndarray, name: str) -> np.ndarray:
   """The array, float32.
 
   Raises:
-    ValueError: it has an entry that is not a finite number.
+    UserError: it has an entry that is not a finite number.
   """
   array = np.asarray(array, np.float32)
   if not np.isfinite(array).all():
-    raise ValueError(f'{name} holds numbers that are not finite.')
+    raise UserError(f'{name} holds numbers that are not finite.')
   return array

@@ -13,6 +13,7 @@ import zipfile
 
 import numpy as np
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import architecture
 
 
@@ -20,10 +21,10 @@ def check(path) -> None:
   """Reads it once, checksums and all.
 
   Raises:
-    ValueError: it is no such archive, cut off, damaged or made to harm.
+    UserError: it is no such archive, cut off, damaged or made to harm.
   """
   if not os.path.isfile(path):
-    raise ValueError(f'There is no file {path}.')
+    raise UserError(f'There is no file {path}.')
   try:
     with zipfile.ZipFile(path) as archive:
       entries = archive.infolist()
@@ -31,17 +32,17 @@ def check(path) -> None:
       if climbing := [
         n for n in names if n[:1] == '/' or '..' in n.split('/') or '\\' in n
       ]:
-        raise ValueError(f'holds {climbing[0]!r}, which leads out of it')
+        raise UserError(f'holds {climbing[0]!r}, which leads out of it')
       if len(set(names)) < len(names):
-        raise ValueError('holds the same name twice')
+        raise UserError('holds the same name twice')
       if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError('is compressed, which PyTorch never does')
+        raise UserError('is compressed, which PyTorch never does')
       if (bad := archive.testzip()) is not None:
         raise zipfile.BadZipFile(f'wrong checksum of {bad}')
   except ValueError as error:
-    raise ValueError(f'{path} {error}: it is no file of PyTorch.') from error
+    raise UserError(f'{path} {error}: it is no file of PyTorch.') from error
   except Exception as error:
-    raise ValueError(
+    raise UserError(
       f'{path} is no file of torch.save, or it is damaged or cut off '
       f'({error}): bring it here again.'
     ) from error
@@ -51,12 +52,12 @@ def import_torch():
   """PyTorch.
 
   Raises:
-    ValueError: it is not installed.
+    UserError: it is not installed.
   """
   try:
     import torch
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       "Files of PyTorch need PyTorch: pip install 'ijepa_jax[torch]'."
     ) from error
   return torch
@@ -67,7 +68,7 @@ def read(torch, path):
   are used.
 
   Raises:
-    ValueError: it holds more than tensors and plain values, or is damaged.
+    UserError: it holds more than tensors and plain values, or is damaged.
   """
   try:
     return torch.load(
@@ -76,13 +77,13 @@ def read(torch, path):
   except MemoryError:
     raise
   except pickle.UnpicklingError as error:
-    raise ValueError(
+    raise UserError(
       f'{path} holds more than tensors and plain values: what it holds would '
       'have to be executed, and never is here.'
     ) from error
   except Exception as error:
     # A hostile pickle can make its reader fail in any way.
-    raise ValueError(
+    raise UserError(
       f'{path} can not be read as a file of PyTorch ({type(error).__name__}).'
     ) from error
 
@@ -91,7 +92,7 @@ def check_tensor(torch, tensor, what: str) -> None:
   """Whether it is one, and of the plain kind.
 
   Raises:
-    ValueError: it is not.
+    UserError: it is not.
   """
   if (
     not isinstance(tensor, torch.Tensor)
@@ -99,7 +100,7 @@ def check_tensor(torch, tensor, what: str) -> None:
     or tensor.is_nested
     or tensor.device.type != 'cpu'
   ):
-    raise ValueError(f'{what} is no plain tensor.')
+    raise UserError(f'{what} is no plain tensor.')
 
 
 def check_size(tensor, what: str, path) -> None:
@@ -107,18 +108,18 @@ def check_size(tensor, what: str, path) -> None:
   than what lies behind it.
 
   Raises:
-    ValueError: it is larger than the file.
+    UserError: it is larger than the file.
   """
   stored = min(tensor.untyped_storage().nbytes(), os.path.getsize(path))
   if tensor.numel() * tensor.element_size() > stored:
-    raise ValueError(f'{what} is larger than what is stored of it.')
+    raise UserError(f'{what} is larger than what is stored of it.')
 
 
 def to_numpy(tensor, what: str, path) -> np.ndarray:
   """A tensor of the file as float32.
 
   Raises:
-    ValueError: it is larger than the file, or not all of it is finite.
+    UserError: it is larger than the file, or not all of it is finite.
   """
   check_size(tensor, what, path)
   return architecture.finite(tensor.detach().float().numpy(), what)
@@ -132,6 +133,6 @@ def write(torch, path: pathlib.Path, content) -> None:
     torch.save(content, partial)
     os.replace(partial, path)
   except RuntimeError as error:  # PyTorch's, of a full disk among others.
-    raise OSError(f'{path} could not be written: {error}') from error
+    raise UserError(f'{path} could not be written: {error}') from error
   finally:
     partial.unlink(missing_ok=True)

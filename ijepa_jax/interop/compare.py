@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from ijepa_jax import vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import architecture, huggingface_names, release, runs
 
 _WRONG_SHOWN = 3
@@ -55,7 +56,7 @@ def sizes(loaded, back) -> None:
   """Compares what is no tensor: sizes and AdamW's step.
 
   Raises:
-    ValueError: one differs.
+    UserError: one differs.
   """
   ours, theirs = loaded.config, dict(back.config)
   if loaded.optimizer:
@@ -63,7 +64,7 @@ def sizes(loaded, back) -> None:
     theirs["AdamW's step"] = back.optimizer and back.optimizer.step
   if differ := [k for k in ours if ours[k] != theirs.get(k)]:
     k = differ[0]
-    raise ValueError(
+    raise UserError(
       f'What was written says {k} = {theirs.get(k)}, and what was read '
       f'{ours[k]}: nothing is left of it.'
     )
@@ -73,7 +74,7 @@ def each(wanted: Mapping, found: Mapping) -> Iterator[str]:
   """Goes through {name: array} of what was to be written and of what is there.
 
   Raises:
-    ValueError: names, count, shapes or bits differ; at the latest at the end.
+    UserError: names, count, shapes or bits differ; at the latest at the end.
   """
   architecture.check(
     *({k: x.shape for k, x in t.items()} for t in (found, wanted)),
@@ -88,7 +89,7 @@ def each(wanted: Mapping, found: Mapping) -> Iterator[str]:
     more = len(wrong) - _WRONG_SHOWN
     names = ', '.join(wrong[:_WRONG_SHOWN])
     names += f' and {more} more' if more > 0 else ''
-    raise ValueError(
+    raise UserError(
       f'What was written is not what was read, {names} differ: nothing is left '
       'of it; look after the disk.'
     )

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ijepa_jax import augment, decode, paths, sharding
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import load
 
 
@@ -61,17 +62,17 @@ def load_encoder(
       None: all of them.
 
   Raises:
-    recipe.UserError: there is nothing of the kind, it is damaged or of another
+    UserError: there is nothing of the kind, it is damaged or of another
       model, or what is asked for does not fit it.
-    ValueError: a batch_size or a mesh that can't be.
+    UserError: a batch_size or a mesh that can't be.
   """
   if which == 'pixels':
-    raise ValueError('which is pixels: there is no encoder to that.')
+    raise UserError('which is pixels: there is no encoder to that.')
   mesh = mesh or sharding.make_mesh(devices=jax.local_devices())
   if mesh.is_multi_process:
-    raise ValueError('The mesh has devices of other processes: leave them out.')
+    raise UserError('The mesh has devices of other processes: leave them out.')
   if batch_size < 1:
-    raise ValueError(f'batch_size is {batch_size}: take 1 or more.')
+    raise UserError(f'batch_size is {batch_size}: take 1 or more.')
   frozen = load.load(
     path,
     mesh=mesh,
@@ -143,11 +144,11 @@ class ImageEncoder:
       the other, [n, 4 D] if last4 (fewer where there are fewer layers).
 
     Raises:
-      ValueError: there are none, they don't fit the encoder, or one can't be
+      UserError: there are none, they don't fit the encoder, or one can't be
         read, with its name.
     """
     if kind not in self._run:
-      raise ValueError(f'kind is {kind!r}: take {", ".join(self._run)}.')
+      raise UserError(f'kind is {kind!r}: take {", ".join(self._run)}.')
     run, params = self._run[kind], self._frozen.params
     done, running = [], None
     for batch in self._batches(images, normalized):
@@ -160,7 +161,7 @@ class ImageEncoder:
         done.append(_fetch(*running))
       running = out, len(batch)
     if not running:
-      raise ValueError('There are no images.')
+      raise UserError('There are no images.')
     return np.concatenate([*done, _fetch(*running)])
 
   def crop(self, images: Iterable) -> np.ndarray:
@@ -174,10 +175,10 @@ class ImageEncoder:
       images: an iterable, see `features`.
 
     Raises:
-      ValueError: there are none, or one can't be read.
+      UserError: there are none, or one can't be read.
     """
     if not (batches := list(self._crops(images))):
-      raise ValueError('There are no images.')
+      raise UserError('There are no images.')
     return np.concatenate(batches)
 
   def _padded(self, n: int) -> int:
@@ -192,12 +193,10 @@ class ImageEncoder:
   def _batches(self, images, normalized: bool) -> Iterator[np.ndarray]:
     """uint8, or normalised float32, [n, H, W, C]; only the last is smaller."""
     if isinstance(images, str | os.PathLike | Image.Image):
-      raise ValueError('images is one picture: give a list of it, [picture].')
+      raise UserError('images is one picture: give a list of it, [picture].')
     if not hasattr(images, '__array__'):
       if normalized:
-        raise ValueError(
-          'normalized is for arrays: pictures of a list are not.'
-        )
+        raise UserError('normalized is for arrays: pictures of a list are not.')
       yield from self._crops(images)
       return
     images = np.asarray(images)
@@ -213,28 +212,28 @@ class ImageEncoder:
   def _check(self, images: np.ndarray, normalized: bool) -> None:
     shape, p = images.shape, self.patch_size
     if len(shape) != 4 or shape[-1] != self.channels:
-      raise ValueError(
+      raise UserError(
         f'images has the shape {shape}: take [n, H, W, {self.channels}], '
         'channels last, or a list of pictures.'
       )
     if not shape[1] or not shape[2] or shape[1] % p or shape[2] % p:
       h, w = self.image_size
-      raise ValueError(
+      raise UserError(
         f'Images of {shape[1]} x {shape[2]} pixels are no whole number of '
         f'patches of {p}: crop them, or give list(images), each of which is '
         f'brought to {h} x {w}.'
       )
     floats = jnp.issubdtype(images.dtype, jnp.floating)
     if images.dtype != np.uint8 and not floats:
-      raise ValueError(
+      raise UserError(
         f'images is of {images.dtype}: take uint8, or float pixels in [0, 1].'
       )
     if normalized and not floats:
-      raise ValueError('normalized is set and images is uint8: take floats.')
+      raise UserError('normalized is set and images is uint8: take floats.')
     if floats and not normalized and images.size:
       least, most = float(images.min()), float(images.max())
       if not 0 <= least <= most <= 1:
-        raise ValueError(
+        raise UserError(
           f'Float images go from {least:g} to {most:g}: take pixels in [0, 1], '
           'or uint8, or normalized=True where mean and std are seen to.'
         )
@@ -263,26 +262,26 @@ class ImageEncoder:
           picture = decode.upright(picture, self._decodable())
       return self._transform(picture)
     except (OSError, ValueError, decode.BadImage) as error:
-      raise ValueError(f'{name} can not be read: {error}') from error
+      raise UserError(f'{name} can not be read: {error}') from error
 
   def _array(self, picture) -> Image.Image | np.ndarray:
     """Pillow's where the channels are to be changed."""
     x = np.asarray(picture) if hasattr(picture, '__array__') else None
     if x is None or x.dtype != np.uint8 or x.ndim not in (2, 3) or not x.size:
       what = type(picture).__name__ if x is None else f'{x.dtype} {x.shape}'
-      raise ValueError(
+      raise UserError(
         f'it is {what}; take a path, a PIL image or a uint8 array [H, W, C].'
       )
     x = x if x.ndim == 3 else x[..., None]
     if x.shape[-1] == self.channels:
       return x
     if x.shape[-1] not in decode.MODES:
-      raise ValueError(f'it has {x.shape[-1]} channels, not {self.channels}.')
+      raise UserError(f'it has {x.shape[-1]} channels, not {self.channels}.')
     return Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x)
 
   def _decodable(self) -> int:
     if self.channels not in decode.MODES:
-      raise ValueError(
+      raise UserError(
         f'the encoder takes {self.channels} channels and pictures have up to '
         f'{max(decode.MODES)}, so give arrays, or .npy files.'
       )

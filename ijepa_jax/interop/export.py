@@ -17,6 +17,7 @@ import tqdm
 from absl import logging
 
 from ijepa_jax import locks, paths
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import (
   anything,
   architecture,
@@ -65,11 +66,11 @@ def export(
     What was written, in words.
 
   Raises:
-    ValueError: something does not fit; with its name. Nothing is left at `out`.
+    UserError: something does not fit; with its name. Nothing is left at `out`.
     OSError, checkpoint.CheckpointError: reading or writing failed; the same.
   """
   if '://' in os.fspath(out):
-    raise ValueError(f'{out} is no place on this machine: copy it afterwards.')
+    raise UserError(f'{out} is no place on this machine: copy it afterwards.')
   source, out = paths.resolve(source), pathlib.Path(paths.resolve(out))
   if to == 'orbax':
     paths.check_checkpoints(out)
@@ -118,20 +119,20 @@ def export(
 def _check_asked(out, to, which, optimizer) -> None:
   """Before anything is read."""
   if to not in FORMATS:
-    raise ValueError(f'to is {to!r}: take one of {", ".join(FORMATS)}.')
+    raise UserError(f'to is {to!r}: take one of {", ".join(FORMATS)}.')
   empty = out.is_dir() and not any(out.iterdir()) and to != 'release'
   taken = [] if empty else [out]
   if to == 'release':
     taken.append(licence.place(out))
   if taken := [path for path in taken if os.path.lexists(path)]:
-    raise ValueError(f'{taken[0]} is there already: take another name.')
+    raise UserError(f'{taken[0]} is there already: take another name.')
   if which and (to != 'huggingface' or which not in WHICH):
-    raise ValueError(
+    raise UserError(
       f'which is {which!r}: for huggingface, which holds one encoder, it is '
       'target or context; the others hold all that there is.'
     )
   if optimizer and to == 'huggingface':
-    raise ValueError(
+    raise UserError(
       'A Hugging Face folder has no place for an optimiser: leave --optimizer '
       'away, or take --to=orbax or release.'
     )
@@ -150,7 +151,7 @@ def _fitting(source, loaded, to, which, optimizer) -> architecture.Loaded:
   """What of it has a place there; or a refusal, before anything is written."""
   params, tables = loaded.params, loaded.tables
   if optimizer and loaded.optimizer is None:
-    raise ValueError(
+    raise UserError(
       f'{source} holds no state of AdamW that can be taken: leave --optimizer '
       'away.'
     )
@@ -158,7 +159,7 @@ def _fitting(source, loaded, to, which, optimizer) -> architecture.Loaded:
     part = WHICH[which or 'target']
     if part not in params:
       if which:
-        raise ValueError(f'{source} has no {which} encoder: take the other.')
+        raise UserError(f'{source} has no {which} encoder: take the other.')
       part = 'encoder'
     params, tables = (
       {k: v for k, v in x.items() if k == part} for x in (params, tables)
@@ -167,7 +168,7 @@ def _fitting(source, loaded, to, which, optimizer) -> architecture.Loaded:
     tables = _own_tables(source, loaded)
     missing = [k for k in architecture.PARTS if k not in params]
     if loaded.optimizer and missing:
-      raise ValueError(
+      raise UserError(
         f'{source} has no {runs.WORDS[missing[0]]}, without which no run goes '
         'on: leave --optimizer away.'
       )
@@ -185,7 +186,7 @@ def _own_tables(source, loaded) -> dict[str, np.ndarray]:
     error = np.abs(table - compare.table(loaded, part)).max()
     # More than half precision would have rounded away: it was trained.
     if error > position_tables.tolerance_of('bfloat16'):
-      raise ValueError(
+      raise UserError(
         f"{source}: the {runs.WORDS[part]}'s position table is not the sin-cos "
         'table, which whatever reads orbax computes: its outputs would be '
         'others; take --to=release or huggingface, which keep the table.'

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from ijepa_jax import augment, vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import (
   architecture,
   archive,
@@ -58,12 +59,12 @@ def read(path) -> architecture.Loaded:
     with 'mean' and 'std' where preprocessor_config.json has them.
 
   Raises:
-    ValueError: it is no such folder, it is damaged, or it does not fit.
+    UserError: it is no such folder, it is damaged, or it does not fit.
   """
   path = pathlib.Path(path)
   said = _read_json(path / _CONFIG)
   if said.get('model_type') != 'ijepa':
-    raise ValueError(
+    raise UserError(
       f'{path / _CONFIG} is of a {said.get("model_type")!r} model, not of an '
       "'ijepa' one."
     )
@@ -71,7 +72,7 @@ def read(path) -> architecture.Loaded:
   names_here = wrappers.only(stored, _PATCHES, what)
   tensors = {names.older(k): stored[v] for k, v in names_here.items()}
   if len(tensors) < len(names_here):
-    raise ValueError(f'{what} holds tensors twice, named old and new.')
+    raise UserError(f'{what} holds tensors twice, named old and new.')
   found = {name: tuple(x.shape) for name, x in tensors.items()}
   config = _config(path, what, said, found)
   wanted = names.from_release(
@@ -83,7 +84,7 @@ def read(path) -> architecture.Loaded:
   architecture.check(found, {k: v.shape for k, v in wanted.items()}, what)
   which = said.get(_WHICH, 'encoder')
   if which not in ('encoder', 'target'):
-    raise ValueError(f'{path / _CONFIG}: {_WHICH} is {which!r}.')
+    raise UserError(f'{path / _CONFIG}: {_WHICH} is {which!r}.')
   notes = []
   if which == 'encoder':
     notes.append(
@@ -131,13 +132,13 @@ def write(
     table: position table [N, D] that `read` found; None: the computed one.
 
   Raises:
-    ValueError: the tree is not of this config, or the folder holds something.
+    UserError: the tree is not of this config, or the folder holds something.
   """
   path = pathlib.Path(path)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise ValueError(f'{path} is there already: take another name.')
+    raise UserError(f'{path} is there already: take another name.')
   if which not in ('encoder', 'target') or which not in params:
-    raise ValueError(
+    raise UserError(
       f'which is {which!r}: take encoder or target; there are '
       f'{", ".join(params)}.'
     )
@@ -182,20 +183,20 @@ def _stored(path) -> tuple[dict, str]:
       continue
     places = _read_json(index).get('weight_map')
     if not isinstance(places, dict) or not places:
-      raise ValueError(f'{index} has no weight_map.')
+      raise UserError(f'{index} has no weight_map.')
     tensors = {}
     for file in sorted(set(map(str, places.values()))):
       if file != pathlib.PurePath(file).name:
-        raise ValueError(f'{index} names {file!r}, which is no file beside it.')
+        raise UserError(f'{index} names {file!r}, which is no file beside it.')
       tensors |= _read_file(path / file)
     if differ := tensors.keys() ^ places.keys():
-      raise ValueError(
+      raise UserError(
         f'{index} does not list what its files hold: '
         f'{architecture.some(differ)}.'
       )
     return tensors, str(index)
   there = architecture.some(p.name for p in path.iterdir()) or 'nothing'
-  raise ValueError(
+  raise UserError(
     f'{path} has neither {_WEIGHTS} nor {_PICKLED}, whole or in parts with an '
     f'index: it has {there}.'
   )
@@ -208,7 +209,7 @@ def _read_file(path) -> dict:
   torch = archive.import_torch()
   tensors = archive.read(torch, path)
   if not isinstance(tensors, dict):
-    raise ValueError(f'{path} is not a table of tensors.')
+    raise UserError(f'{path} is not a table of tensors.')
   for name, x in tensors.items():
     archive.check_tensor(torch, x, f'{path}: {name}')
     archive.check_size(x, f'{path}: {name}', path)
@@ -237,13 +238,13 @@ def _config(path, what: str, said: dict, found: Mapping) -> dict:
       value = value[0] if value and len(set(map(str, value))) == 1 else value
     # All but the heads are in the tensors' shapes.
     if type(value) is not int or value != config.setdefault(ours, value):
-      raise ValueError(
+      raise UserError(
         f'{where} says {theirs} = {value!r}, where '
         f'{config.get(ours, "a whole number")} is expected.'
       )
   for name, value in (('hidden_act', 'gelu'), ('qkv_bias', True)):
     if said.get(name, value) != value:
-      raise ValueError(
+      raise UserError(
         f'{where} says {name} = {said[name]!r}: the model here has {value!r}.'
       )
   size = said.get('image_size', 224)
@@ -255,11 +256,11 @@ def _config(path, what: str, said: dict, found: Mapping) -> dict:
     }
     config = architecture.complete(config | given, ['encoder'])
   except (TypeError, ValueError) as error:
-    raise ValueError(f'{path} does not fit: {error}') from error
+    raise UserError(f'{path} does not fit: {error}') from error
   (h, w), p = config['image_size'], config['patch_size']
   table = found.get('embeddings.position_embeddings', ())
   if (*table, 0, 0)[1] != (h // p) * (w // p):
-    raise ValueError(
+    raise UserError(
       f'{where} says image_size = {size!r}, which the position_embeddings, '
       f'{list(table)}, do not fit.'
     )
@@ -289,7 +290,7 @@ def _epsilon_note(path, said: dict) -> list[str]:
   """Of a LayerNorm that adds another number to the variance than ours."""
   epsilon = said.get('layer_norm_eps', 1e-12)
   if not isinstance(epsilon, int | float) or not 0 <= epsilon <= 1e-5:
-    raise ValueError(
+    raise UserError(
       f'{path / _CONFIG} says layer_norm_eps = {epsilon!r}: the model here has '
       f'{_EPSILON}.'
     )
@@ -335,7 +336,7 @@ def _normalization(path, channels: int) -> dict:
   if (
     not scaled or not isinstance(factor, float) or abs(255 * factor - 1) > 1e-6
   ):
-    raise ValueError(
+    raise UserError(
       f'{where} says do_rescale = {scaled!r}, rescale_factor = {factor!r}: '
       'pixels are divided by 255 here, so say true and 1 / 255 there, with the '
       'mean and std of such pixels.'
@@ -367,16 +368,16 @@ def _geometry_note(path, config: Mapping) -> list[str]:
 
 def _read_json(path) -> dict:
   if not path.is_file() or path.stat().st_size > _JSON_LIMIT:
-    raise ValueError(
+    raise UserError(
       f'{path} is not there, or far too long: a Hugging Face folder has '
       f'{_CONFIG} and {_WEIGHTS}.'
     )
   try:
     said = json.loads(path.read_text('utf-8'))
   except (OSError, ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is not JSON ({type(error).__name__}).') from error
+    raise UserError(f'{path} is not JSON ({type(error).__name__}).') from error
   if not isinstance(said, dict):
-    raise ValueError(f'{path} is not a JSON table.')
+    raise UserError(f'{path} is not a JSON table.')
   return said
 
 

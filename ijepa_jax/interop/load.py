@@ -15,6 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from ijepa_jax import checkpoint, ijepa, paths, recipe, sharding, vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import (
   architecture,
   huggingface,
@@ -64,19 +65,18 @@ def load(
     ('dtype', dtype, (None, 'float32', 'bfloat16')),
   ):
     if value not in known:
-      raise recipe.UserError(
+      raise UserError(
         f'{name} is {value!r}: take one of {", ".join(map(str, known))}.'
       )
   path, mesh = paths.resolve(path), mesh or sharding.make_mesh()
-  with recipe.told():
-    size = _size(image_size)
-    if read := reader(path):
-      found = _from_elsewhere(path, read, mesh, which, step, heads, size)
-    else:
-      found = _from_run(path, mesh, which, step)
-    if which == 'pixels':
-      return Pixels(size or found['image_size'], found['channels'])
-    return _frozen(mesh, size, pos_embed, dtype, **found)
+  size = _size(image_size)
+  if read := reader(path):
+    found = _from_elsewhere(path, read, mesh, which, step, heads, size)
+  else:
+    found = _from_run(path, mesh, which, step)
+  if which == 'pixels':
+    return Pixels(size or found['image_size'], found['channels'])
+  return _frozen(mesh, size, pos_embed, dtype, **found)
 
 
 def _size(image_size) -> tuple[int, int] | None:
@@ -84,7 +84,7 @@ def _size(image_size) -> tuple[int, int] | None:
     return None
   pair = (image_size, image_size) if np.ndim(image_size) == 0 else image_size
   if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
-    raise ValueError(
+    raise UserError(
       f'image_size is {image_size!r}: take a height and a width in pixels.'
     )
   return tuple(pair)
@@ -97,7 +97,7 @@ def _frozen(
   of its own; the others see `load` and `Frozen`."""
   p, name = encoder.patch_size, kwargs.pop('name')
   if size and (size[0] % p or size[1] % p):
-    raise ValueError(
+    raise UserError(
       f'image_size is {size}: take a whole number of patches of {p} pixels.'
     )
   encoder = encoder.clone(dtype=jnp.dtype(dtype or encoder.dtype))
@@ -127,7 +127,7 @@ def _from_run(path, mesh, which, step) -> dict:
   """What `_frozen` takes; of pixels, what they need."""
   config = read_config(path)
   if which == 'untrained' and 'converted_from' in config:
-    raise ValueError(f'which is {which!r}: only a training run can give that.')
+    raise UserError(f'which is {which!r}: only a training run can give that.')
   if mesh.devices.flat[0].platform != 'gpu':  # the same, without cuDNN
     config.model.attention = 'xla'
   d, model = config.data, recipe.build_model(config)
@@ -162,9 +162,9 @@ def _from_elsewhere(path, read, mesh, which, step, heads, size) -> dict:
   """What `_frozen` takes."""
   name = _PARTS.get(which)
   if name is None:
-    raise ValueError(f'which is {which!r}: only a training run can give that.')
+    raise UserError(f'which is {which!r}: only a training run can give that.')
   if step is not None:
-    raise ValueError(f'step is {step}: only a training run has steps.')
+    raise UserError(f'step is {step}: only a training run has steps.')
   if read is torch_files.read:
     found = _read_torch(path, heads, size)
   else:
@@ -179,7 +179,7 @@ def _from_elsewhere(path, read, mesh, which, step, heads, size) -> dict:
   if missing := {'mean', 'std'} - c.keys():
     missing = ' and '.join(sorted(missing))
     if c['channels'] != 3:
-      raise ValueError(
+      raise UserError(
         f'{path} does not say the {missing} of its {c["channels"]} channels: '
         'export it anew from the run that it is of.'
       )
@@ -255,7 +255,7 @@ def from_checkpoints(workdir, read):
   deletes old ones.
 
   Raises:
-    ValueError, checkpoint.CheckpointError: as `read` does.
+    UserError: as `read` does.
   """
   place = paths.resolve(workdir) / 'checkpoints'
   with checkpoint.Checkpointer(place) as checkpoints:
@@ -281,7 +281,7 @@ def _stored_table(path, which, encoder, image_size) -> np.ndarray | None:
   p = encoder.patch_size
   n = (image_size[0] // p) * (image_size[1] // p)
   if table.shape != (n, encoder.width):
-    raise ValueError(
+    raise UserError(
       f'{file}: {part} is {list(table.shape)}, which is no position table of '
       'this model.'
     )
@@ -292,16 +292,16 @@ def read_config(workdir) -> ConfigDict:
   """The config that a run was started with.
 
   Raises:
-    ValueError: there is none.
+    UserError: there is none.
   """
   path = paths.resolve(workdir) / 'config.json'
   try:
     config = json.loads(path.read_text())
     if not {'model', 'data'} <= set(config):
-      raise ValueError('it has no model or no data')
+      raise UserError('it has no model or no data')
     return ConfigDict(config)
   except (OSError, ValueError, TypeError) as error:
-    raise ValueError(
+    raise UserError(
       f'{workdir} is no training workdir, its config.json can not be read or '
       f'is not of a run of pre-training ({type(error).__name__}): give the '
       '--workdir of a run, or a file that holds an I-JEPA.'

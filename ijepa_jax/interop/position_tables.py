@@ -3,6 +3,7 @@
 import numpy as np
 
 from ijepa_jax import vit
+from ijepa_jax.errors import UserError
 
 # Beside the config.json of an export: those that are not as computed, by part.
 FILE = 'position_tables.safetensors'
@@ -18,7 +19,7 @@ def find_grid(
   """Rows and columns whose sin-cos table this is.
 
   Raises:
-    ValueError: it is none, and of no square grid either.
+    UserError: it is none, and of no square grid either.
   """
   n, width = table_ND.shape
   side = round(n**0.5)
@@ -28,7 +29,7 @@ def find_grid(
     if np.abs(ours - table_ND).max() <= tolerance:
       return r, n // r
   if side * side != n:
-    raise ValueError(
+    raise UserError(
       f'{what} has {n} positions, which are no square, and whose table is not '
       'the sin-cos of another grid: give image_size=(height, width).'
     )
@@ -72,11 +73,11 @@ def resize(
     float32 [product of the new ones, D]; the very table where nothing changes.
 
   Raises:
-    ValueError: the table is not of the old grid.
+    UserError: the table is not of the old grid.
   """
   n, width = table_ND.shape
   if n != old_grid[0] * old_grid[1]:
-    raise ValueError(
+    raise UserError(
       f'A table of {n} positions is not of {old_grid[0]} x {old_grid[1]}.'
     )
   x = np.asarray(table_ND, np.float32)

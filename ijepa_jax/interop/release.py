@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ijepa_jax.errors import UserError
+
 _LAYERS = {
   'norm1': 'norm1',
   'attn.qkv': 'qkv',
@@ -37,13 +39,13 @@ def from_release(tensors: Mapping[str, np.ndarray], part: str) -> dict:
     part: 'encoder' (the target encoder too) or 'predictor'.
 
   Raises:
-    ValueError: a name is missing, or one is left over.
+    UserError: a name is missing, or one is left over.
   """
   left = {k: v for k, v in tensors.items() if k not in _TABLES}
 
   def take(name):
     if name not in left:
-      raise ValueError(f'The {part} has no {name!r}: not an I-JEPA {part}.')
+      raise UserError(f'The {part} has no {name!r}: not an I-JEPA {part}.')
     return np.asarray(left.pop(name))
 
   def layer(name):
@@ -58,7 +60,7 @@ def from_release(tensors: Mapping[str, np.ndarray], part: str) -> dict:
   while f'{_BLOCKS[part]}.{depth}.norm1.weight' in left:
     depth += 1
   if not depth:
-    raise ValueError(f'The {part} has no blocks: not an I-JEPA {part}.')
+    raise UserError(f'The {part} has no blocks: not an I-JEPA {part}.')
   params = {ours: layer(name) for name, ours in _TOP[part].items()}
   params['blocks'] = {
     ours: _stack([layer(f'{_BLOCKS[part]}.{i}.{name}') for i in range(depth)])
@@ -67,7 +69,7 @@ def from_release(tensors: Mapping[str, np.ndarray], part: str) -> dict:
   if part == 'predictor':
     params['mask_token'] = take('mask_token').reshape(-1)
   if left:
-    raise ValueError(
+    raise UserError(
       f'The {part} has {len(left)} tensors that I-JEPA has no place for, '
       f'{", ".join(sorted(left)[:3])} among them.'
     )

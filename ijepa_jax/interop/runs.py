@@ -16,6 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from ijepa_jax import checkpoint, ijepa, metrics, optim
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import architecture, load, safetensors
 
 WORDS = {
@@ -66,7 +67,7 @@ def _tree(path, config, checkpoints, step, optimizer):
     if any(name.startswith(place) for name in names)
   ]
   if not {'encoder', 'target'} & set(parts):
-    raise ValueError(f'{path} holds no encoder: it is no run of pre-training.')
+    raise UserError(f'{path} holds no encoder: it is no run of pre-training.')
   try:
     sizes = _sizes(config, parts)
     encoder = architecture.shapes(sizes, 'encoder')
@@ -78,7 +79,7 @@ def _tree(path, config, checkpoints, step, optimizer):
       tree['opt_state'] = _opt_state(tree['params'], config)
   except (AttributeError, KeyError, TypeError) as error:
     # ConfigDict's own words are a paragraph.
-    raise ValueError(
+    raise UserError(
       f"{path}'s config.json is not of a run of pre-training, or lacks a part "
       f'of it ({type(error).__name__}).'
     ) from error
@@ -128,13 +129,13 @@ def plain_config(config, source: str, size: str) -> ConfigDict:
     size: name of the model's size, or ''.
 
   Raises:
-    ValueError: how pixels are normalised is not known and can't be guessed.
+    UserError: how pixels are normalised is not known and can't be guessed.
   """
   c = dict(config)
   if c['channels'] == 3:  # as load.py takes them
     c = {'mean': ijepa.IMAGENET_MEAN, 'std': ijepa.IMAGENET_STD} | c
   if missing := {'mean', 'std'} - set(c):
-    raise ValueError(
+    raise UserError(
       f'{source} does not say the {min(missing)} of its {c["channels"]} '
       'channels, which --to=orbax needs: take --to=release or huggingface.'
     )
@@ -192,7 +193,7 @@ def _read_tables(path, config, params) -> dict[str, np.ndarray]:
   }
   for part, table in tables.items():
     if (1, *table.shape) != wanted.get(part):
-      raise ValueError(
+      raise UserError(
         f'{path}: {part} is {list(table.shape)}, which is no position table of '
         'this model.'
       )

@@ -16,6 +16,8 @@ import struct
 import jax.numpy as jnp
 import numpy as np
 
+from ijepa_jax.errors import UserError
+
 _DTYPES = {
   'F64': np.dtype('<f8'),
   'F32': np.dtype('<f4'),
@@ -36,7 +38,7 @@ def read(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """The tensors, which stay on the disk until they are used, and the metadata.
 
   Raises:
-    ValueError: it is not such a file, or says something untrue of itself.
+    UserError: it is not such a file, or says something untrue of itself.
   """
   path = pathlib.Path(path)
   try:
@@ -45,16 +47,16 @@ def read(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       start = file.read(8)
       length = struct.unpack('<Q', start)[0] if len(start) == 8 else 0
       if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-        raise ValueError(
+        raise UserError(
           f'{path} is no safetensors file, or only a part of one: its header '
           f'would be {length} bytes long, and the file has {size}.'
         )
       header = _parse(file.read(length), path)
   except OSError as error:
-    raise ValueError(f'{path} can not be read: {error.strerror}.') from error
+    raise UserError(f'{path} can not be read: {error.strerror}.') from error
   metadata = header.pop('__metadata__', {})
   if not isinstance(metadata, dict):
-    raise ValueError(f'{path}: its __metadata__ is not a table of strings.')
+    raise UserError(f'{path}: its __metadata__ is not a table of strings.')
   size -= 8 + length
   places = {name: _place(path, name, e) for name, e in header.items()}
   end = 0
@@ -62,13 +64,13 @@ def read(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     places.items(), key=lambda item: item[1][2:]
   ):
     if begin != end:
-      raise ValueError(
+      raise UserError(
         f'{path}: {name} starts at byte {begin} of the data, where {end} is '
         'expected: tensors overlap or leave a gap.'
       )
     end = stop
   if end != size:
-    raise ValueError(
+    raise UserError(
       f'{path}: its tensors need {end} bytes of data and there are {size}: it '
       'is damaged, or only a part of one.'
     )
@@ -85,15 +87,15 @@ def read(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def _parse(text: bytes, path) -> dict:
   def once(pairs):
     if len(table := dict(pairs)) != len(pairs):
-      raise ValueError('a name twice')
+      raise UserError('a name twice')
     return table
 
   try:
     header = json.loads(text.decode(), object_pairs_hook=once)
     if not isinstance(header, dict):
-      raise ValueError('no table')
+      raise UserError('no table')
   except (ValueError, RecursionError) as error:
-    raise ValueError(
+    raise UserError(
       f'{path} is no safetensors file: its header is not JSON as it should be.'
     ) from error
   return header
@@ -108,23 +110,23 @@ def _place(path, name: str, entry):
     )
     numbers = [*shape, begin, stop]
     if {type(n) for n in numbers} != {int} or min(numbers) < 0:
-      raise ValueError('not natural numbers')
+      raise UserError('not natural numbers')
     # So that no size is larger than the file.
     if not all(shape) or len(shape) > 8 or not isinstance(kind, str):
-      raise ValueError('no shape of a weight')
+      raise UserError('no shape of a weight')
   except (TypeError, KeyError, ValueError) as error:
-    raise ValueError(
+    raise UserError(
       f'{path}: the header says of {name} something else than dtype, shape and '
       'data_offsets.'
     ) from error
   if kind not in _DTYPES:
-    raise ValueError(
+    raise UserError(
       f'{path}: {name} is of the type {kind!r}: only {", ".join(_DTYPES)} can '
       'be read here.'
     )
   dtype = _DTYPES[kind]
   if stop - begin != math.prod(shape) * dtype.itemsize:
-    raise ValueError(
+    raise UserError(
       f'{path}: {name} of shape {shape} and type {kind} can not be '
       f'{stop - begin} bytes long.'
     )

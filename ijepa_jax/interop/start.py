@@ -10,6 +10,7 @@ import optax
 from absl import logging
 
 from ijepa_jax import ijepa, recipe
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import anything, architecture
 
 _ELSEWHERE = 'image_size', 'mean', 'std'  # what another run may have otherwise
@@ -36,13 +37,12 @@ def first_state(
     UserError: there is nothing of the kind, it is of another model, or the
       optimiser's state is asked for and can't be had. Nothing was compiled.
   """
-  with recipe.told():
-    if not path:
-      raise ValueError('init_optimizer is set: say in init_from where it is.')
-    loaded = anything.read(
-      path, optimizer=config.init_optimizer, heads=config.model.heads
-    )
-    _check(path, config, loaded)
+  if not path:
+    raise UserError('init_optimizer is set: say in init_from where it is.')
+  loaded = anything.read(
+    path, optimizer=config.init_optimizer, heads=config.model.heads
+  )
+  _check(path, config, loaded)
   found, optimizer = loaded.params, loaded.optimizer
   _tell(path, config, loaded)
 
@@ -90,19 +90,19 @@ def _check(path, config, loaded: architecture.Loaded) -> None:
     if k not in _ELSEWHERE and found.get(k) != ours[k]
   ]
   if differences:
-    raise ValueError(
+    raise UserError(
       f'{path} is of another model: {"; ".join(differences)}: change config.'
       'model or take other weights.'
     )
   if not config.init_optimizer:
     return
   if loaded.optimizer is None:
-    raise ValueError(
+    raise UserError(
       f'{path} holds no state of AdamW over encoder and predictor that can be '
       'taken: set init_optimizer=False to begin with a fresh one.'
     )
   if loaded.optimizer.step >= config.total_steps:
-    raise ValueError(
+    raise UserError(
       f'{path} has made {loaded.optimizer.step} steps already and total_steps '
       f'is {config.total_steps}: take more, or init_optimizer=False to begin '
       'again from step 0.'

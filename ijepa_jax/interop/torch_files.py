@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from ijepa_jax import vit
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import (
   architecture,
   archive,
@@ -67,16 +68,16 @@ def read(
       why where it is not.
 
   Raises:
-    ValueError: it is no such file, it is damaged, or it does not fit.
+    UserError: it is no such file, it is damaged, or it does not fit.
   """
   archive.check(path)
   torch = archive.import_torch()
   file = archive.read(torch, path)
   if not isinstance(file, dict) or not isinstance(file.get(_OURS, {}), dict):
-    raise ValueError(f'{path} is not a table of networks, as I-JEPA files are.')
+    raise UserError(f'{path} is not a table of networks, as I-JEPA files are.')
   parts, used, notes = _networks(torch, file, path)
   if not {'encoder', 'target'} & set(parts):
-    raise ValueError(
+    raise UserError(
       f'{path} holds neither an encoder nor a target_encoder: it is not of '
       f'I-JEPA (it has {", ".join(sorted(map(str, file))[:3]) or "nothing"}).'
     )
@@ -97,7 +98,7 @@ def read(
   try:
     config = architecture.complete(config, parts)
   except (TypeError, ValueError) as error:
-    raise ValueError(f'{path} does not fit: {error}') from error
+    raise UserError(f'{path} does not fit: {error}') from error
   params, tables = {}, {}
   for part in parts:
     name = f"{path}'s {_NAMES[part]}"
@@ -118,7 +119,7 @@ def read(
     network = 'predictor' if part == 'predictor' else 'encoder'
     params[part] = release.from_release(tensors, network)
   if said and said != _said(config):
-    raise ValueError(
+    raise UserError(
       f'{path} says of itself {said}, and its tensors say {_said(config)}.'
     )
   for part, why in (
@@ -161,12 +162,12 @@ def write(
     optimizer: AdamW's state over encoder and predictor, to be kept too.
 
   Raises:
-    ValueError: the trees are not of this config, or the file is there already.
+    UserError: the trees are not of this config, or the file is there already.
   """
   torch = archive.import_torch()
   path = pathlib.Path(path)
   if path.exists():
-    raise ValueError(f'{path} is there already: take another name.')
+    raise UserError(f'{path} is there already: take another name.')
   config = architecture.complete(config, params)
   architecture.check_params(params, config)
   grid = tuple(n // config['patch_size'] for n in config['image_size'])
@@ -204,7 +205,7 @@ def _networks(torch, file: dict, path) -> tuple[dict, set, list[str]]:
   what is to know of them.
 
   Raises:
-    ValueError: networks that can't be told apart, or that hold something else
+    UserError: networks that can't be told apart, or that hold something else
       than tensors.
   """
   tables = {
@@ -217,7 +218,7 @@ def _networks(torch, file: dict, path) -> tuple[dict, set, list[str]]:
     if not isinstance(table, dict) or not all(
       isinstance(k, str) for k in table
     ):
-      raise ValueError(f"{path}'s {_NAMES[part]} is not a table of tensors.")
+      raise UserError(f"{path}'s {_NAMES[part]} is not a table of tensors.")
   if tables:
     own = {
       part: wrappers.only(table, _ANCHORS[part], f"{path}'s {_NAMES[part]}")
@@ -251,7 +252,7 @@ def _told_apart(table: dict, path, notes: list[str]) -> dict[str, dict]:
     try:
       networks = wrappers.networks(table, _ANCHORS[part])
     except ValueError as error:
-      raise ValueError(f'{path} {error}') from error
+      raise UserError(f'{path} {error}') from error
     for prefix, names in networks.items():
       word = prefix.removesuffix('.').rpartition('.')[2]
       told = 'predictor' if part == 'predictor' else _WORDS.get(word)
@@ -265,7 +266,7 @@ def _told_apart(table: dict, path, notes: list[str]) -> dict[str, dict]:
     return {'encoder': own[None]}
   if None in found or any(len(prefixes) > 1 for prefixes in found.values()):
     prefixes = sorted(p for prefixes in found.values() for p in prefixes)
-    raise ValueError(
+    raise UserError(
       f'{path} holds networks whose names begin with '
       f'{", ".join(map(repr, prefixes))}: which are the context and the target '
       'encoder can not be known, so save them under the keys encoder and '
@@ -285,13 +286,13 @@ def _config(path, found, said, heads, notes: list[str]) -> dict:
   )
   config['heads'] = heads or said.get('heads')
   if config['heads'] != said.get('heads', config['heads']):
-    raise ValueError(
+    raise UserError(
       f'{path} says that its encoder has {said["heads"]!r} heads, not {heads}.'
     )
   if not config['heads']:
     known = {s['width']: s['heads'] for s in vit.SIZES.values()}
     if config['width'] not in known:
-      raise ValueError(
+      raise UserError(
         f'{path} does not say how many heads its encoder of width '
         f'{config["width"]} has: give heads=.'
       )
@@ -310,7 +311,7 @@ def _config(path, found, said, heads, notes: list[str]) -> dict:
       predictor_heads=said.get('predictor_heads', config['heads']),
     )
     if not config['predictor_width'] or not config['predictor_depth']:
-      raise ValueError(
+      raise UserError(
         f"{path}'s predictor is none of I-JEPA: it has no "
         'predictor_embed.weight, or no predictor_blocks.'
       )
@@ -336,7 +337,7 @@ def _table(path, parts, found) -> np.ndarray:
   name = architecture.TABLES[part]
   shape = found[part].get(name, ())
   if len(shape) != 3 or shape[0] != 1 or not shape[1]:
-    raise ValueError(
+    raise UserError(
       f"{path}'s {_NAMES[part]} has no {name} of the shape [1, N, D]."
     )
   return archive.to_numpy(parts[part][name], name, path)[0]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import architecture, archive, release
 
 NETWORKS = 'encoder', 'predictor'
@@ -31,10 +32,10 @@ def read(torch, state_dict, networks: Mapping, path) -> architecture.Optimizer:
     path: of the file.
 
   Raises:
-    ValueError: there is none, it is not whole, or it is of something else.
+    UserError: there is none, it is not whole, or it is of something else.
   """
   if missing := [part for part in NETWORKS if part not in networks]:
-    raise ValueError(f'the file has no {missing[0]} that it could be of.')
+    raise UserError(f'the file has no {missing[0]} that it could be of.')
   groups, state = _tables(state_dict)
   shapes = {i: _shape(torch, state[i], i) for i in state}
   left = {
@@ -54,19 +55,19 @@ def read(torch, state_dict, networks: Mapping, path) -> architecture.Optimizer:
         del left[key]
         break
     else:
-      raise ValueError(
+      raise UserError(
         f'its group {n}, of {len(group)} parameters, has not the shapes of the '
         "encoder's or the predictor's, decayed or not."
       )
   if left:
     part, decayed = next(iter(left))
-    raise ValueError(
+    raise UserError(
       f'it has no group of the {part}, {"" if decayed else "not "}decayed.'
     )
 
   steps = {_step(torch, state[i]['step'], path) for i in state}
   if len(steps) != 1 or not 1 <= (step := steps.pop()) < 2**31:
-    raise ValueError(
+    raise UserError(
       'its parameters have not all made the same number of steps, 1 or more.'
     )
 
@@ -79,7 +80,7 @@ def read(torch, state_dict, networks: Mapping, path) -> architecture.Optimizer:
     if moment == 'exp_avg_sq':
       for name, x in tensors.items():
         if x.min() < 0:
-          raise ValueError(f'{moment} of {name} has entries below 0.')
+          raise UserError(f'{moment} of {name} has entries below 0.')
     return release.from_release(tensors, part)
 
   mu, nu = ({part: tree(m, part) for part in NETWORKS} for m in _MOMENTS)
@@ -106,7 +107,7 @@ def write(
     config: theirs, as in `architecture.Loaded`.
 
   Raises:
-    ValueError: the moments are not of these networks.
+    UserError: the moments are not of these networks.
   """
   for what, found in (
     ('networks', networks),
@@ -114,7 +115,7 @@ def write(
     ('moments', optimizer.nu),
   ):
     if missing := [part for part in NETWORKS if part not in found]:
-      raise ValueError(
+      raise UserError(
         f"An optimiser's state is of both networks: the {what} have no "
         f'{missing[0]}.'
       )
@@ -151,7 +152,7 @@ def write(
 def _tables(state_dict) -> tuple[list[list[int]], dict]:
   """Groups of numbers, and {number: state}, each number once."""
   if state_dict is None:
-    raise ValueError('the file holds none.')
+    raise UserError('the file holds none.')
   groups = _get(state_dict, 'param_groups', list)
   groups = [_get(group, 'params', list) for group in groups]
   state = _get(state_dict, 'state', dict)
@@ -161,7 +162,7 @@ def _tables(state_dict) -> tuple[list[list[int]], dict]:
     or len(set(numbers)) < len(numbers)
     or not state.keys() <= set(numbers)
   ):
-    raise ValueError(
+    raise UserError(
       'its groups and its state do not count the same parameters, each once.'
     )
   return groups, state
@@ -169,22 +170,22 @@ def _tables(state_dict) -> tuple[list[list[int]], dict]:
 
 def _get(table, key: str, kind: type):
   if not isinstance(table, dict) or not isinstance(table.get(key), kind):
-    raise ValueError(f"it is none of torch.optim's: it has no {key}.")
+    raise UserError(f"it is none of torch.optim's: it has no {key}.")
   return table[key]
 
 
 def _shape(torch, entry, number: int) -> tuple[int, ...]:
   if not isinstance(entry, dict) or entry.keys() != {'step', *_MOMENTS}:
-    raise ValueError(f"the state of its parameter {number} is not AdamW's.")
+    raise UserError(f"the state of its parameter {number} is not AdamW's.")
   for moment in _MOMENTS:
     archive.check_tensor(
       torch, entry[moment], f'{moment} of parameter {number}'
     )
     if not entry[moment].is_floating_point():
-      raise ValueError(f'{moment} of parameter {number} is of whole numbers.')
+      raise UserError(f'{moment} of parameter {number} is of whole numbers.')
   first, second = (tuple(entry[moment].shape) for moment in _MOMENTS)
   if first != second:
-    raise ValueError(f'the moments of its parameter {number} differ in shape.')
+    raise UserError(f'the moments of its parameter {number} differ in shape.')
   return first
 
 
@@ -194,7 +195,7 @@ def _step(torch, step, path) -> int:
     archive.check_tensor(torch, step, 'its step')
     step = archive.to_numpy(step, 'its step', path).item()
   if not isinstance(step, int | float) or step != step // 1:
-    raise ValueError('its number of steps is no whole number.')
+    raise UserError('its number of steps is no whole number.')
   return int(step)
 
 

@@ -9,6 +9,7 @@ else was trained.
 import re
 from collections.abc import Iterable, Mapping
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.interop import architecture
 
 _WORDS = re.compile(
@@ -27,13 +28,13 @@ def networks(names: Iterable[str], anchor: str) -> dict[str, dict[str, str]]:
     {what stands before its names: {its own name: name in the file}}.
 
   Raises:
-    ValueError: two names in the file mean the same tensor.
+    UserError: two names in the file mean the same tensor.
   """
   stored = {}
   for name in names:
     own = _WORDS.sub('', name)
     if own in stored:
-      raise ValueError(f'holds a tensor twice, as {stored[own]} and {name}.')
+      raise UserError(f'holds a tensor twice, as {stored[own]} and {name}.')
     stored[own] = name
   prefixes = [
     name.removesuffix(anchor)
@@ -62,16 +63,16 @@ def only(names: Iterable[str], anchor: str, what: str) -> dict[str, str]:
   lack.
 
   Raises:
-    ValueError: there are several, or two names mean the same tensor.
+    UserError: there are several, or two names mean the same tensor.
   """
   names = list(names)
   try:
     found = networks(names, anchor)
   except ValueError as error:
-    raise ValueError(f'{what} {error}') from error
+    raise UserError(f'{what} {error}') from error
   if len(found) > 1:
     prefixes = ', '.join(repr(prefix) for prefix in sorted(found))
-    raise ValueError(
+    raise UserError(
       f'{what} holds {len(found)} encoders, whose names begin with {prefixes}: '
       'which is wanted can not be known, so save one of them alone.'
     )

@@ -20,6 +20,7 @@ wherever they lie: a run that goes on with another one sees other images.
 `source.unlabelled` says why there are no labels, where that may be a mistake.
 """
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.sources.arrayrecord import ArrayRecord
 from ijepa_jax.sources.folder import ENDINGS, Folder
 from ijepa_jax.sources.huggingface import HuggingFace
@@ -27,19 +28,6 @@ from ijepa_jax.sources.pictures import Scenes
 from ijepa_jax.sources.subset import Subset, from_list, restrict
 from ijepa_jax.sources.tfds import TFDS
 
-__all__ = [
-  'ENDINGS',
-  'TFDS',
-  'ArrayRecord',
-  'Folder',
-  'HuggingFace',
-  'Scenes',
-  'Subset',
-  'from_list',
-  'labels_in_words',
-  'make_source',
-  'restrict',
-]
 _OF_FILES = {
   'folder': Folder,
   'tfds': TFDS,
@@ -77,19 +65,19 @@ def make_source(
     rules: of 'tfds', see there.
 
   Raises:
-    ValueError: what is asked for can't be had; the message says what to do.
+    UserError: what is asked for can't be had; the message says what to do.
   """
   if kind == 'scenes':
     source = Scenes(flavour, seed, count)
   elif kind not in _OF_FILES:
-    raise ValueError(
+    raise UserError(
       f'There is no data source {kind!r}: take scenes, '
       f'{", ".join(list(_OF_FILES)[:-1])} or {list(_OF_FILES)[-1]}.'
     )
   elif not path:
-    raise ValueError(f'The data source {kind!r} needs a path: set data.path.')
+    raise UserError(f'The data source {kind!r} needs a path: set data.path.')
   elif '://' in path and kind in ('folder', 'huggingface'):
-    raise ValueError(
+    raise UserError(
       f'The data source {kind!r} can not read {path}: pack its images with '
       'python -m ijepa_jax.pack and take arrayrecord, or mount the bucket.'
     )

@@ -32,6 +32,7 @@ import zlib
 import msgpack
 import numpy as np
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.sources import bucket
 from ijepa_jax.sources.opened import Opened, image, read, stamp
 
@@ -72,15 +73,15 @@ def read_manifest(folder: str) -> dict:
   """Of a packed data set.
 
   Raises:
-    ValueError: there is none, or it is of another version.
+    UserError: there is none, or it is of another version.
   """
   path = f'{folder}/{MANIFEST}'
   if not bucket.exists(path):
     if os.path.isdir(os.path.join(folder, UNFINISHED)):
-      raise ValueError(
+      raise UserError(
         f'{folder} is packed in part only: run the same pack command again.'
       )
-    raise ValueError(
+    raise UserError(
       f'There is no packed data set in {folder}: it would hold {MANIFEST}, see '
       'python -m ijepa_jax.pack --help.'
     )
@@ -90,9 +91,9 @@ def read_manifest(folder: str) -> dict:
     if kind == (FORMAT, VERSION):
       _ = [manifest[name] for name in ('shards', 'labels', 'count', 'plan')]
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f'{path} is damaged ({error}): pack again.') from error
+    raise UserError(f'{path} is damaged ({error}): pack again.') from error
   if kind != (FORMAT, VERSION):
-    raise ValueError(
+    raise UserError(
       f'{path} is of format {kind[0]!r}, version {kind[1]}: this code reads '
       f'{FORMAT!r}, version {VERSION}.'
     )
@@ -103,13 +104,13 @@ def read_keys(folder: str) -> list[str]:
   """The keys of all images of a packed data set.
 
   Raises:
-    ValueError: they can't be read.
+    UserError: they can't be read.
   """
   path = f'{folder}/{KEYS}'
   try:
     return json.loads(gzip.decompress(bucket.read(path)))
   except (OSError, EOFError, ValueError, zlib.error) as error:
-    raise ValueError(f'{path} can not be read ({error}): copy it again.') from (
+    raise UserError(f'{path} can not be read ({error}): copy it again.') from (
       error
     )
 
@@ -118,14 +119,14 @@ def check_sizes(folder: str, shards: list[dict]) -> list[str]:
   """The paths of shards that lie here whole, as far as their sizes tell.
 
   Raises:
-    ValueError: one does not.
+    UserError: one does not.
   """
   paths = [os.path.join(folder, shard['name']) for shard in shards]
   for path, shard in zip(paths, shards, strict=True):
     size = os.path.getsize(path) if os.path.exists(path) else None
     if size != shard['bytes']:
       have = 'is missing' if size is None else f'has {size} bytes'
-      raise ValueError(
+      raise UserError(
         f'{path} {have}, and {shard["bytes"]} bytes were packed: copy it again.'
       )
   return paths
@@ -147,7 +148,7 @@ class ArrayRecord(Opened):
       bucket.exists(f'{inside}/{name}') for name in (MANIFEST, UNFINISHED)
     ):
       if bucket.exists(f'{path}/{MANIFEST}'):
-        raise ValueError(
+        raise UserError(
           f'{path} is a packed data set and holds another one, {split!r}: for '
           'the outer one set data.split to the empty text; for the inner one '
           f'data.path to {inside} too.'
@@ -155,7 +156,7 @@ class ArrayRecord(Opened):
       path = inside
     elif split not in ('', 'train'):
       # Else one would test on what one trained on.
-      raise ValueError(
+      raise UserError(
         f'There is no packed data set {split!r} in {path}: check split.'
       )
     self.manifest = read_manifest(path)

@@ -11,6 +11,7 @@ import tqdm
 from absl import logging
 
 from ijepa_jax import cache, locks
+from ijepa_jax.errors import UserError
 
 _COPIES = 8  # shards at a time
 _EXTRAS = {'gs': 'gcs', 'gcs': 'gcs', 's3': 's3'}
@@ -25,27 +26,27 @@ def read(path: str) -> bytes:
 
   Raises:
     OSError: a file here can't be read.
-    ValueError: one behind a URL can't.
+    UserError: one behind a URL can't.
   """
   if not is_url(path):
     with open(path, 'rb') as file:
       return file.read()
-  with _told(path):
+  with _as_user_error(path):
     files, inside = fsspec.core.url_to_fs(path)
     return files.cat_file(inside)
 
 
 def exists(path: str) -> bool:
-  """Raises ValueError where a URL can't be looked at."""
+  """Raises UserError where a URL can't be looked at."""
   if not is_url(path):
     return os.path.exists(path)
-  with _told(path):
+  with _as_user_error(path):
     files, inside = fsspec.core.url_to_fs(path)
     return files.exists(inside)
 
 
 @contextlib.contextmanager
-def _told(url):
+def _as_user_error(url):
   try:
     yield
   except Exception as error:  # each library has errors of its own
@@ -53,7 +54,7 @@ def _told(url):
     words = str(error).rstrip('.')
     if isinstance(error, ImportError) and extra:
       words = f"pip install 'ijepa_jax[{extra}]'"
-    raise ValueError(f'{url} can not be read: {words}.') from error
+    raise UserError(f'{url} can not be read: {words}.') from error
 
 
 def copied(url: str, shards: list[dict], ending: str) -> list[str]:
@@ -65,7 +66,7 @@ def copied(url: str, shards: list[dict], ending: str) -> list[str]:
     ending: of the copies' names.
 
   Raises:
-    ValueError: one can't be copied or is damaged, or the disk is too small.
+    UserError: one can't be copied or is damaged, or the disk is too small.
   """
   folder = cache.folder() / 'shards'
   paths = [folder / f'{shard["sha256"]}{ending}' for shard in shards]
@@ -82,7 +83,7 @@ def copied(url: str, shards: list[dict], ending: str) -> list[str]:
     need = sum(shard['bytes'] for _, shard in missing)
     free = shutil.disk_usage(folder).free
     if need > free:
-      raise ValueError(
+      raise UserError(
         f'{url} needs {need / 1e9:.1f} GB in {folder} and {free / 1e9:.1f} GB '
         'are free: set IJEPA_JAX_CACHE to a larger disk, or mount the bucket.'
       )
@@ -106,13 +107,13 @@ def copied(url: str, shards: list[dict], ending: str) -> list[str]:
 def _copy(url, path, shard) -> int:
   source = f'{url}/{shard["name"]}'
   with cache.replacing(path) as temporary:
-    with _told(source):
+    with _as_user_error(source):
       files, inside = fsspec.core.url_to_fs(source)
       files.get_file(inside, str(temporary))
     with open(temporary, 'rb') as file:
       found = hashlib.file_digest(file, 'sha256').hexdigest()
     if found != shard['sha256']:
-      raise ValueError(
+      raise UserError(
         f'{source} is damaged, its SHA-256 is not the one in its manifest: '
         'copy it there again.'
       )

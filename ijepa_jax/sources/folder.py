@@ -24,6 +24,7 @@ import numpy as np
 from absl import logging
 
 from ijepa_jax import cache
+from ijepa_jax.errors import UserError
 from ijepa_jax.sources.opened import NO_LABEL, image, stamp
 
 ARRAYS = '.npy'  # images of more than four channels
@@ -54,13 +55,13 @@ class Folder:
   def __init__(self, path: str, split: str = 'train'):
     root = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(root):
-      raise ValueError(f'There is no folder {root}: check data.path.')
+      raise UserError(f'There is no folder {root}: check data.path.')
     if split and os.path.isdir(os.path.join(root, split)):
       _check_split(root, split)
       root = os.path.join(root, split)
     elif split not in ('', 'train'):
       # Else one would test on what one trained on.
-      raise ValueError(f'There is no folder {split!r} in {root}: check split.')
+      raise UserError(f'There is no folder {split!r} in {root}: check split.')
     elif split:
       _check_whole(root)
     self._root = root
@@ -155,7 +156,7 @@ def _check_split(root, split) -> None:
   """Refuses a split that may be a class: one beside other folders of images.
 
   Raises:
-    ValueError: there are such, and none that is called as splits are.
+    UserError: there are such, and none that is called as splits are.
   """
   folders, files = _first_level(root)
   folders = [name for name in folders if name != split]
@@ -165,7 +166,7 @@ def _check_split(root, split) -> None:
   beside += filter(_is_image, files)
   if beside:
     some = ', '.join(beside[:3]) + (', ...' if beside[3:] else '')
-    raise ValueError(
+    raise UserError(
       f'{root} holds a folder {split!r}, and images beside it in {some}: for '
       f'all of them, as classes, set data.split to the empty text; for '
       f'{split!r} alone, data.path to {os.path.join(root, split)} too.'
@@ -176,11 +177,11 @@ def _check_whole(root) -> None:
   """Refuses to take splits for classes: one would train on what one tests on.
 
   Raises:
-    ValueError: all folders are called as splits are.
+    UserError: all folders are called as splits are.
   """
   folders, _ = _first_level(root)
   if folders and all(_SPLITS.fullmatch(name.lower()) for name in folders):
-    raise ValueError(
+    raise UserError(
       f'There is no folder train in {root}, and there are '
       f'{_some(folders)}: set data.split to one of them, or to the empty text '
       'for all.'
@@ -225,7 +226,7 @@ def _listed(root) -> _Tree:
   found, times, links, passed = _walk(root)
   if not found:
     there = f', and there are {_counted(passed)}' if passed else ''
-    raise ValueError(
+    raise UserError(
       f'There is no image in {root} or below: looked for files ending in '
       f'{", ".join(ENDINGS)}{there}.'
     )
@@ -342,7 +343,7 @@ def _look(root, below):
           passed[ending or 'without an ending'] += 1
   except OSError as error:
     # Without it the classes would be others.
-    raise ValueError(
+    raise UserError(
       f'{os.path.join(root, below)} can not be read ({error.strerror}): make '
       'it readable, or move it away.'
     ) from error

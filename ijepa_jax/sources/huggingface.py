@@ -9,6 +9,7 @@ import os
 import numpy as np
 from absl import logging
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.sources.opened import NO_LABEL, Opened, stamp, stamps
 
 # Columns that are the image or the label where no feature says so, as in
@@ -241,19 +242,19 @@ def _open(path, split):
   try:
     import datasets
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       'data.source is huggingface and the package datasets is missing: '
       "pip install 'ijepa_jax[huggingface]'."
     ) from error
   if not os.path.isdir(path):
-    raise ValueError(f'There is no folder {path}: check data.path.')
+    raise UserError(f'There is no folder {path}: check data.path.')
   split = split or 'train'
   try:
     data, splits = _loaded(path, split)
   # Its own errors are of many kinds, down to one for an empty folder.
   except Exception as error:
     words = ' '.join(str(error).split())
-    raise ValueError(
+    raise UserError(
       f'There is no split {split!r} of a Hugging Face data set in {path}: '
       f'{words.rstrip(".")}.'
     ) from error
@@ -273,13 +274,13 @@ def _loaded(path, split):
   if os.path.exists(os.path.join(path, 'dataset_dict.json')):
     there = datasets.load_from_disk(path)
     if split not in there:
-      raise ValueError(f'there are {", ".join(there)}')
+      raise UserError(f'there are {", ".join(there)}')
     return there[split], list(there.values())
   if os.path.exists(os.path.join(path, 'state.json')):
     data = datasets.load_from_disk(path)
     # Else one would test on what one trained on.
     if split not in ('train', str(data.split)):
-      raise ValueError(f'it is {data.split or "one without a name"}')
+      raise UserError(f'it is {data.split or "one without a name"}')
     return data, [data]
   files = _data_files(path)
   there = datasets.load_dataset(path)
@@ -307,7 +308,7 @@ def _data_files(path) -> list[str]:
     if os.path.isfile(file) and os.path.realpath(file) not in taken
   ]
   if left and not _has_configs(path):
-    raise ValueError(
+    raise UserError(
       f'of its {len(left) + len(files)} files {left[0]} and {len(left) - 1} '
       f'more are in none of the splits {", ".join(map(str, given))}, which '
       f'have files like {files[0]}: name them after a split, or move them away'
@@ -346,7 +347,7 @@ def _image_column(data, path) -> str:
     ]
   images.sort(key=lambda n: [*_IMAGES, n.lower()].index(n.lower()))
   if not images or (len(images) > 1 and images[0].lower() not in _IMAGES):
-    raise ValueError(
+    raise UserError(
       f'{path} has no one image feature: it has {_columns(data)}.'
     )
   return images[0]

@@ -5,6 +5,8 @@ import os
 
 import numpy as np
 
+from ijepa_jax.errors import UserError
+
 
 class Subset:
   """Some images of another source, in the order of `indices`."""
@@ -60,7 +62,7 @@ def from_list(keys, path: str) -> np.ndarray:
     int64 indices, rising.
 
   Raises:
-    ValueError: there is no such list or it is empty, or a line names no image
+    UserError: there is no such list or it is empty, or a line names no image
       or several.
   """
   try:
@@ -70,12 +72,12 @@ def from_list(keys, path: str) -> np.ndarray:
     ) as file:
       lines = [line.strip().removeprefix('./').strip('/') for line in file]
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f'The list {path} can not be read ({error.strerror}): check its path.'
     ) from error
   lines = list(dict.fromkeys(line for line in lines if line))
   if not lines:
-    raise ValueError(f'The list {path} is empty: it needs one name a line.')
+    raise UserError(f'The list {path} is empty: it needs one name a line.')
   # name -> indices, of whole names and of names without the file's ending
   whole, stems = {line: [] for line in lines}, {line: [] for line in lines}
   depths = {line.count('/') for line in lines}
@@ -94,7 +96,7 @@ def from_list(keys, path: str) -> np.ndarray:
   ):
     if wrong:
       some = ', '.join(wrong[:3]) + (', ...' if wrong[3:] else '')
-      raise ValueError(
+      raise UserError(
         f'{len(wrong)} of the {len(lines)} names in {path} {words} ({some}): '
         f'names look like {keys[0]} here.'
       )

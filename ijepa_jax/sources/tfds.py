@@ -12,6 +12,7 @@ import tqdm
 from absl import logging
 
 from ijepa_jax import cache
+from ijepa_jax.errors import UserError
 from ijepa_jax.sources.opened import Opened, read, stamps
 
 # Features that name an image, as some data sets have.
@@ -133,7 +134,7 @@ def _open_tfds(path, split):
       hint = f'Did you mean {near[0]!r}?' if near else ''
       if re.split('[/:]', path)[0] in known:  # but no such config or version
         hint = str(error).splitlines()[0]
-      raise ValueError(
+      raise UserError(
         f'{path!r} is neither a TFDS data set nor the directory of a prepared '
         f'one, which holds dataset_info.json. {hint}'.rstrip()
       ) from None
@@ -143,13 +144,13 @@ def _open_tfds(path, split):
     '--file_format=array_record`, and bring its directory here.'
   )
   if not info.splits:
-    raise ValueError(
+    raise UserError(
       f'{info.full_name} is not prepared in {builder.data_path}: prepare it, '
       f'once, {how}'
     )
   formats = {f.value for f in info.available_file_formats()}
   if 'array_record' not in formats:
-    raise ValueError(
+    raise UserError(
       f'{info.full_name} in {builder.data_path} is stored as '
       f'{", ".join(sorted(formats))}, and only array_record can be read at '
       f'random: prepare it again {how}'
@@ -160,7 +161,7 @@ def _open_tfds(path, split):
     if isinstance(feature, tfds.features.Image)
   ]
   if 'image' not in images and len(images) != 1:
-    raise ValueError(
+    raise UserError(
       f'{info.full_name} has no one image feature: it has '
       f'{", ".join(info.features)}.'
     )
@@ -171,7 +172,7 @@ def _open_tfds(path, split):
       file_format='array_record',
     )
   except ValueError as error:
-    raise ValueError(
+    raise UserError(
       f'{info.full_name} has no split {split!r}: take one of '
       f'{", ".join(info.splits)}, or a slice of one.'
     ) from error

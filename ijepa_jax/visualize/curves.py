@@ -9,6 +9,8 @@ import numpy as np
 matplotlib.use('Agg')  # No screen on a cluster.
 from matplotlib import pyplot as plt
 
+from ijepa_jax.errors import UserError
+
 _STYLES = ':', '--', '-.'  # of levels
 
 # Panel title, then the metrics in it.
@@ -43,7 +45,7 @@ def draw(
     A PNG.
 
   Raises:
-    ValueError: none of the metrics is there.
+    UserError: none of the metrics is there.
   """
   found = {k for row in rows for k, value in row.items() if value is not None}
   panels = []
@@ -56,7 +58,7 @@ def draw(
     if present:
       panels.append((label, present))
   if not panels:
-    raise ValueError('There is nothing to draw: no step has been recorded.')
+    raise UserError('There is nothing to draw: no step has been recorded.')
   columns = min(3, len(panels))
   grid = -(-len(panels) // columns), columns
   figure, axes = plt.subplots(
