@@ -12,9 +12,12 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 # The rooms whose tests compare computed numbers, and what they run on: all that
 # the CPU has, and what older ones have (in XLA, NumPy, OpenBLAS and PyTorch).
-NUMERIC := $(addprefix tests/test_,$(addsuffix .py,close encoder features \
-  finetune heads health ijepa knn linear parity position_tables schedules \
-  torch_optimizer vit))
+NUMERIC := $(addprefix tests/,$(addsuffix .py,test_close \
+  pretrained/test_image_encoder evals/test_features evals/test_finetune \
+  probes/test_linear_heads train/test_health methods/test_ijepa \
+  probes/test_knn probes/test_logistic methods/test_parity \
+  models/test_positions methods/test_schedules \
+  pretrained/formats/test_release_adamw models/test_vit))
 ISAS ?= native AVX2 AVX
 BEYOND_AVX2 := AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL \
   AVX512_SPR X86_V4

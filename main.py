@@ -11,16 +11,16 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ijepa_jax import cli, interruption
 from ijepa_jax.errors import UserError
+from ijepa_jax.runtime import cli, preemption
 
 FLAGS = flags.FLAGS
 JOBS = {
-  'pretrain': 'ijepa_jax.train:pretrain',
-  'linear': 'ijepa_jax.evals.sweep:run',
-  'knn': 'ijepa_jax.evals.jobs:run_knn',
-  'finetune': 'ijepa_jax.evals.finetune:run',
-  'logistic': 'ijepa_jax.evals.jobs:run_logistic',
+  'pretrain': 'train.pretrain',
+  'linear': 'evals.linear',
+  'knn': 'evals.knn',
+  'finetune': 'evals.finetune',
+  'logistic': 'evals.logistic',
 }
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
 flags.DEFINE_string('workdir', '', 'Folder of checkpoints and metrics.')
@@ -32,7 +32,8 @@ flags.DEFINE_integer('process_id', -1, 'Of this process, by hand.')
 @cli.one_sentence()
 def main(argv):
   # Here, since the workers of the input pipeline import this file again.
-  from ijepa_jax import distributed, jax_flags
+  from ijepa_jax.runtime import jax_flags
+  from ijepa_jax.runtime.distributed import start
 
   jax_flags.settle()
   if len(argv) > 1:
@@ -45,20 +46,16 @@ def main(argv):
       f'job is {name!r} and the config has no settings of it: take one of '
       'configs/evals.'
     )
-  with interruption.watch() as watched:
-    distributed.initialise(
-      FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
-    )
+  with preemption.watch() as watched:
+    start.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     watched.take_signals()  # JAX has taken SIGTERM
-  distributed.log_devices()
-  module, function = JOBS[name].split(':')
-  getattr(importlib.import_module(module), function)(
-    FLAGS.config, FLAGS.workdir
-  )
+  start.log_devices()
+  job = importlib.import_module(f'ijepa_jax.{JOBS[name]}')
+  job.run(FLAGS.config, FLAGS.workdir)
 
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
   logging.set_verbosity(logging.INFO)
-  with interruption.job():
+  with preemption.job():
     app.run(main, flags_parser=cli.parse)

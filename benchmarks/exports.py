@@ -34,8 +34,12 @@ import numpy as np
 from absl import logging
 
 from configs import base
-from ijepa_jax import checkpoint, metrics, sharding, vit
-from ijepa_jax.interop import architecture, export, load, runs
+from ijepa_jax.convert import export
+from ijepa_jax.models import vit
+from ijepa_jax.pretrained import load
+from ijepa_jax.pretrained.formats import orbax, weights
+from ijepa_jax.runtime import config, sharding
+from ijepa_jax.runtime.checkpoint import checkpointer
 
 PREDICTOR_DEPTH = {'large': 12, 'huge': 12, 'giant': 16}
 FORMATS = [
@@ -62,15 +66,15 @@ def save(workdir, size: str, devices: int) -> list[str]:
   """A checkpoint of random weights; the target encoder's digests."""
   c, r = recipe_of(size), np.random.default_rng(0)
   sizes = {**c.model.to_dict(), 'image_size': (224, 224), 'channels': 3}
-  shapes = {k: architecture.shapes(sizes, k) for k in architecture.PARTS}
-  tree = runs.nested(shapes)
+  shapes = {k: weights.shapes(sizes, k) for k in weights.PARTS}
+  tree = orbax.nested(shapes)
   tree = jax.tree.map(
     lambda x, s: jax.device_put(r.standard_normal(x.shape, np.float32), s),
     tree,
     sharding.state_sharding(tree, mesh_of(devices)),
   )
-  metrics.write_config(workdir, c.to_json_best_effort())
-  with checkpoint.Checkpointer(workdir / 'checkpoints') as checkpoints:
+  config.write_config(workdir, c.to_json_best_effort())
+  with checkpointer.Checkpointer(workdir / 'checkpoints') as checkpoints:
     checkpoints.save(0, tree)
   return digests(tree['target'])
 

@@ -19,8 +19,8 @@ from matplotlib import pyplot as plt
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from configs import tiny
-from ijepa_jax import metrics, train
-from ijepa_jax.evals import health
+from ijepa_jax.runtime import metrics
+from ijepa_jax.train import health, pretrain
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('steps', 300, 'Of each run.')
@@ -60,7 +60,7 @@ def main(_):
     config.probe.every_steps = FLAGS.steps
     config.update_from_flattened_dict(changes)
     workdir = pathlib.Path(FLAGS.workdir) / name.replace(' ', '_')
-    train.pretrain(config, workdir)
+    pretrain.run(config, workdir)
     found[name] = metrics.read(workdir)
   figure, axes = plt.subplots(2, 3, figsize=(12, 5.6))
   for axis, panel in zip(axes.flat, PANELS, strict=True):

@@ -40,7 +40,10 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # not installed
 
-from ijepa_jax import augment, data, decode, masks, sources
+from ijepa_jax.data import decode, loader, pipeline, sources
+from ijepa_jax.data.sources import subset
+from ijepa_jax.data.transforms import crop
+from ijepa_jax.methods import masks
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('rounds', 9, 'Batches that each way makes.')
@@ -50,7 +53,7 @@ flags.DEFINE_integer('batch_size', 64, 'Images.')
 flags.DEFINE_integer('batches', 0, 'Look at the memory of so many instead.')
 
 SIZE = 224, 224
-CROP = augment.RandomCrop(SIZE)
+CROP = crop.RandomResizedCrop(SIZE)
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
 
@@ -59,10 +62,10 @@ def ours(kind, path, fast, batch_size):
   """Endless batches in this process."""
   source = sources.make_source(kind, path=path)
   # As long as ImageNet's, or the shuffle of so few would be what is measured.
-  source = sources.Subset(source, np.arange(1_281_167) % len(source))
+  source = subset.Subset(source, np.arange(1_281_167) % len(source))
   sampler = masks.make_sampler('release', grid=(14, 14))
   return iter(
-    data.make_dataset(
+    pipeline.make_dataset(
       source, sampler, transform=CROP, batch_size=batch_size, fast=fast
     )
   )
@@ -162,7 +165,7 @@ def parts(path, fast, batch_size, rounds) -> dict[str, float]:
     for where, attribute, name in (
       (decode.Encoded, '__init__', 'decode'),
       (decode.Encoded, 'pixels', 'pixels'),
-      (augment, 'crop', 'crop'),  # which asks for the pixels
+      (crop, 'crop', 'crop'),  # which asks for the pixels
       (masks.MultiBlock, '__call__', 'masks'),
     ):
       function = timed(name, getattr(where, attribute))
@@ -195,7 +198,7 @@ def compare(root: pathlib.Path) -> None:
     ways['PyTorch way, torch'] = (usual, (folder, size, True))
   except ImportError:
     pass
-  fasts = (False,) if decode.missing() else (False, True)
+  fasts = (False,) if decode.missing_fast_packages() else (False, True)
   for fast in fasts:
     for name, store in stores.items():
       ways[name + ', fast' * fast] = (ours, (*store, fast, size))
@@ -226,14 +229,14 @@ def watch_memory(root: pathlib.Path) -> None:
   for i, file in enumerate(photographs.make(FLAGS.images, FLAGS.quality)):
     (root / f'{i:05}.jpg').write_bytes(file)
   me, count = psutil.Process(), FLAGS.batches
-  dataset = data.make_dataset(
+  dataset = pipeline.make_dataset(
     sources.make_source('folder', path=str(root)),
     masks.make_sampler('release', grid=(6, 6), min_keep=4),
-    transform=augment.RandomCrop((96, 96)),
+    transform=crop.RandomResizedCrop((96, 96)),
     batch_size=8,
     workers=2,
   )
-  with data.prefetch(dataset, lambda batch: batch) as batches:
+  with loader.prefetch(dataset, lambda batch: batch) as batches:
     for i in range(count + 1):
       next(batches)
       if i % max(count // 10, 1) == 0:

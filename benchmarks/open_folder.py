@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import tqdm
 
-from ijepa_jax import sources
+from ijepa_jax.data import sources
 
 
 def main(images: int, folders: int) -> None:

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from ijepa_jax import ijepa, optim, schedules, vit
-from ijepa_jax.interop import release
+from ijepa_jax.methods import ijepa, optim, schedules, train_step
+from ijepa_jax.models import positions, vit
+from ijepa_jax.pretrained.formats import release_names
 
 # Bounds; tests/close.py says why they are shares.
 FLOAT64, FLOAT32, TRAINED = 1e-9, 2e-5, 5e-4
@@ -36,7 +37,7 @@ def subtree(golden, prefix: str) -> dict[str, np.ndarray]:
 def parameters(golden, prefix: str, *parts: str) -> dict:
   names = {'target_encoder': 'encoder'}
   return {
-    part: release.from_release(
+    part: release_names.from_release(
       subtree(golden, f'{prefix}/{part}'), names.get(part, part)
     )
     for part in parts
@@ -123,7 +124,7 @@ def comparisons(golden) -> Iterator[tuple[str, float, float]]:
     if table is not None:
       yield (
         f'{part} sin-cos table',
-        largest(vit.sincos_table(grid, width), table[0]),
+        largest(positions.sincos_table(grid, width), table[0]),
         FLOAT32,
       )
   targets, h = jax.jit(model.targets)(
@@ -159,14 +160,16 @@ def comparisons(golden) -> Iterator[tuple[str, float, float]]:
   yield 'gradients of key biases', keys, FLOAT32
 
   params = jax.tree.map(jax.numpy.asarray, params)
-  state = ijepa.State(
+  state = train_step.State(
     step=jax.numpy.zeros((), 'int32'),
     params=params,
     target=params['encoder'],
     opt_state=tx.init(params),
   )
   step = jax.jit(
-    functools.partial(ijepa.train_step, model=model, tx=tx, ema_rate=ema_rate)
+    functools.partial(
+      train_step.train_step, model=model, tx=tx, ema_rate=ema_rate
+    )
   )
   metrics = []
   for s in range(steps):

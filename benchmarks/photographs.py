@@ -9,7 +9,8 @@ import sklearn
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
-from ijepa_jax import pack, shards, sources
+from ijepa_jax.data import sources
+from ijepa_jax.data.pack import encoding, pack
 
 WIDTH, HEIGHT = 500, 375
 
@@ -65,7 +66,7 @@ def store(root: pathlib.Path, files: list[bytes]) -> dict[str, tuple[str, str]]:
       sources.make_source('folder', path=str(root / 'folder')),
       str(root / name),
       words='photographs',
-      encoding=shards.Encoding(resize),
+      encoding=encoding.Encoding(resize),
     )
   return {
     'folder': ('folder', str(root / 'folder')),

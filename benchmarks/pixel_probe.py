@@ -2,7 +2,7 @@
 
     python benchmarks/pixel_probe.py [8 16 24 48]
 
-Says what resolution `online.PIXEL_GRID` should have: the one at which
+Says what resolution `online_probe.PIXEL_GRID` should have: the one at which
 pixels are the strongest baseline. 48 is every pixel, and takes minutes.
 """
 
@@ -13,14 +13,14 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from configs import tiny
-from ijepa_jax import recipe
-from ijepa_jax.evals import watch
+from ijepa_jax.train import monitors
+from ijepa_jax.train.run import build, make_source
 
 
 def main(grids):
   config = tiny.get_config()
-  run, source = recipe.build(config), recipe.make_source(config)
-  probe = watch.make_probe(config, run, source)
+  run, source = build(config), make_source(config)
+  probe = monitors.make_probe(config, run, source)
   for grid in grids:
     began = time.monotonic()
     scores = probe.pixels(grid)

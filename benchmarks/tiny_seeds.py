@@ -16,8 +16,8 @@ from absl import app, flags, logging
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from configs import tiny
-from ijepa_jax import train
-from ijepa_jax.evals import online
+from ijepa_jax.train import pretrain
+from ijepa_jax.train.report import format_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('seeds', 3, 'Runs.')
@@ -30,7 +30,7 @@ def main(_):
     config = tiny.get_config()
     config.seed = seed
     workdir = pathlib.Path(FLAGS.workdir) / str(seed)
-    train.pretrain(config, workdir)
+    pretrain.run(config, workdir)
     reports.append(json.loads((workdir / 'report.json').read_text()))
   # Of the last start: a run that was stopped took longer.
   seconds = [report['seconds_since_last_start'] for report in reports]
@@ -43,7 +43,7 @@ def main(_):
   }
   print(
     f'\nMean of {FLAGS.seeds} seeds, {statistics.mean(seconds):.0f} s each:\n\n'
-    f'{online.table(mean)}'
+    f'{format_table(mean)}'
   )
 
 

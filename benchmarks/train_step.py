@@ -30,8 +30,9 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
-from ijepa_jax import metrics, recipe, sharding, train
-from ijepa_jax.evals import watch
+from ijepa_jax.runtime import metrics, sharding
+from ijepa_jax.train import compile, monitors, pretrain
+from ijepa_jax.train.run import Run, build
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
@@ -57,7 +58,7 @@ def transformer_flops(tokens, width, depth, mlp_dim) -> float:
   return depth * (2 * tokens * weights + 4 * tokens**2 * width)
 
 
-def model_flops(config, run: recipe.Run, shape: tuple[int, int]) -> float:
+def model_flops(config, run: Run, shape: tuple[int, int]) -> float:
   """Of one image in one step."""
   e, p, s = run.model.encoder, run.model.predictor, run.sampler
   h, w = config.data.image_size
@@ -107,9 +108,9 @@ def make_batch(config, run, shape):
 
 
 def time_steps(config) -> dict:
-  run = recipe.build(config)
+  run = build(config)
   drawn = collections.Counter(run.sampler.shape(0, s) for s in range(1000))
-  abstract, make_state = recipe.abstract_state(config, run)
+  abstract, make_state = compile.abstract_state(config, run)
   device = jax.devices()[0]
   peak = next(
     (v for k, v in PEAK.items() if device.device_kind.startswith(k)), None
@@ -118,7 +119,7 @@ def time_steps(config) -> dict:
   state = make_state(jax.random.key(0))
   for shape in run.sampler.shapes:
     start = time.perf_counter()
-    step = recipe.compile_steps(config, run, abstract, [shape])[shape]
+    step = compile.compile_steps(config, run, abstract, [shape])[shape]
     seconds = time.perf_counter() - start
     batch = sharding.to_global(make_batch(config, run, shape), run.mesh)
     state, _ = step(state, batch)  # the first run of a program is slower
@@ -162,9 +163,9 @@ def time_steps(config) -> dict:
 
 def time_health(config) -> float:
   """Seconds of one look at the signals of health."""
-  run = recipe.build(config)
-  _, make_state = recipe.abstract_state(config, run)
-  look, state = watch.make_health(config, run), make_state(jax.random.key(0))
+  run = build(config)
+  _, make_state = compile.abstract_state(config, run)
+  look, state = monitors.make_health(config, run), make_state(jax.random.key(0))
   look(state)
   start = time.perf_counter()
   for _ in range(5):
@@ -181,7 +182,7 @@ def run_loop(config, steps: int) -> dict:
   config.probe.every_steps = config.health.every_steps = 0
   config.checkpoint.every_steps = 0
   with tempfile.TemporaryDirectory() as workdir:
-    train.pretrain(config, workdir)
+    pretrain.run(config, workdir)
     rows = metrics.read(workdir)
   rows = rows[len(rows) // 10 :]
   speed = rows[-1]['images_per_second']

@@ -26,7 +26,7 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ijepa_jax import metrics
+from ijepa_jax.runtime import metrics
 
 _ROUNDS = flags.DEFINE_integer('rounds', 20, 'Of each of the two kinds.')
 _DELAY = flags.DEFINE_float('delay', 5.0, 'Seconds between starts, at most.')

@@ -41,14 +41,17 @@ def cpus() -> list[jax.Device]:
 @pytest.fixture(scope='session')
 def untrained_run():
   """(config, workdir) -> the state: what a run leaves, without the training."""
-  from ijepa_jax import checkpoint, metrics, recipe
+  from ijepa_jax.runtime.checkpoint import checkpointer
+  from ijepa_jax.runtime.config import write_config
+  from ijepa_jax.train import compile
+  from ijepa_jax.train.run import build
 
   def make(config, workdir):
-    run = recipe.build(config)
-    _, make_state = recipe.abstract_state(config, run)
+    run = build(config)
+    _, make_state = compile.abstract_state(config, run)
     state = make_state(jax.random.key(config.seed))
-    metrics.write_config(workdir, config.to_json_best_effort())
-    with checkpoint.Checkpointer(workdir / 'checkpoints') as checkpoints:
+    write_config(workdir, config.to_json_best_effort())
+    with checkpointer.Checkpointer(workdir / 'checkpoints') as checkpoints:
       checkpoints.save(1, state)
     return state
 

@@ -54,7 +54,7 @@ def test_tolerances_stand_in_one_place():
   other = re.compile(
     r'assert_(allclose|almost|array_almost)|approx\(|allclose\('
   )
-  for path in (ROOT / 'tests').glob('*.py'):
+  for path in (ROOT / 'tests').rglob('*.py'):
     text = path.read_text()
     if path.name != pathlib.Path(__file__).name:
       assert not other.search(text), f'{path.name}: take tests/close.py instead'

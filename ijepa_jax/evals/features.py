@@ -20,9 +20,10 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
-from ijepa_jax import cache, locks, paths, recipe, sharding
+from ijepa_jax.data import loader
 from ijepa_jax.errors import UserError
-from ijepa_jax.interop import load
+from ijepa_jax.pretrained import frozen_encoder
+from ijepa_jax.runtime import files, locks, sharding
 
 VERSION = 2  # raise it whenever the same input gives other features
 _FLUSH = 50  # batches between two notes of how far it is
@@ -46,7 +47,7 @@ class Features:
 
 
 def extract(
-  frozen: load.Frozen | load.Pixels,
+  frozen: frozen_encoder.FrozenEncoder | frozen_encoder.RawPixels,
   source,
   transform,
   *,
@@ -60,17 +61,17 @@ def extract(
   Args:
     frozen: the encoder.
     source: see sources/.
-    transform: without randomness, such as augment.CentreCrop.
+    transform: without randomness, such as crop.CenterCrop.
     mesh: devices that share the work.
     cache_dir: of all features; with several processes on a disk that all see.
     batch_size: images at a time over all devices.
-    workers: see data.make_dataset.
+    workers: see pipeline.make_dataset.
 
   Raises:
     UserError: the images don't fit the encoder, or one can't be read.
   """
   key = sharding.of_first(
-    cache.name_of(
+    files.name_of(
       kind='features',
       version=VERSION,
       encoder=[frozen.fingerprint, frozen.channels],
@@ -78,12 +79,12 @@ def extract(
       transform=repr(transform),
     )
   )
-  if paths.is_url(cache_dir):
+  if files.is_url(cache_dir):
     raise UserError(
       f'Features can not be kept in {cache_dir}: set cache_dir to a folder of '
       'this machine.'
     )
-  folder = pathlib.Path(paths.resolve(cache_dir)) / key
+  folder = pathlib.Path(files.resolve(cache_dir)) / key
   n = len(source)
   image = jnp.zeros((1, *transform.size, frozen.channels), jnp.uint8)
   last, last4 = jax.eval_shape(frozen.pooled, frozen.params, image)
@@ -111,7 +112,7 @@ def _compute(
 ):
   batch_size = -(-batch_size // mesh.size) * mesh.size
   first = done // batch_size
-  dataset = recipe.own_rows(
+  dataset = loader.local_batches(
     source,
     transform=transform,
     batch_size=batch_size,
@@ -150,12 +151,12 @@ def _compute(
     for array in arrays.values():
       array.flush()
     if writer:
-      with cache.replacing(folder / 'done.json') as path:
+      with files.atomic_write(folder / 'done.json') as path:
         path.write_text(json.dumps({'rows': rows, 'shapes': shapes}))
 
   # The batch before is fetched while this one runs.
   pending = None
-  with bar, recipe.on_devices(dataset, mesh, 'image', 'label') as batches:
+  with bar, loader.device_batches(dataset, mesh, 'image', 'label') as batches:
     for step, batch in enumerate(batches, first):
       out = run(frozen.params, batch)
       if pending:

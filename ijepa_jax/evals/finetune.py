@@ -15,22 +15,18 @@ import numpy as np
 import optax
 from absl import logging
 
-from ijepa_jax import (
-  augment,
-  cache,
-  checkpoint,
-  interruption,
-  limits,
-  locks,
-  metrics,
-  paths,
-  randaugment,
-  recipe,
-  schedules,
-  sharding,
-)
+from ijepa_jax.data import loader
+from ijepa_jax.data.transforms import crop, randaugment
+from ijepa_jax.data.transforms.mixup import mix
 from ijepa_jax.errors import UserError
-from ijepa_jax.evals import jobs, labels, layer_decay, mixing, watch
+from ijepa_jax.evals import evaluation
+from ijepa_jax.methods import optim, schedules
+from ijepa_jax.probes import labels
+from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
+from ijepa_jax.runtime.checkpoint import checkpointer
+from ijepa_jax.runtime.config import check_section, write_config
+from ijepa_jax.runtime.progress import Progress, Throughput
+from ijepa_jax.train import monitors
 
 _MEND = 'try a lower finetune.lr or a longer finetune.warmup_epochs.'
 
@@ -64,8 +60,8 @@ class Classifier:
   def loss(self, params, batch, labels_B, key) -> jax.Array:
     key_mix, key_drop = jax.random.split(key)
     image = self.frozen.normalize(batch['image'])
-    target = mixing.soft_labels(labels_B, self.classes, self.smoothing)
-    image, target = mixing.mix(
+    target = labels.soft_labels(labels_B, self.classes, self.smoothing)
+    image, target = mix(
       key_mix, image, target, mixup=self.mixup, cutmix=self.cutmix
     )
     logits = self.logits(
@@ -78,10 +74,11 @@ def run_name(config, depends_on: dict) -> str:
   """Another name for whatever trains another network.
 
   Args:
-    depends_on: see jobs.Bench; a sweep must not find its first run finished.
+    depends_on: see evaluation.Evaluation; a sweep must not find its first run
+      finished.
   """
   c = {k: v for k, v in config.finetune.items() if k != 'checkpoint_steps'}
-  name = cache.name_of(
+  name = files.name_of(
     kind='finetune', trained_on=depends_on, course=c, seed=config.seed
   )
   return f'{config.task}-finetune-{name}'
@@ -97,20 +94,20 @@ def run(config, workdir: str) -> dict:
     Stopped: SIGTERM or Ctrl-C came before the last step; what was trained is
       saved.
   """
-  with interruption.watch() as watched:
+  with preemption.watch() as watched:
     return _run(config, workdir, watched)
 
 
 def _run(config, workdir, watched) -> dict:
   c = config.finetune
-  bench = jobs.set_up(config, workdir)
+  bench = evaluation.set_up(config, workdir)
   name = sharding.of_first(run_name(config, bench.depends_on))
   folder = bench.workdir / name
   n, mesh = len(bench.train), bench.mesh
-  paths.check_checkpoints(folder)
+  files.check_checkpoints(folder)
   if config.which == 'pixels':
     raise UserError('which is pixels: fine-tuning needs an encoder.')
-  limits.check(c, 'finetune', {'warmup_epochs': (0, c.epochs)})
+  check_section(c, 'finetune', {'warmup_epochs': (0, c.epochs)})
   if c.batch_size % mesh.size or not 1 <= c.batch_size <= n:
     raise UserError(
       f'finetune.batch_size is {c.batch_size}: take a multiple of the '
@@ -121,7 +118,7 @@ def _run(config, workdir, watched) -> dict:
   dataset = _dataset(config, bench)
   # Else they would be read after the training alone.
   labels.check(labels.read(bench.test, bench.column), 'test', bench.classes)
-  checkpoints = checkpoint.Checkpointer(
+  checkpoints = checkpointer.Checkpointer(
     folder / 'checkpoints', every_steps=c.checkpoint_steps, keep_last=1
   )
   model = Classifier(
@@ -136,15 +133,15 @@ def _run(config, workdir, watched) -> dict:
     },
   }
   lr = schedules.warmup_cosine(0.0, c.lr, c.final_lr, warmup, steps)
-  scales = layer_decay.scales(params, bench.frozen.encoder.depth, c.layer_decay)
-  tx = layer_decay.adamw(lr, c.weight_decay, scales)
+  scales = optim.layer_scales(params, bench.frozen.encoder.depth, c.layer_decay)
+  tx = optim.adamw_by_layer(lr, c.weight_decay, scales)
 
   def init(params):
     # A copy: the first step takes its buffers over.
     params = jax.tree.map(jnp.copy, params)
     return State(jnp.zeros((), jnp.int32), params, tx.init(params))
 
-  abstract = sharding.abstract(jax.eval_shape(init, params), mesh)
+  abstract = sharding.with_shardings(jax.eval_shape(init, params), mesh)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
   @functools.partial(
@@ -176,12 +173,12 @@ def _run(config, workdir, watched) -> dict:
     if start:
       logging.info('Going on from step %d of %s.', start, folder)
     if jax.process_index() == 0:
-      changes = metrics.write_config(folder, config.to_json_best_effort())
+      changes = write_config(folder, config.to_json_best_effort())
       for change in changes:
         logging.warning('Not as in the run so far: %s.', change)
     if start < steps:
       train_step = _compile(train_step, abstract, bench, c.batch_size)
-    with metrics.Metrics(
+    with metrics.MetricWriter(
       folder, start_step=start, enabled=jax.process_index() == 0
     ) as writer:
       state = _loop(
@@ -201,13 +198,13 @@ def _run(config, workdir, watched) -> dict:
   watched.check()  # after the last step too: it is not judged yet
   accuracy = _accuracy(config, bench, model, state.params)
   details = {'steps': steps, 'run': name}
-  return jobs.report(config, bench, {'finetune': accuracy}, details)
+  return evaluation.report(config, bench, {'finetune': accuracy}, details)
 
 
 def _dataset(config, bench):
   """step -> the endless batches of training images from there."""
   c, frozen = config.finetune, bench.frozen
-  transform = augment.RandomCrop(
+  transform = crop.RandomResizedCrop(
     frozen.image_size,
     scale=tuple(c.crop_scale),
     flip=c.flip,
@@ -226,7 +223,7 @@ def _dataset(config, bench):
     )
 
   def make(start):
-    dataset = recipe.own_rows(
+    dataset = loader.local_batches(
       bench.train,
       transform=transform,
       batch_size=c.batch_size,
@@ -270,7 +267,7 @@ def _loop(
   watched,
 ):
   start = int(state.step)
-  progress = metrics.Progress(steps, start, enabled=jax.process_index() == 0)
+  progress = Progress(steps, start, enabled=jax.process_index() == 0)
 
   def record(step, values):
     values = {k: float(v) for k, v in jax.device_get(values).items()}
@@ -279,7 +276,7 @@ def _loop(
     writer.write(step, values)
     # Of the gradient too: it may spoil the state that is saved next.
     if not np.isfinite((values['loss'], values['grad_norm'])).all():
-      raise watch.NotFinite(
+      raise monitors.NotFinite(
         f'At step {step} the loss is {values["loss"]} and the gradient norm '
         f'{values["grad_norm"]}; the last good checkpoint is '
         f'{max(checkpoints.steps(), default="none")}: {_MEND}'
@@ -289,13 +286,13 @@ def _loop(
   def save(step):
     try:
       checkpoints.save(step, state)
-    except checkpoint.NotFinite as error:
-      raise watch.NotFinite(f'{error} To go on: {_MEND}') from error
+    except checkpointer.NotFinite as error:
+      raise monitors.NotFinite(f'{error} To go on: {_MEND}') from error
 
   def keep():
     if pending:
       record(*pending)
-    if step := watch.unsaved(checkpoints, state, start):
+    if step := monitors.unsaved(checkpoints, state, start):
       save(step)
 
   # The step before is recorded while this one runs.
@@ -304,10 +301,10 @@ def _loop(
   watched.keep()
   with (
     progress,
-    recipe.on_devices(dataset, mesh, 'image', 'label') as batches,
-    watch.keeping(keep),
+    loader.device_batches(dataset, mesh, 'image', 'label') as batches,
+    monitors.keeping(keep),
   ):
-    meter = metrics.Meter(config.finetune.batch_size)
+    meter = Throughput(config.finetune.batch_size)
     for step in range(start + 1, steps + 1):
       with meter.waiting():
         batch = next(batches)
@@ -331,7 +328,7 @@ def _accuracy(config, bench, model, params) -> float:
   """Of the test images, each looked at once."""
   mesh = bench.mesh
   size = -(-config.batch_size // mesh.size) * mesh.size
-  dataset = recipe.own_rows(
+  dataset = loader.local_batches(
     bench.test,
     transform=bench.task.transforms(bench.frozen.image_size)[1],
     batch_size=size,
@@ -347,6 +344,6 @@ def _accuracy(config, bench, model, params) -> float:
     logits = model.logits(params, image)
     return labels.right(logits, batch['label'][:, bench.column])
 
-  with recipe.on_devices(dataset, mesh, 'image', 'label') as batches:
+  with loader.device_batches(dataset, mesh, 'image', 'label') as batches:
     found = [np.asarray(right(params, batch)) for batch in batches]
   return float(np.concatenate(found)[: len(bench.test)].mean())

@@ -1,308 +1,177 @@
-"""Linear probes by multinomial logistic regression, and RankMe.
+"""The linear evaluation of the paper as a job: probes/linear_heads.py on a
+frozen encoder.
 
-Full-batch L-BFGS on standardised features with an L2 penalty, as the 1% linear
-numbers of the paper's ablations are taken; the penalty is chosen on a held-out
-part of the TRAINING features, the test features are seen once. `probe` is the
-quick one for while a model trains, `logistic` the one to report.
+On augmented images the features are made anew each epoch, as the paper does; on
+cached ones of the images as they are an epoch takes seconds. After every epoch
+the heads are saved, and the same command goes on from there.
 """
 
-import dataclasses
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
 
-from ijepa_jax import sharding
+from ijepa_jax.data import loader
 from ijepa_jax.errors import UserError
-from ijepa_jax.evals import labels, subsets
+from ijepa_jax.evals import evaluation
+from ijepa_jax.probes import labels, linear_heads, train_heads
+from ijepa_jax.runtime import files, locks, sharding
+from ijepa_jax.runtime.checkpoint import checkpointer
 
-L2 = tuple(10.0 ** np.arange(-5, 1))  # per example and squared weight, halved
-HELD_OUT = 0.2
-
-
-@functools.partial(jax.jit, static_argnames=('classes', 'iterations'))
-def fit(
-  x_ND,
-  y_N,
-  l2_R,
-  *,
-  classes: int,
-  iterations: int = 100,
-  tolerance: float = 1e-4,
-):
-  """Logistic regressions, one for each penalty, in one batched L-BFGS.
-
-  Minimises mean cross-entropy + l2 / 2 * |W|^2 (no penalty on the bias); in
-  scikit-learn's terms C = 1 / (N * l2).
-
-  Args:
-    x_ND: float32 [N, D], standardised.
-    y_N: int32 [N] in [0, classes); examples labelled -1 are left out.
-    l2_R: float32 [R].
-    iterations: at most this many.
-    tolerance: stop where the norm of the gradient is below this.
-
-  Returns:
-    (weights [R, D, classes], biases [R, classes]).
-  """
-  solver = optax.lbfgs(memory_size=10)
-  known_N = y_N >= 0
-
-  def solve(l2):
-    def loss(params):
-      w, b = params
-      # In full: the line search of L-BFGS gets lost in TensorFloat-32's noise.
-      logits = jnp.matmul(x_ND, w, precision='highest') + b
-      error = optax.losses.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.maximum(y_N, 0)
-      )
-      return error.mean(where=known_N) + l2 / 2 * (w**2).sum()
-
-    def step(carry):
-      i, _, params, state = carry
-      value, grad = optax.value_and_grad_from_state(loss)(params, state=state)
-      updates, state = solver.update(
-        grad, state, params, value=value, grad=grad, value_fn=loss
-      )
-      slope = optax.tree.norm(grad)
-      return i + 1, slope, optax.apply_updates(params, updates), state
-
-    def unfinished(carry):
-      return (carry[0] < iterations) & (carry[1] > tolerance)
-
-    shapes = (x_ND.shape[1], classes), (classes,)
-    params = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
-    carry = jnp.int32(0), jnp.float32(jnp.inf), params, solver.init(params)
-    return jax.lax.while_loop(unfinished, step, carry)[2]
-
-  return jax.vmap(solve)(l2_R)
+VERSION = 1  # raise it whenever the same course gives other heads
 
 
-@jax.jit
-def accuracies(params, x_ND, y_N) -> jax.Array:
-  """Share of right answers for each of R regressions: [R]."""
-  return _right(params, x_ND, y_N).astype(jnp.float32) / len(y_N)
-
-
-def _right(params, x_ND, y_N) -> jax.Array:
-  """How many answers are right: int32 [R]; those to a label of -1 never are."""
-  w, b = params
-  logits = jnp.einsum('nd,rdc->rnc', x_ND, w, precision='highest')
-  right = labels.right(logits + b[:, None], y_N)
-  return right.sum(-1, dtype=jnp.int32)
-
-
-def probe(train_ND, train_y, test_ND, test_y, *, classes: int) -> float:
-  """Test accuracy in [0, 1] of a linear probe.
-
-  Args:
-    train_ND, test_ND: features, one row an example, the training rows in random
-      order.
-    train_y, test_y: labels in [0, classes).
-
-  Raises:
-    UserError: see `check_probe`.
-  """
-  check_probe(train_y, test_y, classes)
-  held_out = int(len(train_y) * HELD_OUT)
-  mean, std = train_ND.mean(0), train_ND.std(0) + 1e-6
-  train_ND, test_ND = (train_ND - mean) / std, (test_ND - mean) / std
-  l2 = jnp.asarray(L2, jnp.float32)
-  params = fit(train_ND[held_out:], train_y[held_out:], l2, classes=classes)
-  scores = accuracies(params, train_ND[:held_out], train_y[:held_out])
-  return float(accuracies(params, test_ND, test_y)[jnp.argmax(scores)])
-
-
-def check_probe(train_y, test_y, classes: int) -> None:
-  """Refuses labels by which `probe` can't be made.
-
-  Raises:
-    UserError: see `labels.check`; or the examples are too few.
-  """
-  labels.check(train_y, 'training', classes)
-  labels.check(test_y, 'test', classes)
-  if len(train_y) * HELD_OUT < 1:
+def run(config, workdir: str) -> dict:
+  """All heads, the best, and the best on the last and on the last 4 layers."""
+  c = config.linear
+  if not c.inputs or set(c.inputs) - {'last', 'last4'}:
     raise UserError(
-      f'{len(train_y)} training examples are too few for a probe: take at '
-      'least 5.'
+      f'linear.inputs are {tuple(c.inputs)}: take last, last4 or both.'
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """What `logistic` found.
-
-  Attributes:
-    accuracy: of the test examples, in [0, 1].
-    l2: the penalty it was taken with.
-    held_out: accuracy of the held-out training examples by penalty; empty where
-      there was nothing to choose.
-  """
-
-  accuracy: float
-  l2: float
-  held_out: dict[float, float]
-
-  @property
-  def chosen(self) -> str:
-    """How the penalty was chosen, in words; '' where there was one alone."""
-    if not self.held_out:
-      return ''
-    return (
-      f'The penalty, {self.l2:g}, is the best of {len(self.held_out)}, chosen '
-      'on held-out training images.'
-    )
-
-
-def logistic(
-  train_ND,
-  train_y,
-  test_ND,
-  test_y,
-  *,
-  classes: int,
-  l2s: tuple[float, ...] = L2,
-  mesh=None,
-  seed: int = 0,
-  iterations: int = 300,
-) -> Result:
-  """The linear accuracy that few labels are judged by (paper, section 6).
-
-  Features are standardised by the training examples'. Each penalty is tried on
-  a fifth of every class that is held out of the training examples (one example
-  at least of two or more), the best one, of equals the greatest, is fitted
-  again on ALL of them, and the test examples are looked at once.
-
-  Args:
-    train_ND, test_ND: float32 features in any order, numpy or mapped from disk.
-    train_y, test_y: int [N] in [0, classes).
-    l2s: penalties, see `fit`; one alone is taken as it is.
-    mesh: devices over which the examples are split; None: all.
-    seed: of what is held out.
-    iterations: of L-BFGS at most, for each penalty.
-
-  Raises:
-    UserError: labels or features that can't be (see `check`), no penalty, or
-      one example a class and still several penalties.
-  """
-  check(train_ND, train_y, 'training', classes)
-  check(test_ND, test_y, 'test', classes)
-  if not l2s or min(l2s) < 0:
-    raise UserError(f'l2s are {tuple(l2s)}: take one or more, 0 or above.')
-  mesh = mesh or sharding.make_mesh()
-  train_ND, test_ND = _standardised(mesh)(
-    sharding.split_rows(train_ND, mesh, np.float32),
-    sharding.split_rows(train_y, mesh, np.int32, fill=-1),
-    sharding.split_rows(test_ND, mesh, np.float32),
+  bench = evaluation.set_up(config, workdir)
+  files.check_checkpoints(bench.workdir)
+  task, widths = bench.task, bench.widths()
+  epochs = c.epochs or task.epochs
+  course = dict(
+    protocol=c.protocol or task.protocol,
+    widths={k: widths[k] for k in c.inputs},
+    classes=bench.classes,
+    examples=len(bench.train),
+    batch_size=c.batch_size or task.batch_size,
+    epochs=epochs,
+    milestones=[round(m * epochs / task.epochs) for m in task.milestones],
+    lrs=tuple(c.lrs) or None,
+    weight_decays=tuple(c.weight_decays) or None,
   )
-
-  solve, judge = _compiled(mesh, classes, iterations)
-
-  def accuracy(l2, fitted_y, judged_ND, judged_y):
-    fitted_y, judged = (
-      sharding.split_rows(y, mesh, np.int32, fill=-1)
-      for y in (fitted_y, judged_y)
-    )
-    params = solve(train_ND, fitted_y, np.float32([l2]))
-    right = judge(params, judged_ND, judged)
-    return int(right[0]) / int((np.asarray(judged_y) >= 0).sum())
-
-  scores = {}
-  l2 = float(l2s[0])
-  if len(l2s) > 1:
-    held = _hold_out(train_y, seed)
-    fitted_y, judged_y = (
-      np.where(held, -1, train_y),
-      np.where(held, train_y, -1),
-    )
-    # One after the other: all at once the logits of ImageNet fill any device.
-    scores = {float(r): accuracy(r, fitted_y, train_ND, judged_y) for r in l2s}
-    l2 = max(scores, key=lambda r: (scores[r], r))
-    alone = list(scores.values()).count(scores[l2]) == 1
-    if alone and l2 in (min(scores), max(scores)):
-      logging.warning(
-        'The best penalty, %g, is the last of those tried: try others beyond.',
-        l2,
-      )
-  return Result(accuracy(l2, train_y, test_ND, test_y), l2, scores)
-
-
-def _hold_out(y_N, seed: int) -> np.ndarray:
-  """bool [N]: a fifth of every class, one at least of two or more examples."""
-  held = np.zeros(len(y_N), bool)
-  for rows in subsets.by_class(y_N, seed).values():
-    if len(rows) > 1:
-      held[rows[: max(1, round(HELD_OUT * len(rows)))]] = True
-  if not held.any():
-    raise UserError(
-      'With one training example a class none can be held out to choose '
-      'among l2s: give one.'
-    )
-  return held
-
-
-# Made once, not at every call, so that they compile once.
-@functools.cache
-def _standardised(mesh):
-  def run(train_ND, train_y, test_ND):
-    known = (train_y >= 0)[:, None]
-    mean = train_ND.mean(0, where=known)
-    std = train_ND.std(0, where=known) + 1e-6
-    return (train_ND - mean) / std, (test_ND - mean) / std
-
-  return jax.jit(run, out_shardings=sharding.batch_sharding(mesh))
-
-
-@functools.cache
-def _compiled(mesh, classes, iterations):
-  """-> `fit` and `_right` with results that every process has."""
-  whole = sharding.replicated(mesh)
-  solve = functools.partial(fit, classes=classes, iterations=iterations)
-  return jax.jit(solve, out_shardings=whole), jax.jit(
-    _right, out_shardings=whole
+  transforms = bench.task.transforms(bench.frozen.image_size)
+  name = files.name_of(
+    kind='heads',
+    version=VERSION,
+    trained_on=bench.depends_on,
+    transform=repr(transforms[0 if c.augment else 1]),
+    anew=bool(c.augment),  # in another order too
+    course=course,
+    inputs=list(c.inputs),
+    seed=config.seed,
   )
+  folder = bench.workdir / 'heads' / sharding.of_first(name)
+  sweep = linear_heads.make_sweep(**course, devices=bench.mesh.size)
+  test = bench.features(config, bench.test)
+  train = None if c.augment else bench.features(config, bench.train)
+  test_y = test.labels[:, bench.column]
+  inputs = {k: getattr(test, k) for k in c.inputs}
+  for x in inputs.values():
+    labels.check_features(x, test_y, 'test', bench.classes)
+  with locks.only_writer(folder, wait=True, job=True):
+    state = _train(config, bench, sweep, train, folder)
+  scores = train_heads.accuracies(sweep, state, inputs, test_y, mesh=bench.mesh)
+  found = train_heads.report(sweep, scores)
+  ours = {'linear': found['best']['accuracy']}
+  ours |= {
+    f'linear_{k}': found[f'best_{k}']['accuracy']
+    for k in inputs
+    if f'best_{k}' in found
+  }
+  return evaluation.report(config, bench, ours, found)
 
 
-def check(x_ND, y_N, which: str, classes: int) -> None:
-  """Refuses labelled features from which no accuracy follows.
+def _train(config, bench, sweep, train, folder):
+  """The heads after the last epoch, going on from what is in `folder`."""
+  make = train_heads.compiled(sweep, bench.mesh)[0]
+  whole = sharding.replicated(bench.mesh)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+    jax.eval_shape(make, jax.random.key(0)),
+  )
+  # A head may diverge: the others go on.
+  with checkpointer.Checkpointer(
+    folder, keep_last=1, finite=False
+  ) as checkpoints:
+    state, start = checkpoints.restore(abstract) or (None, 0)
+    if start:
+      logging.info('Going on from epoch %d.', start)
+    began = time.monotonic()
 
-  Raises:
-    UserError: labels that can't be (see `labels.check`), or features and
-      labels that don't match, or features that aren't finite.
-  """
-  if np.ndim(x_ND) != 2 or np.shape(y_N) != np.shape(x_ND)[:1]:
-    raise UserError(
-      f'The {which} features are {np.shape(x_ND)} and their labels '
-      f'{np.shape(y_N)}: give [N, D] and [N].'
+    def on_epoch(epoch, state, means):
+      checkpoints.save(epoch, state)
+      left = (time.monotonic() - began) / (epoch - start)
+      logging.info(
+        'Epoch %d of %d: loss %.3f to %.3f, %.0f s left.',
+        epoch,
+        sweep.epochs,
+        np.nanmin(means['loss']),
+        np.nanmax(means['loss']),
+        left * (sweep.epochs - epoch),
+      )
+
+    if train is None:
+      return _train_augmented(config, bench, sweep, state, start, on_epoch)
+    return train_heads.train(
+      sweep,
+      {k: getattr(train, k) for k in sweep.widths},
+      train.labels[:, bench.column],
+      mesh=bench.mesh,
+      seed=config.seed,
+      state=state,
+      start=start,
+      on_epoch=on_epoch,
     )
-  labels.check(y_N, which, classes)
-  # Of the sum: whatever is mapped from the disk is not copied.
-  if not np.isfinite(np.sum(x_ND, dtype=np.float64)):
-    raise UserError(
-      f'The {which} features are not finite: take another checkpoint.'
+
+
+def _train_augmented(config, bench, sweep, state, start, on_epoch):
+  """On features of images that are cropped anew each epoch."""
+  frozen, mesh = bench.frozen, bench.mesh
+  transform, _ = bench.task.transforms(frozen.image_size)
+  steps = sweep.steps_per_epoch
+  dataset = loader.local_batches(
+    bench.train,
+    transform=transform,
+    batch_size=sweep.batch_size,
+    seed=config.seed,
+    channels=frozen.channels,
+    start=start * steps,
+    workers=config.data.workers,
+  ).map(labels.Checked(bench.column, 'training', bench.classes))
+  make, _, _ = train_heads.compiled(sweep, mesh)
+  if state is None:
+    state = make(jax.random.key(config.seed))
+  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  # The largest number of images at a time that divides the batch.
+  pieces = -(-sweep.batch_size // max(config.batch_size, mesh.size))
+  while sweep.batch_size % (pieces * mesh.size):
+    pieces += 1
+
+  @functools.partial(jax.jit, donate_argnums=1, out_shardings=whole)
+  def step(params, state, batch, i):
+    # Every n-th image: each device keeps to its own part of the batch.
+    images = batch['image']
+    images = images.reshape(-1, pieces, *images.shape[1:]).swapaxes(0, 1)
+    pooled = jax.lax.map(lambda x: frozen.pooled(params, x), images)
+    last, last4 = (
+      jax.lax.with_sharding_constraint(
+        x.swapaxes(0, 1).reshape(sweep.batch_size, -1), split
+      )
+      for x in pooled
     )
+    inputs = {'last': last, 'last4': last4}
+    labels_B = batch['label'][:, bench.column]
+    return linear_heads.update_heads(sweep, state, inputs, labels_B, i)
 
-
-def majority(train_y, test_y) -> float:
-  """Test accuracy of always answering the commonest training label.
-
-  Raises:
-    UserError: a label is no class.
-  """
-  labels.check_some(train_y, 'training')
-  labels.check_some(test_y, 'test')
-  return float((test_y == np.bincount(train_y).argmax()).mean())
-
-
-def rankme(x_ND) -> float:
-  """The effective rank of features (Garrido et al., ICML 2023).
-
-  exp of the entropy of the normalised singular values of the matrix: from 1,
-  all on one line, to min(N, D).
-  """
-  s = np.linalg.svd(np.asarray(x_ND, np.float64), compute_uv=False)
-  p = s / max(s.sum(), 1e-12) + 1e-7
-  return float(np.exp(-(p * np.log(p)).sum()))
+  records, diverged = [], set()
+  with loader.device_batches(dataset, mesh, 'image', 'label') as batches:
+    for i in range(start * steps, sweep.epochs * steps):
+      state, values = step(frozen.params, state, next(batches), jnp.int32(i))
+      if records:
+        jax.block_until_ready(records[-1])
+      records.append(values)
+      if (i + 1) % steps == 0:
+        means = {
+          k: np.mean([np.asarray(r[k]) for r in records], 0) for k in values
+        }
+        train_heads.note_diverged(sweep, means['loss'], diverged)
+        on_epoch((i + 1) // steps, state, means)
+        records = []
+  return state

@@ -7,79 +7,17 @@ the VISSL configurations that it used. `cifar10`, `fashion_mnist`, `scenes_*`,
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from absl import logging
 
-from ijepa_jax import augment, scenes, sources, vit
+from ijepa_jax.data import sources
+from ijepa_jax.data.scenes import scene
+from ijepa_jax.data.sources import base, clevr, subset
+from ijepa_jax.data.transforms import crop
 from ijepa_jax.errors import UserError
-from ijepa_jax.evals import labels, online
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-  """A label that has to be worked out of a record of a data set.
-
-  Attributes:
-    classes: labels are from 0 to one less.
-    function: record -> label; a ValueError where there is none.
-  """
-
-  classes: int
-  function: Callable[[Mapping[str, Any]], int]
-
-
-def clevr_count(record) -> int:
-  """3 to 10 objects -> 0 to 7; `record` is one of TFDS's `clevr`."""
-  count = len(_pixel_coords(record))
-  if not 3 <= count <= 10:
-    raise UserError(
-      f'{count} objects in a picture of Clevr: the task has 3 to 10.'
-    )
-  return count - 3
-
-
-# Of the nearest object, up to and including.
-CLEVR_DISTANCES = (8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
-
-
-def clevr_distance(record) -> int:
-  """The bin, 0 to 5, of the nearest object's depth; as `clevr_count`."""
-  nearest = float(_pixel_coords(record)[:, 2].min())
-  label = int(np.searchsorted(CLEVR_DISTANCES, nearest))
-  if not 0 < nearest <= CLEVR_DISTANCES[-1]:
-    raise UserError(
-      f'The nearest object of Clevr is {nearest:g} away: the task has 0 to '
-      f'{CLEVR_DISTANCES[-1]:g}.'
-    )
-  return label
-
-
-def _pixel_coords(record) -> np.ndarray:
-  """[objects, 3]: x, y in pixels, and depth."""
-  coords = np.asarray(record['objects']['pixel_coords'], np.float32)
-  if not coords.size:
-    raise UserError(
-      'A picture of Clevr has no objects noted: its test split has none, take '
-      'train and validation.'
-    )
-  return coords.reshape(-1, 3)
-
-
-# One source for both tasks, so that they share features.
-CLEVR = {'count': Rule(8, clevr_count), 'distance': Rule(6, clevr_distance)}
-
-
-def unlike(train, test) -> str | None:
-  """A class that only one of two sources has.
-
-  A folder numbers its own classes: one missing would shift the rest.
-  """
-  names = [getattr(source, 'class_names', ()) for source in (train, test)]
-  if names[0] != names[1]:
-    return min(set(names[0]) ^ set(names[1]), default='in another order')
+from ijepa_jax.probes import labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +75,13 @@ class Task:
       size: (H, W) that the encoder takes.
     """
     if self.whole:
-      return augment.Whole(size, self.flip), augment.Whole(size)
+      return crop.Resize(size, self.flip), crop.Resize(size)
     return (
       # Of torchvision's defaults, which VISSL took.
-      augment.RandomCrop(
+      crop.RandomResizedCrop(
         size, scale=(0.08, 1.0), flip=self.flip, resample='bicubic'
       ),
-      augment.evaluation_crop(size),
+      crop.evaluation_crop(size),
     )
 
   def open(self, list_file: str = ''):
@@ -170,7 +108,7 @@ class Task:
           f'The {which} images have no label {self.label!r}: they have '
           f'{sources.labels_in_words(source)}.'
         )
-    if one := unlike(train, test):
+    if one := base.class_of_one_only(train, test):
       raise UserError(
         f'Only one of the training and the test images has a class {one!r}: '
         'give both the same folders.'
@@ -183,7 +121,7 @@ class Task:
           f'the task has {classes}: check path and split.'
         )
     if list_file:
-      train = sources.restrict(train, list_file)
+      train = subset.filter_by_list(train, list_file)
     if train.identity == test.identity:
       logging.warning('The test images are the training images.')
     column = list(train.labels).index(self.label)
@@ -210,12 +148,12 @@ def _folder(**more):
 
 def _scenes(flavour, label):
   made = {'kind': 'scenes', 'flavour': flavour}
-  test = {'seed': online.TEST_SEED, 'count': 2000}
+  test = {'seed': scene.TEST_SEED, 'count': 2000}
   return Task(
     train=made | {'seed': 0, 'count': 20_000},
     test=made | test,
     label=label,
-    classes=scenes.LABELS[flavour][label],
+    classes=scene.LABELS[flavour][label],
     whole=True,
     flip=False,
   )
@@ -282,7 +220,7 @@ TASKS = {
   ),
   'clevr_count': Task(
     # Its test split has no labels.
-    **_tfds('clevr', test='validation', rules=CLEVR),
+    **_tfds('clevr', test='validation', rules=clevr.CLEVR),
     label='count',
     classes=8,
     protocol='clevr',
@@ -292,7 +230,7 @@ TASKS = {
     paper=_linear(82.2, 85.6, 86.7),
   ),
   'clevr_dist': Task(
-    **_tfds('clevr', test='validation', rules=CLEVR),
+    **_tfds('clevr', test='validation', rules=clevr.CLEVR),
     label='distance',
     classes=6,
     protocol='clevr',
@@ -321,48 +259,3 @@ def get(name: str) -> Task:
     hint = f'did you mean {near[0]!r}? There are' if near else 'take one of'
     raise UserError(f'There is no task {name!r}: {hint} {", ".join(TASKS)}.')
   return TASKS[name]
-
-
-def paper(
-  task: Task, model: Mapping[str, Any], image_size: tuple[int, int]
-) -> dict[str, float]:
-  """The paper's accuracies in % for this model; {} where it has none.
-
-  Args:
-    model: a config's: size and patch_size, and what was changed by hand.
-    image_size: (H, W) in pixels.
-  """
-  size, patch = model.get('size'), model.get('patch_size')
-  changed = any(
-    model.get(name) not in (None, value)
-    for name, value in vit.SIZES.get(size, {}).items()
-  )
-  if changed or image_size[0] != image_size[1]:
-    return {}
-  return dict(task.paper.get((size, patch, image_size[0]), {}))
-
-
-def table(
-  name: str,
-  ours: Mapping[str, float],
-  theirs: Mapping[str, float],
-  note: str = '',
-  chosen: str = '',
-) -> str:
-  """This checkpoint beside the paper, accuracies in %.
-
-  Args:
-    name: of the task.
-    ours: what was measured -> accuracy in [0, 1].
-    theirs: see `paper`; rows that were not measured are left out.
-    note: on the paper's numbers, below the table where there are such.
-    chosen: how ours were chosen among several, below the table.
-  """
-  rows = [(f'{name}, %', 'this checkpoint', 'paper')]
-  for key, value in ours.items():
-    published = f'{theirs[key]:.1f}' if key in theirs else '-'
-    rows.append((key, f'{100 * value:.1f}', published))
-  wide = max(len(row[0]) for row in rows)
-  lines = [f'{a:{wide}}  {b:>15}  {c:>5}' for a, b, c in rows]
-  below = [chosen, note if theirs else '']
-  return '\n'.join([*lines, *filter(None, below)])

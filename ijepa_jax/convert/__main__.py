@@ -1,0 +1,62 @@
+"""Hands a model on, in one of three forms.
+
+    python -m ijepa_jax.convert runs/vit_l16 vit_l16_hf --to=huggingface
+
+See convert/export.py.
+"""
+
+import sys
+
+from absl import app, flags, logging
+
+from ijepa_jax.runtime import cli, preemption
+
+FLAGS = flags.FLAGS
+_USAGE = (
+  'python -m ijepa_jax.convert <in> <out> --to=orbax|release|huggingface: <in> '
+  'is a workdir, an export, a .pth.tar file or a Hugging Face folder.'
+)
+flags.DEFINE_enum(
+  'to', None, ['orbax', 'release', 'huggingface'], 'What is written.'
+)
+flags.DEFINE_integer('step', None, "Of a run's checkpoint; the newest.")
+flags.DEFINE_enum(
+  'which',
+  None,
+  ['target', 'context'],
+  'The encoder that a Hugging Face folder gets.',
+)
+flags.DEFINE_bool('optimizer', False, "Take AdamW's state along.")
+flags.DEFINE_integer(
+  'heads', None, 'Of a .pth.tar file of a width that the method has not.'
+)
+
+
+@cli.one_sentence()
+def main(argv):
+  if len(argv) != 3 or FLAGS.to is None:
+    sys.exit(f'Say what, where and how: {_USAGE}')
+  import jax
+
+  # Nothing is computed: the devices are left to whoever trains beside this.
+  jax.config.update('jax_platforms', 'cpu')
+
+  from ijepa_jax.convert import export
+  from ijepa_jax.runtime import jax_flags
+
+  jax_flags.settle()
+  words = export.export(
+    *argv[1:],
+    FLAGS.to,
+    which=FLAGS.which,
+    step=FLAGS.step,
+    optimizer=FLAGS.optimizer,
+    heads=FLAGS.heads,
+  )
+  print(words)
+
+
+if __name__ == '__main__':
+  logging.set_verbosity(logging.INFO)
+  with preemption.job():
+    app.run(main, flags_parser=cli.parse)

@@ -1,0 +1,119 @@
+"""Packs images into shards: python -m ijepa_jax.data.pack."""
+
+import argparse
+import contextlib
+import sys
+
+from ijepa_jax.data import decode, sources, workers
+from ijepa_jax.data.pack import encoding, pack
+from ijepa_jax.errors import UserError
+from ijepa_jax.runtime import cli, preemption
+
+
+def main(arguments=None) -> int:
+  """-> the exit status: 0, or 1 after a fault."""
+  args = _parse(arguments)
+  with contextlib.suppress(AttributeError):  # not under pytest
+    # Names of files may be of any bytes.
+    sys.stdout.reconfigure(errors='backslashreplace')
+  most = decode.most_pixels()
+  with preemption.job():
+    try:
+      with cli.one_sentence():
+        return _verify(args) if args.verify else _pack(args)
+    finally:
+      decode.limit_pixels(most)
+
+
+def _parse(arguments):
+  parser = argparse.ArgumentParser(
+    prog='python -m ijepa_jax.data.pack',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('source', nargs='?', help='kind:path')
+  add('out', nargs='?', help='a new folder, or one to go on with')
+  add('--verify', metavar='OUT', help='read a packed data set back')
+  add('--split', default='train', help='of the source (train)')
+  add('--list_file', default='', help='of the images to take, a name a line')
+  add('--count', type=int, help='pictures of scenes (20000)')
+  add('--resize', type=int, default=0, help='shorter side of larger images')
+  add('--quality', type=int, default=0, help='make all JPEG, of 1 to 100')
+  add('--alpha', action='store_true', help='keep it, as a fourth channel')
+  add(
+    '--max_pixels',
+    type=int,
+    default=decode.most_pixels(),
+    help='more are left out; 0: none (%(default)s)',
+  )
+  add('--shard_mb', type=float, default=256, help='about this size (256)')
+  add('--shards', type=int, default=0, help='so many instead')
+  add('--processes', type=int, default=workers.cores(), help='(all cores)')
+  add('--max_bad_share', type=float, default=0.01, help='then stop (0.01)')
+  args = parser.parse_args(arguments)
+  if bool(args.verify) == bool(args.source and args.out):
+    parser.error('give a source and an output folder, or --verify OUT.')
+  return args
+
+
+def _pack(args):
+  kind, colon, path = args.source.partition(':')
+  if not colon and kind != 'scenes':
+    raise UserError(
+      f'The source is {kind}: say of what kind, as in folder:{kind}.'
+    )
+  if kind == 'scenes' and args.split != 'train':
+    raise UserError(f'--split is {args.split}, and scenes have none: leave it.')
+  if kind != 'scenes' and args.count is not None:
+    raise UserError(
+      f'--count is {args.count}, and only scenes have one: name the images in '
+      '--list_file, or leave it.'
+    )
+  decode.limit_pixels(args.max_pixels)
+  more = {'flavour': path or 'scenes'} if kind == 'scenes' else {'path': path}
+  source = sources.make_source(
+    kind,
+    split=args.split,
+    list_file=args.list_file,
+    count=20_000 if args.count is None else args.count,
+    **more,
+  )
+  words = [args.source, f'split {args.split}' if kind != 'scenes' else '']
+  words.append(f'list {args.list_file}' if args.list_file else '')
+  manifest = pack.pack(
+    source,
+    args.out,
+    words=', '.join(filter(None, words)),
+    encoding=encoding.Encoding(
+      args.resize, args.quality, args.alpha, args.max_pixels
+    ),
+    shard_mb=args.shard_mb,
+    shard_count=args.shards,
+    processes=args.processes,
+    max_bad_share=args.max_bad_share,
+  )
+  classes = ', '.join(f'{k}: {v}' for k, v in manifest['labels'].items())
+  print(
+    f'{args.out}: {manifest["count"]} images (labels {classes or "none"}) in '
+    f'{len(manifest["shards"])} shards, {manifest["bytes"] / 1e9:.2f} GB; '
+    f'{len(manifest["skipped"])} left out.'
+  )
+  for name in ('mean', 'std'):
+    print(f'{name} {tuple(round(x, 4) for x in manifest[name])}')
+  print('To train with them: --config.data.from_manifest=True')
+  return 0
+
+
+def _verify(args):
+  faults = pack.verify(args.verify, args.processes)
+  for kind, where in faults.items():
+    some = '; '.join(where[:3]) + ('; ...' if where[3:] else '')
+    print(f'{len(where)} {kind}: {some}')
+  if not faults:
+    print(f'{args.verify} is whole: every image can be read.')
+  return 1 if faults else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

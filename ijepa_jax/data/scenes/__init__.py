@@ -1,0 +1,4 @@
+"""The embedded pictures: labelled scenes that are drawn here.
+
+May import data and runtime.
+"""

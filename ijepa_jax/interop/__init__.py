@@ -1,1 +1,0 @@
-"""Checkpoints of others, in and out."""

@@ -1,0 +1,4 @@
+"""The networks; Flax is known nowhere else.
+
+May import `errors` alone.
+"""

@@ -1,0 +1,129 @@
+"""The transformer blocks that encoder, predictor and heads share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# What the backward pass keeps of each block; the rest is computed again.
+REMAT = {
+  'none': None,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+# `release`: its truncation at +-2 is 100 standard deviations away, so a normal.
+# `rescaled`: the same, then `rescale_residuals`.
+INITS = {
+  'release': nn.initializers.normal(0.02),
+  'rescaled': nn.initializers.normal(0.02),
+  'fan_in': nn.initializers.variance_scaling(1.0, 'fan_in', 'normal'),
+}
+
+
+class Block(nn.Module):
+  """A pre-norm transformer block with exact GELU and fused qkv with bias."""
+
+  heads: int
+  mlp_dim: int
+  dtype: Any
+  kernel_init: Callable
+  attention: str
+  keep: Callable | None = None  # of the output, what to return for `layers`
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, drop_path: jax.Array | None = None):
+    b, t, d = x_BTD.shape
+    y = norm('norm1', self.dtype)(x_BTD)
+    qkv = dense('qkv', 3 * d, self)(y)
+    q, k, v = jnp.moveaxis(
+      qkv.reshape(b, t, 3, self.heads, d // self.heads), 2, 0
+    )
+    y = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
+    y = dense('proj', d, self)(y.reshape(b, t, d))
+    x_BTD = x_BTD + self.drop(y, drop_path)
+    y = norm('norm2', self.dtype)(x_BTD)
+    y = nn.gelu(dense('fc1', self.mlp_dim, self)(y), approximate=False)
+    x_BTD = x_BTD + self.drop(dense('fc2', d, self)(y), drop_path)
+    return x_BTD, self.keep(x_BTD) if self.keep else None
+
+  def drop(self, y_BTD: jax.Array, rate: jax.Array | None) -> jax.Array:
+    """Stochastic depth: of some images the branch is left out."""
+    if rate is None:
+      return y_BTD
+    kept = jax.random.bernoulli(
+      self.make_rng('drop_path'), 1 - rate, (len(y_BTD), 1, 1)
+    )
+    return jnp.where(kept, y_BTD / (1 - rate).astype(y_BTD.dtype), 0)
+
+
+def dense(name: str, features: int, module: nn.Module) -> nn.Dense:
+  """A linear layer with the compute type and initialisation of `module`."""
+  return nn.Dense(
+    features, dtype=module.dtype, kernel_init=module.kernel_init, name=name
+  )
+
+
+def norm(name: str, dtype: Any) -> nn.LayerNorm:
+  """LayerNorm, statistics in float32; the fast variance loses digits."""
+  return nn.LayerNorm(1e-6, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def pool_standardized(x_BTD: jax.Array) -> jax.Array:
+  """The average over tokens of LayerNorm without scale and offset: [B, D]."""
+  x = x_BTD.astype(jnp.float32)
+  centred = x - x.mean(-1, keepdims=True)
+  variance = (centred**2).mean(-1, keepdims=True)
+  return (centred / jnp.sqrt(variance + 1e-6)).mean(1)
+
+
+# What is kept of each block's output.
+LAYERS = {'': None, 'tokens': lambda x_BTD: x_BTD, 'pooled': pool_standardized}
+
+
+class Transformer(nn.Module):
+  """What encoder and predictor share: the sizes and the scanned blocks."""
+
+  width: int
+  depth: int
+  heads: int
+  mlp_dim: int
+  dtype: Any = jnp.float32
+  kernel_init: Callable = INITS['release']
+  remat: str = 'none'
+  attention: str | None = 'xla'
+  unroll: int = 1
+
+  def blocks(
+    self,
+    x_BTD: jax.Array,
+    keep: Callable | None = None,
+    drop_path: float = 0.0,
+  ):
+    """All blocks by one scan: compile time does not grow with the depth."""
+    block = Block
+    if (policy := REMAT[self.remat]) is not None:
+      block = nn.remat(Block, policy=policy, prevent_cse=False)
+    scanned = nn.scan(
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'drop_path': True},
+      in_axes=0,
+      length=self.depth,
+      unroll=min(self.unroll, self.depth),
+    )
+    return scanned(
+      self.heads,
+      self.mlp_dim,
+      self.dtype,
+      self.kernel_init,
+      self.attention,
+      keep,
+      name='blocks',
+    )(
+      x_BTD,
+      jnp.linspace(0, drop_path, self.depth, dtype=jnp.float32)
+      if drop_path
+      else None,
+    )

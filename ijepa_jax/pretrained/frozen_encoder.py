@@ -1,0 +1,123 @@
+"""A frozen encoder to look through, or raw pixels in its place.
+
+The paper evaluates the average pool over the tokens of the last layer, and the
+concatenation of those of the last four.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ijepa_jax.models import positions, vit
+from ijepa_jax.runtime.checkpoint import checksums
+
+NUM_LAST_LAYERS = 4  # layers that the paper's wider features concatenate
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenEncoder:
+  """An encoder, its parameters, and what it expects.
+
+  Attributes:
+    encoder: the Linen module.
+    params: its parameters, float32, on the devices.
+    mean, std: per channel, of pixels in [0, 1].
+    image_size: (H, W) in pixels that images are brought to: what it was trained
+      with, unless `load` was told otherwise.
+    channels: of its images.
+    name: for tables and logs.
+    model: the size's name, patch_size and so on.
+    table: the position table that is interpolated, float32 [rows, columns, D];
+      None: the sin-cos table is computed for every grid.
+  """
+
+  encoder: vit.Encoder
+  params: dict
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  image_size: tuple[int, int]
+  channels: int
+  name: str
+  model: dict
+  table: np.ndarray | None = None
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Changes with any parameter and whatever else changes the features."""
+    identity = [checksums.digests(self.params), repr(self.encoder)]
+    identity += [self.mean, self.std, self.image_size, self.channels]
+    if self.table is not None:
+      digest = hashlib.sha256(self.table.tobytes()).hexdigest()
+      identity.append([self.table.shape, digest])
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+  def normalize(self, image_BHWC: jax.Array) -> jax.Array:
+    return vit.normalize(image_BHWC, self.mean, self.std)
+
+  def position(self, image_shape: tuple[int, ...]) -> np.ndarray | None:
+    """Of images [B, H, W, C]: float32 [N, D]; None: the encoder computes it."""
+    if self.table is None:
+      return None
+    rows, columns, width = self.table.shape
+    p = self.encoder.patch_size
+    grid = image_shape[1] // p, image_shape[2] // p
+    return positions.resize(
+      self.table.reshape(-1, width), (rows, columns), grid
+    )
+
+  def encode(self, params, image_BHWC, **kwargs):
+    """The encoder on full images of any whole number of patches.
+
+    Args:
+      params: of the encoder.
+      image_BHWC: uint8, or float32 already normalised.
+      **kwargs: of the encoder.
+
+    Returns:
+      float32 [B, N, D]; with `layers` those too.
+    """
+    return self.encoder.apply(
+      {'params': params},
+      self.normalize(image_BHWC),
+      position_ND=self.position(image_BHWC.shape),
+      **kwargs,
+    )
+
+  def pooled(self, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
+    """The features that the paper probes, in one pass; for `jax.jit`.
+
+    Average pool over the tokens of the last layer, and the concatenation of
+    those of the last 4 layers, each after the encoder's last norm.
+
+    Args:
+      params: of the encoder.
+      image_BHWC: uint8, or float32 already normalised.
+
+    Returns:
+      float32 [B, D] and [B, 4 D] (fewer where there are fewer layers).
+    """
+    tokens, layers_LBD = self.encode(params, image_BHWC, layers='pooled')
+    last = jnp.moveaxis(layers_LBD[-NUM_LAST_LAYERS:], 0, 1)
+    return tokens.mean(1), last.reshape(len(tokens), -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RawPixels:
+  """Raw pixels in the place of features; see `FrozenEncoder`."""
+
+  image_size: tuple[int, int]
+  channels: int
+  params: dict = dataclasses.field(default_factory=dict)
+  fingerprint: str = 'pixels'
+  name: str = 'raw pixels'
+  model: dict = dataclasses.field(default_factory=dict)
+
+  def pooled(self, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
+    """float32 [B, H W C] in [0, 1], twice."""
+    x = image_BHWC.reshape(len(image_BHWC), -1).astype(jnp.float32) / 255
+    return x, x

@@ -1,0 +1,4 @@
+"""What a label can be read from frozen features: arrays in, accuracies out.
+
+May import runtime.
+"""

@@ -1,0 +1,4 @@
+"""Starts the processes of a job, whoever launches them.
+
+May import `errors` and runtime.
+"""

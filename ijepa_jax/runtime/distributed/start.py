@@ -1,0 +1,105 @@
+"""Starts the processes of a job, and says which devices they have."""
+
+import collections
+import os
+import re
+import threading
+
+import jax
+from absl import logging
+
+from ijepa_jax.errors import UserError
+from ijepa_jax.runtime.distributed import environment, gpus, launchers
+
+
+def initialize(
+  coordinator: str = '', num_processes: int = 0, process_id: int = -1
+) -> None:
+  """Starts jax.distributed where this is one process of several.
+
+  By hand with all three arguments; else as the environment says; does nothing
+  where that says nothing. Before anything that touches a device.
+
+  Args:
+    coordinator: 'host:port' of process 0.
+    num_processes: of the whole job.
+    process_id: of this process, from 0.
+
+  Raises:
+    UserError: arguments or variables that are incomplete or name no process of
+      the job; several processes that do not say where they are, or can not
+      reach one another; GPUs that do not divide over them.
+  """
+  by_hand = None
+  if coordinator or num_processes or process_id != -1:
+    if (
+      not re.fullmatch(r'.+:\d+', coordinator)
+      or not 0 <= process_id < num_processes
+    ):
+      raise UserError(
+        f'coordinator = {coordinator!r}, num_processes = {num_processes} and '
+        f'process_id = {process_id} do not name a process: give all three, as '
+        "'host:port', 1 or more, and 0 or more but less than num_processes."
+      )
+    by_hand = environment.Place(
+      'arguments', num_processes, process_id, address=coordinator
+    )
+  started = launchers.surroundings(os.environ, gpus.count_gpus, by_hand)
+  if started is None:
+    logging.info('One process: nothing says that there are others.')
+    return
+  launcher, options = started
+  logging.info('One process of several, says %s: %s.', launcher, options)
+  _connect(options)
+  _check_devices(options.get('num_processes'))
+  logging.info(
+    'Process %d of %d is connected.', jax.process_index(), jax.process_count()
+  )
+
+
+def _connect(options):
+  failures = []
+
+  def call():
+    try:
+      jax.distributed.initialize(**options)
+    except Exception as error:
+      failures.append(error)
+
+  # In a thread: what waits in C++ for the other processes hears no signal.
+  thread = threading.Thread(target=call, daemon=True)
+  thread.start()
+  thread.join()
+  for error in failures:
+    if not isinstance(error, RuntimeError):
+      raise error
+    raise UserError(
+      'The processes of the job did not find one another at '
+      f'{options.get("coordinator_address", "the address of process 0")}: '
+      f'{error}'
+    ) from error
+
+
+def _check_devices(count: int | None) -> None:
+  """Refuses what would train several runs, or a batch that can't be split."""
+  if count not in (None, jax.process_count()):
+    raise UserError(
+      f'{count} processes were started and JAX joins {jax.process_count()}: '
+      'the devices of the kind that is used can not be joined.'
+    )
+  each = collections.Counter(d.process_index for d in jax.devices())
+  if len(set(each.values())) > 1:
+    raise UserError(
+      f'The processes have {[each[i] for i in sorted(each)]} devices: start '
+      'them so that each has as many, or set JAX_LOCAL_DEVICE_IDS.'
+    )
+
+
+def log_devices() -> None:
+  """Logs which process of how many this is, and its devices."""
+  logging.info(
+    'Process %d of %d, devices: %s',
+    jax.process_index(),
+    jax.process_count(),
+    ', '.join(f'{d} ({d.device_kind})' for d in jax.local_devices()),
+  )

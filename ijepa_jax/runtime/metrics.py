@@ -1,0 +1,133 @@
+"""What a run writes down: metrics.jsonl, TensorBoard, the console.
+
+workdir/config.json     the config that the run was started with
+workdir/metrics.jsonl   one strict JSON object a line: {"step": 12, ...};
+                        what is no finite number is null
+workdir/tensorboard/    the same numbers as scalars
+
+A bucket can't be appended to: with a workdir on one (gs://...), the last two
+lie in a temporary folder of this machine, and `Metrics.sync` copies them.
+"""
+
+import json
+import math
+import pathlib
+import shutil
+import tempfile
+
+from etils import epath
+
+from ijepa_jax.runtime import files
+
+
+def read(workdir) -> list[dict]:
+  """The lines of metrics.jsonl, oldest first; [] where there is none.
+
+  A last line that a kill cut short is left out; null comes as None.
+  """
+  path = epath.Path(workdir) / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  with path.open() as lines:
+    return [row for line in lines if (row := _parse(line))]
+
+
+class MetricWriter:
+  """The writer of metrics.jsonl and TensorBoard; a context manager."""
+
+  def __init__(
+    self,
+    workdir,
+    *,
+    start_step: int = 0,
+    tensorboard: bool = True,
+    enabled: bool = True,
+  ):
+    """Opens for the steps after `start_step`.
+
+    A killed run may have written lines beyond its last checkpoint: those of
+    steps after `start_step`, and one cut short, are dropped.
+
+    Args:
+      workdir: is made if need be.
+      start_step: of the checkpoint that the run goes on from, or 0.
+      tensorboard: write TensorBoard scalars too.
+      enabled: False on processes other than 0: then nothing is written.
+    """
+    self._file = self._board = self._remote = None
+    if not enabled:
+      return
+    local = pathlib.Path(workdir)
+    if '://' in str(workdir):
+      self._remote = epath.Path(workdir)
+      local = pathlib.Path(tempfile.mkdtemp(prefix='ijepa-metrics-'))
+      there = self._remote / 'metrics.jsonl'
+      if there.exists():
+        (local / 'metrics.jsonl').write_bytes(there.read_bytes())
+    local.mkdir(parents=True, exist_ok=True)
+    self._local = local
+    path = local / 'metrics.jsonl'
+    if path.exists():
+      with path.open(encoding='utf-8') as lines:
+        kept = [
+          line.rstrip('\n') + '\n'
+          for line in lines
+          if (row := _parse(line)) and row['step'] <= start_step
+        ]
+      files.atomic_write_text(epath.Path(path), ''.join(kept))
+    # One write a line: a kill loses none that was finished.
+    self._file = path.open('a', buffering=1, encoding='utf-8')
+    if tensorboard:
+      import tensorboardX  # A fifth of a second that tests need not wait.
+
+      self._board = tensorboardX.SummaryWriter(
+        str(local / 'tensorboard'), purge_step=start_step + 1, flush_secs=30
+      )
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """One line; `step` is the number of finished steps."""
+    if self._file is None:
+      return
+    numbers = {name: float(value) for name, value in values.items()}
+    row = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+    line = json.dumps({'step': int(step), **row}, allow_nan=False)
+    self._file.write(line + '\n')
+    for name, value in row.items() if self._board else ():
+      if value is not None:
+        self._board.add_scalar(name, value, step)
+
+  def sync(self) -> None:
+    """Copies to a workdir on a bucket; with each checkpoint, none is lost."""
+    if self._remote is None:
+      return
+    if self._board is not None:
+      self._board.flush()
+    for path in self._local.rglob('*'):
+      if path.is_file():
+        there = self._remote / path.relative_to(self._local)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(path.read_bytes())
+
+  def close(self) -> None:
+    if self._file is not None:
+      self._file.close()
+    if self._board is not None:
+      self._board.close()
+      self._board = None
+    self.sync()
+    if self._remote is not None:
+      shutil.rmtree(self._local)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+
+def _parse(line: str) -> dict | None:
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError:
+    return None
+  return row if isinstance(row, dict) and 'step' in row else None

@@ -1,0 +1,4 @@
+"""A training run, from its config to its report.
+
+May import pretrained, probes, data, methods, models and runtime.
+"""

@@ -1,0 +1,147 @@
+"""The first state of a run that begins with somebody's weights.
+
+The encoders and the predictor begin with what is there; the optimiser and the
+schedules begin anew, unless they are to go on too.
+"""
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+
+from ijepa_jax.errors import UserError
+from ijepa_jax.methods import train_step
+from ijepa_jax.pretrained import anything
+from ijepa_jax.pretrained.formats import weights
+from ijepa_jax.train.run import Run
+
+_MAY_DIFFER = 'image_size', 'mean', 'std'  # what another run may have otherwise
+
+
+def state_from_weights(
+  path, config, run: Run, abstract: train_step.State, make_state
+) -> train_step.State:
+  """Reads weights and, with config.init_optimizer, where AdamW was.
+
+  Where there is one encoder only, the target encoder and the context encoder
+  both begin with it; where there is no predictor, it is a fresh one. Images of
+  another size are no hindrance: the position tables are computed.
+
+  Args:
+    path: of a workdir, an export, a .pth.tar file or a Hugging Face folder.
+    config, run: of the run that begins.
+    abstract, make_state: from `compile.abstract_state`.
+
+  Returns:
+    A state laid out as `abstract`; its step is 0, or the optimiser's.
+
+  Raises:
+    UserError: there is nothing of the kind, it is of another model, or the
+      optimiser's state is asked for and can't be had. Nothing was compiled.
+  """
+  if not path:
+    raise UserError('init_optimizer is set: say in init_from where it is.')
+  loaded = anything.read(
+    path, optimizer=config.init_optimizer, heads=config.model.heads
+  )
+  _check(path, config, loaded)
+  found, optimizer = loaded.params, loaded.optimizer
+  _log_what_is_missing(path, config, loaded)
+
+  step = np.int32(optimizer.step if optimizer else 0)
+  context = found.get('encoder', found.get('target'))
+  target = found.get('target', context)
+  predictor, opt_state = found.get('predictor'), None
+  if optimizer:
+    opt_state = optax.tree_utils.tree_set(
+      abstract.opt_state, count=step, mu=optimizer.mu, nu=optimizer.nu
+    )
+  if predictor is None or opt_state is None:
+    made = make_state(jax.random.key(config.seed))
+    predictor = predictor or made.params['predictor']
+    opt_state = opt_state or made.opt_state
+    del made  # The devices never hold more than one state.
+
+  def place(x, like):
+    if isinstance(x, jax.Array):
+      return x
+    # Each process gives what its own devices hold.
+    return jax.make_array_from_callback(
+      like.shape, like.sharding, lambda index: np.asarray(x, like.dtype)[index]
+    )
+
+  params = {'encoder': context, 'predictor': predictor}
+  state = train_step.State(step, params, target, opt_state)
+  return jax.tree.map(place, state, abstract)
+
+
+def _check(path, config, loaded: weights.Weights) -> None:
+  """Whether these weights are of the config's model."""
+  d, found = config.data, loaded.config
+  ours = weights.complete_config(
+    {
+      **config.model.to_dict(),
+      'image_size': tuple(d.image_size),
+      'channels': d.channels,
+    },
+    loaded.params,
+  )
+  differences = [
+    f'{k} is {found.get(k)} there and {ours[k]} in the config'
+    for k in ours
+    if k not in _MAY_DIFFER and found.get(k) != ours[k]
+  ]
+  if differences:
+    raise UserError(
+      f'{path} is of another model: {"; ".join(differences)}: change config.'
+      'model or take other weights.'
+    )
+  if not config.init_optimizer:
+    return
+  if loaded.optimizer is None:
+    raise UserError(
+      f'{path} holds no state of AdamW over encoder and predictor that can be '
+      'taken: set init_optimizer=False to begin with a fresh one.'
+    )
+  if loaded.optimizer.step >= config.total_steps:
+    raise UserError(
+      f'{path} has made {loaded.optimizer.step} steps already and total_steps '
+      f'is {config.total_steps}: take more, or init_optimizer=False to begin '
+      'again from step 0.'
+    )
+
+
+def _log_what_is_missing(path, config, loaded: weights.Weights) -> None:
+  """In words, what the weights do not bring or were not made for."""
+  found = loaded.params
+  if 'predictor' not in found:
+    logging.warning(
+      'There is no predictor in %s: a fresh one begins, from seed %d.',
+      path,
+      config.seed,
+    )
+  if len(found.keys() & {'encoder', 'target'}) == 1:
+    logging.warning(
+      'There is one encoder in %s, the %s: both begin with it.',
+      path,
+      'context encoder' if 'encoder' in found else 'target encoder',
+    )
+  for name in 'mean', 'std':
+    theirs, ours = loaded.config.get(name), tuple(config.data[name])
+    if theirs is not None and not np.allclose(theirs, ours):
+      logging.warning(
+        'The pixels of %s had the %s %s, here data.%s is %s: the features '
+        'will not be what they were.',
+        path,
+        name,
+        tuple(theirs),
+        name,
+        ours,
+      )
+  logging.info(
+    'Beginning with the weights of %s%s.',
+    path,
+    f' and its optimiser, after step {loaded.optimizer.step}'
+    if loaded.optimizer
+    else '',
+  )

@@ -1,0 +1,173 @@
+"""The report of a run: its table and its curves."""
+
+import fnmatch
+import io
+import json
+import time
+
+import jax
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+
+from ijepa_jax.errors import UserError
+from ijepa_jax.runtime import files, metrics
+
+
+def format_table(rows: dict[str, dict[str, float]]) -> str:
+  """A small text table: a row a name, a column a metric, accuracies in %."""
+  columns = list(dict.fromkeys(k for row in rows.values() for k in row))
+  lines = [[''] + [c.removeprefix('probe/').replace('/', ' ') for c in columns]]
+  for name, row in rows.items():
+    lines.append([name] + [_cell(c, row.get(c)) for c in columns])
+  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+  return '\n'.join(
+    '  '.join(
+      cell.ljust(w) if i == 0 else cell.rjust(w)
+      for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
+    for line in lines
+  )
+
+
+def _cell(column: str, value: float | None) -> str:
+  if value is None:
+    return '-'
+  scale = 100 if column.startswith(('probe/', 'knn/')) else 1
+  return f'{scale * value:.1f}'
+
+
+def report(config, workdir, probe, state, make_state, began) -> None:
+  """The table of what was learned, as text, report.json and curves.png."""
+  untrained = make_state(jax.random.key(config.seed)).target
+  rows = {
+    'chance (commonest label)': probe.chance(),
+    'raw pixels': probe.pixels(),
+    'encoder, untrained': probe(untrained),
+    'target encoder, trained': probe(state.target),
+  }
+  seconds = time.monotonic() - began
+  if jax.process_index():
+    return
+  n, steps = len(probe.test.images), int(state.step)
+  print(
+    f'\nLinear probe and kNN on {n} held-out images (accuracy in %), learned '
+    f'from {len(probe.train.images)} training images; after {steps} steps, '
+    f'{seconds:.0f} s since the last start:\n\n{format_table(rows)}\n'
+  )
+  counts = {
+    'steps': steps,
+    'training_images': len(probe.train.images),
+    'held_out_images': n,
+    'seconds_since_last_start': seconds,
+  }
+  files.atomic_write_text(
+    workdir / 'report.json', json.dumps(rows | counts, indent=2)
+  )
+  path = workdir / 'curves.png'
+  levels = {k: rows[k] for k in ('raw pixels', 'encoder, untrained')}
+  picture = draw_curves(
+    metrics.read(workdir), title=workdir.name, levels=levels
+  )
+  path.write_bytes(picture)
+  print(f'Checkpoints, metrics.jsonl and {path.name} lie in {workdir}')
+
+
+matplotlib.use('Agg')  # No screen on a cluster.
+_STYLES = ':', '--', '-.'  # of levels
+# Panel title, then the metrics in it.
+PANELS = (
+  ('loss', ('loss',)),
+  ('learning rate', ('lr',)),
+  ('EMA momentum', ('momentum',)),
+  ('feature spread', ('feature_std', 'token_std')),
+  ('linear probe, held-out images', ('probe/*',)),
+  ('kNN, held-out images', ('knn/*',)),
+  ('RankMe', ('rankme', 'health/rankme')),
+  ('mean cosine', ('health/token_cosine', 'health/image_cosine')),
+  ('same-position gap, share of the loss', ('health/gap_share',)),
+)
+
+
+def draw_curves(
+  rows: list[dict],
+  *,
+  title: str = '',
+  levels: dict[str, dict[str, float]] | None = None,
+) -> bytes:
+  """Draws the panels whose metrics are there, over steps.
+
+  Args:
+    rows: what `metrics.read` gives.
+    title: above all panels.
+    levels: name -> metrics that do not change over steps, such as the untrained
+      encoder's; drawn as dotted and dashed lines.
+
+  Returns:
+    A PNG.
+
+  Raises:
+    UserError: none of the metrics is there.
+  """
+  found = {k for row in rows for k, value in row.items() if value is not None}
+  panels = []
+  for label, names in PANELS:
+    present = [
+      metric
+      for metric in sorted(found)
+      if any(fnmatch.fnmatch(metric, name) for name in names)
+    ]
+    if present:
+      panels.append((label, present))
+  if not panels:
+    raise UserError('There is nothing to draw: no step has been recorded.')
+  columns = min(3, len(panels))
+  grid = -(-len(panels) // columns), columns
+  figure, axes = plt.subplots(
+    *grid, figsize=(4 * columns, 2.8 * grid[0]), squeeze=False
+  )
+  for axis, (label, names) in zip(axes.flat, panels, strict=False):
+    _panel(axis, rows, names, levels or {})
+    axis.set_title(label, fontsize=10)
+    axis.set_xlabel('step', fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    if axis.get_legend_handles_labels()[1]:
+      axis.legend(fontsize=7, framealpha=0.6)
+  for axis in axes.flat[len(panels) :]:
+    axis.set_visible(False)
+  figure.suptitle(title)
+  figure.tight_layout()
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=110)
+  plt.close(figure)
+  return file.getvalue()
+
+
+def _panel(axis, rows, names, levels) -> None:
+  """The lines of some metrics; a level in the colour of its metric."""
+  ends = [name.split('/')[-1] for name in names]
+  for name, end in zip(names, ends, strict=True):
+    points = [(r['step'], r[name]) for r in rows if r.get(name) is not None]
+    x, y = np.asarray(points, float).T
+    label = name if ends.count(end) > 1 else end
+    label = label if len(names) > 1 else None
+    if len(x) < 100:
+      (line,) = axis.plot(x, y, marker='o', markersize=3, label=label)
+    else:
+      smooth = name == 'loss'
+      (line,) = axis.plot(
+        x, y, linewidth=0.8, alpha=0.4 if smooth else 1.0, label=label
+      )
+      if smooth:
+        width = max(len(y) // 50, 1)
+        mean = np.convolve(y, np.ones(width) / width, 'valid')
+        axis.plot(x[width - 1 :], mean, color=line.get_color())
+    for style, level in zip(_STYLES, levels.values(), strict=False):
+      if name in level:
+        axis.axhline(
+          level[name], color=line.get_color(), linestyle=style, linewidth=1
+        )
+  for style, (title, level) in zip(_STYLES, levels.items(), strict=False):
+    if level.keys() & set(names):
+      axis.plot([], [], color='grey', linestyle=style, label=title)

@@ -1,0 +1,62 @@
+"""Knobs that mean nothing beside others are refused, or told."""
+
+import importlib
+import pathlib
+
+import pytest
+from PIL import Image
+
+from configs import base, tiny
+from ijepa_jax.errors import UserError
+from ijepa_jax.runtime.config import PASSED_OVER, REFUSED, check_void
+from ijepa_jax.train import run
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+
+
+def test_void_knobs(caplog):
+  """Refused where the images were others than those asked for; else told."""
+  for changes, words in (
+    ({'path': 'photos'}, r"data\.path is 'photos', and nothing for .*'scenes'"),
+    ({'split': 'val'}, r"data\.split is 'val', and nothing for"),
+    ({'source': 'folder', 'count': 100}, r'data\.count is 100, and nothing'),
+    ({'source': 'tfds', 'flavour': 'crowd'}, "flavour is 'crowd', and nothing"),
+  ):
+    config = tiny.get_config()
+    config.data.update(changes)
+    with pytest.raises(UserError, match=words):
+      run.make_source(config)
+  for changes, words in (
+    ({'data.from_manifest': True}, 'data.mean = (0.5, 0.5, 0.5), data.std'),
+    ({'mask.sampler': 'rasterized'}, 'mask.num_targets = 1, mask.context_'),
+    ({'mask.fraction': 0.5}, 'mask.fraction = 0.5'),
+    ({'checkpoint.keep_best_mode': 'min'}, 'checkpoint.keep_best_mode'),
+    ({'health.every_steps': 0, 'health.images': 9}, 'health.images = 9'),
+    ({'probe.every_steps': 0, 'probe.test_count': 9}, 'probe.test_count = 9'),
+    ({'probe.split': 'val'}, "data.source = 'scenes': probe.split = 'val'"),
+  ):
+    config = tiny.get_config()
+    config.update_from_flattened_dict(changes)
+    caplog.clear()
+    check_void(config)
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+  'path', sorted(CONFIGS.glob('[!_]*.py')), ids=lambda p: p.stem
+)
+def test_recipes_have_no_void_knobs(path, caplog):
+  config = importlib.import_module(f'configs.{path.stem}').get_config()
+  check_void(config)
+  assert not caplog.text
+
+
+def test_void_knobs_are_known_by_their_defaults():
+  config = base.get_config()
+  for table in REFUSED, PASSED_OVER:
+    for (section, knob, _), sections in table.items():
+      assert knob in config[section]
+      for section, knobs in sections.items():
+        for knob, default in knobs.items():
+          assert config[section][knob] == default
+  assert config.data.max_pixels == Image.MAX_IMAGE_PIXELS
