@@ -1,0 +1,58 @@
+"""How often each token is a target and a context, by the sampler of a run."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Coverage(NamedTuple):
+  """Shares of the draws, float32 [rows, columns], of each token of the grid.
+
+  Attributes:
+    target: in at least one of an image's target blocks.
+    context: in at least one of its contexts.
+    draws: images that masks were drawn for.
+  """
+
+  target: np.ndarray
+  context: np.ndarray
+  draws: int
+
+
+def coverage(
+  sampler, grid: tuple[int, int], draws: int = 2000, seed: int = 0
+) -> Coverage:
+  """Counts the masks of `draws` images, one a step of a training.
+
+  Args:
+    sampler: see methods/masks.py.
+    grid: rows and columns of tokens.
+    draws: images; the error of a share is below 1.2% at 2000.
+    seed: of the run.
+  """
+  counts = np.zeros((2, grid[0] * grid[1]), np.int64)
+  for step in range(draws):
+    context_EK, targets_MK = sampler(seed, step, 0)
+    counts[0, np.unique(targets_MK)] += 1
+    counts[1, np.unique(context_EK)] += 1
+  shares = (counts / draws).astype(np.float32).reshape(2, *grid)
+  return Coverage(*shares, draws)
+
+
+def mask_picture(
+  image_HWC: np.ndarray, mask_K: np.ndarray, patch_size: int, fill: int = 128
+) -> np.ndarray:
+  """The image with every patch outside a mask in grey: uint8 [H, W, C].
+
+  Args:
+    image_HWC: uint8.
+    mask_K: indices of tokens, row-major.
+    patch_size: in pixels.
+    fill: the grey.
+  """
+  h, w, _ = image_HWC.shape
+  seen = np.zeros((h // patch_size) * (w // patch_size), bool)
+  seen[mask_K] = True
+  seen = seen.reshape(h // patch_size, w // patch_size)
+  seen = seen.repeat(patch_size, 0).repeat(patch_size, 1)
+  return np.where(seen[..., None], image_HWC, np.uint8(fill))

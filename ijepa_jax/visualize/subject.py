@@ -1,0 +1,148 @@
+"""The model that is looked at: any I-JEPA, with its masks, on the devices."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+from ijepa_jax.errors import UserError
+from ijepa_jax.methods import from_config, ijepa, masks
+from ijepa_jax.models import vit
+from ijepa_jax.pretrained import load
+from ijepa_jax.pretrained.formats import weights
+from ijepa_jax.runtime import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """Attributes:
+  method: with the sampler of its masks.
+  params: {'encoder', 'predictor'} on the devices; the predictor may lack.
+  target: parameters of the target encoder.
+  image_size: (H, W) in pixels.
+  channels: of its images.
+  name: for titles and logs.
+  run_config: the ConfigDict of a run or an export to orbax; None: a file's.
+  """
+
+  method: ijepa.IJEPA
+  params: dict[str, Any]
+  target: Any
+  image_size: tuple[int, int]
+  channels: int
+  name: str
+  run_config: Any
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    p = self.method.encoder.patch_size
+    return self.image_size[0] // p, self.image_size[1] // p
+
+  @property
+  def has_predictor(self) -> bool:
+    return 'predictor' in self.params
+
+
+def load_subject(
+  path, mesh, *, step: int | None = None, mask_settings: dict | None = None
+) -> Subject:
+  """Loads all parts of a model.
+
+  Where there is one encoder alone it is taken for both.
+
+  Args:
+    path: of a workdir, an export, a .pth.tar file or a Hugging Face folder.
+    mesh: devices that hold the parameters.
+    step: of a workdir's checkpoint; None: the newest that can be read.
+    mask_settings: of masks.make_sampler, with `sampler`; None: the run's, or
+      the release's.
+
+  Raises:
+    UserError: there is nothing of the kind, or it does not fit.
+  """
+  loaded = load.read_weights(path, step=step)
+  loaded.log_notes(path)
+  method = _make_method(loaded)
+  image_size = tuple(loaded.config['image_size'])
+  settings = dict(mask_settings or _mask_settings(loaded.run_config))
+  p = method.encoder.patch_size
+  sampler = masks.make_sampler(
+    settings.pop('sampler'),
+    grid=(image_size[0] // p, image_size[1] // p),
+    **settings,
+  )
+  parts = loaded.params
+  target = parts.get('target', parts.get('encoder'))
+  params = {'encoder': parts.get('encoder', target)}
+  if 'predictor' in parts:
+    params['predictor'] = parts['predictor']
+  else:
+    logging.warning(
+      'There is no predictor in %s: pictures of the encoder alone.', path
+    )
+
+  def place(tree):
+    return jax.device_put(tree, sharding.state_sharding(tree, mesh))
+
+  return Subject(
+    dataclasses.replace(method, sampler=sampler),
+    place(params),
+    place(target),
+    image_size,
+    loaded.config['channels'],
+    f'{epath.Path(path).name}, step {loaded.step}',
+    loaded.run_config,
+  )
+
+
+def _make_method(loaded: weights.Weights) -> ijepa.IJEPA:
+  if loaded.run_config is not None and 'loss' in loaded.run_config:
+    return from_config.make_method(loaded.run_config)
+  encoder, predictor = weights.models(loaded.config)
+  return ijepa.IJEPA(
+    encoder,
+    predictor,
+    mean=tuple(loaded.config.get('mean', vit.IMAGENET_MEAN)),
+    std=tuple(loaded.config.get('std', vit.IMAGENET_STD)),
+  )
+
+
+def _mask_settings(run_config) -> dict:
+  if run_config is not None and 'mask' in run_config:
+    return run_config.mask.to_dict()
+  return {'sampler': 'release'}
+
+
+def open_images(subject: Subject, data, count: int, open_source):
+  """Opens images that the run was not trained on, or those of the config.
+
+  Args:
+    subject: whose run_config says where its images are.
+    data: section of the config; an empty source asks for the run's own.
+    count: of scenes.
+    open_source: sources.make_source.
+
+  Raises:
+    UserError: a file does not say which images it was trained on.
+  """
+  from ijepa_jax.data.scenes import scene
+
+  if data.source:
+    kind, path, split = data.source, data.path, data.split
+  elif subject.run_config is None or 'source' not in subject.run_config.data:
+    raise UserError(
+      f'{subject.name} does not say on which images: set data.source and '
+      'data.path.'
+    )
+  else:
+    d = subject.run_config.data
+    kind, path = d.source, d.path
+    split = subject.run_config.health.split or d.split
+  if kind == 'scenes':
+    flavour = 'scenes'
+    if not data.source:
+      flavour = subject.run_config.data.flavour
+    return open_source(kind, flavour=flavour, count=count, seed=scene.TEST_SEED)
+  return open_source(kind, path=path, split=split)

@@ -1,0 +1,54 @@
+"""Tokens as colors, and how alike they are: pictures of what tokens hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def principal_colors(tokens_BND: np.ndarray) -> np.ndarray:
+  """The three directions in which tokens differ most, as red, green and blue.
+
+  Tokens of like colors are alike to the encoder, within an image and between
+  images (Oquab et al., 2023, show DINOv2 like this).
+
+  Args:
+    tokens_BND: float.
+
+  Returns:
+    uint8 [B, N, 3]; a direction that does not exist is mid-grey.
+  """
+  b, n, d = tokens_BND.shape
+  x = tokens_BND.reshape(-1, d).astype(np.float64)
+  x = x - x.mean(0)
+  _, _, directions = np.linalg.svd(x.T @ x / len(x), hermitian=True)
+  scores = x @ directions[:3].T
+  # Each direction's sign is arbitrary: fixed so that pictures are the same on
+  # any machine.
+  scores *= np.where((scores**3).sum(0) < 0, -1.0, 1.0)
+  low, high = np.percentile(scores, (1, 99), axis=0)
+  flat = high - low < 1e-9 * max(np.abs(x).max(), 1e-30)
+  share = np.where(flat, 0.5, (scores - low) / np.where(flat, 1, high - low))
+  colors = np.full((b * n, 3), 128, np.uint8)
+  colors[:, : share.shape[1]] = np.clip(share * 255, 0, 255).round()
+  return colors.reshape(b, n, 3)
+
+
+@jax.jit
+def cosine_maps(query_BQD, tokens_BND) -> jax.Array:
+  """Cosines of queries with every token of their image: [B, Q, N] in [-1, 1].
+
+  Args:
+    query_BQD: float; vectors of the image, such as predicted tokens.
+    tokens_BND: float; what they are compared with.
+  """
+
+  def unit(x):
+    length = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x / jnp.maximum(length, 1e-12)
+
+  return jnp.einsum(
+    'bqd,bnd->bqn',
+    unit(query_BQD),
+    unit(tokens_BND),
+    precision=jax.lax.Precision.HIGHEST,
+  )
