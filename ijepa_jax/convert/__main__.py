@@ -1,4 +1,4 @@
-"""Hands a model on, in one of three forms.
+"""Converts a model to one of three forms.
 
     python -m ijepa_jax.convert runs/vit_l16 vit_l16_hf --to=huggingface
 
@@ -45,7 +45,7 @@ def main(argv):
   from ijepa_jax.runtime import jax_flags
 
   jax_flags.settle()
-  words = export.export(
+  summary = export.export(
     *argv[1:],
     FLAGS.to,
     which=FLAGS.which,
@@ -53,7 +53,7 @@ def main(argv):
     optimizer=FLAGS.optimizer,
     heads=FLAGS.heads,
   )
-  print(words)
+  print(summary)
 
 
 if __name__ == '__main__':

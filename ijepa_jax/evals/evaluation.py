@@ -22,6 +22,7 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.evals import features, tasks
 from ijepa_jax.models import vit
 from ijepa_jax.pretrained import frozen_encoder, load
+from ijepa_jax.pretrained.formats import weights
 from ijepa_jax.runtime import files, locks, sharding
 from ijepa_jax.runtime.config import check_numbers
 
@@ -110,7 +111,7 @@ def set_up(config, workdir: str, list_file: str = '') -> Evaluation:
   train, test, column, classes = task.open(list_file)
   sharding.check_alike(train.listing, len(train))
   sharding.check_alike(test.listing, len(test))
-  frozen = load.load(
+  frozen = load.load_frozen(
     start,
     mesh=mesh,
     which=config.which,
@@ -133,9 +134,9 @@ def report(
   config, bench: Evaluation, ours: dict[str, float], details: dict
 ) -> dict:
   """Prints `ours` beside the paper's numbers and writes <task>-<job>.json."""
-  theirs = paper_accuracies(
-    bench.task, bench.frozen.model, bench.frozen.image_size
-  )
+  encoder = getattr(bench.frozen, 'encoder', None)
+  model = weights.encoder_sizes(encoder) if encoder else {}
+  theirs = paper_accuracies(bench.task, model, bench.frozen.image_size)
   found = {
     'task': config.task,
     'job': config.job,

@@ -16,7 +16,7 @@ from configs import base, tiny
 from ijepa_jax.convert import export, verify
 from ijepa_jax.errors import UserError
 from ijepa_jax.models import positions, vit
-from ijepa_jax.pretrained import anything, image_encoder, load
+from ijepa_jax.pretrained import load
 from ijepa_jax.pretrained.formats import huggingface, orbax, weights
 from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
@@ -74,11 +74,11 @@ def test_every_size(size, cpus, tmp_path):
     tree = write_run(run, size, meshes[n])
     assert 'bit-equal' in export.export(run, out, to)
     for mesh in meshes.values():
-      params = load.load(out, mesh=mesh).params
+      params = load.load_frozen(out, mesh=mesh).params
       for x in jax.tree.leaves(params):
         assert len(x.sharding.device_set) == mesh.size
       assert_equal(jax.device_get(params), tree['target'])
-  whole = anything.read(tmp_path / 'orbax8')
+  whole = load.read_weights(tmp_path / 'orbax8')
   assert_equal(orbax.nested(whole.params), tree)
   assert whole.config['heads'] == vit.SIZES[size]['heads']
 
@@ -156,10 +156,10 @@ def test_jobs_take_an_export_for_the_run(trained, tmp_path):
   out.mkdir()  # an empty folder may be there
   export.export(workdir, out, 'orbax')
   for which in 'target', 'context':
-    ours, theirs = (load.load(p, which=which) for p in (workdir, out))
+    ours, theirs = (load.load_frozen(p, which=which) for p in (workdir, out))
     assert ours.fingerprint == theirs.fingerprint
   assert not (out / 'position_tables.safetensors').exists()
-  assert anything.read(out, optimizer=True).optimizer is None
+  assert load.read_weights(out, optimizer=True).optimizer is None
   assert sorted(p.name for p in out.iterdir()) == [
     'README.md',
     'checkpoints',
@@ -191,7 +191,7 @@ def test_golden_outputs(golden, tmp_path):
   export.export(given, tmp_path / 'ours', 'orbax', heads=4)
   images = parity.batch(golden, 0)['image']
   with jax.default_matmul_precision('highest'):
-    found = image_encoder.load_encoder(tmp_path / 'ours', which='context')
+    found = load.load_encoder(tmp_path / 'ours', which='context')
     tokens = found.features(images, 'tokens', normalized=True)
   close(tokens, golden['step0/target_encoder_out'])
 
@@ -201,7 +201,7 @@ def folder(tmp_path):
   """A Hugging Face folder of a context encoder, as others have them."""
   params = random_like({'encoder': weights.shapes(GIVEN, 'encoder')})
   path = tmp_path / 'given'
-  huggingface.write(path, params, GIVEN, which='encoder')
+  huggingface.write(path, params, GIVEN, part='encoder')
   said = json.loads((path / 'config.json').read_text())
   del said['ijepa_encoder']
   (path / 'config.json').write_text(json.dumps(said))
@@ -214,7 +214,7 @@ def with_table(folder, change):
   table = loaded.tables['encoder'] + np.float32(change)
   out = folder.parent / 'other_table'
   huggingface.write(
-    out, loaded.params, loaded.config, which='encoder', table=table
+    out, loaded.params, loaded.config, part='encoder', table=table
   )
   return out
 
@@ -228,7 +228,9 @@ def test_hugging_face_there_and_back(folder, tmp_path):
     assert 'all 37 tensors' in words
     assert (back / WEIGHTS).read_bytes() == (path / WEIGHTS).read_bytes()
     # The encoder that there is, whichever is asked for.
-    assert load.load(tmp_path / f'ours{i}').name.endswith('context encoder')
+    assert load.load_frozen(tmp_path / f'ours{i}').name.endswith(
+      'context encoder'
+    )
 
 
 def test_a_trained_table(folder, tmp_path):
@@ -434,12 +436,14 @@ def test_names_of_folders(small_run, tmp_path, monkeypatch, name):
   given.symlink_to(small_run)
   out = tmp_path / name / 'out'
   assert 'bit-equal' in export.export(given, f'{out}/', 'orbax')
-  assert_equal(anything.read(out).params, anything.read(small_run).params)
+  assert_equal(
+    load.read_weights(out).params, load.read_weights(small_run).params
+  )
   assert sorted(p.name for p in (tmp_path / name).iterdir()) == ['out', 'run']
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv('HOME', str(tmp_path / name))
   for path in f'{name}/out', '~/out', '~/run/':
-    assert anything.kind(path) is orbax.read
+    assert load.detect_format(path) == 'orbax'
   export.export('~/out', '~/hf', 'huggingface')
   assert (out.parent / 'hf/model.safetensors').exists()
   assert not (tmp_path / '~').exists()
@@ -475,8 +479,8 @@ def test_two_at_once(small_run, tmp_path, monkeypatch):
   monkeypatch.setattr(export, '_write', both)
   export.export(small_run, out, 'huggingface')
   assert_equal(
-    anything.read(out).params['target'],
-    anything.read(small_run).params['target'],
+    load.read_weights(out).params['target'],
+    load.read_weights(small_run).params['target'],
   )
   assert [p.name for p in tmp_path.iterdir()] == ['out']
   # What a killed process leaves holds nobody up.
@@ -511,6 +515,6 @@ def test_a_run_that_trains_meanwhile(small_run, tmp_path, monkeypatch):
 
   seen = []
   monkeypatch.setattr(checkpointer.Checkpointer, '_these', gone)
-  loaded, step = orbax.read(run)
-  assert step == 2
-  assert_equal(loaded.params, anything.read(small_run).params)
+  loaded = orbax.read(run)
+  assert loaded.step == 2
+  assert_equal(loaded.params, load.read_weights(small_run).params)

@@ -13,7 +13,7 @@ from ijepa_jax.data.transforms.crop import CenterCrop
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import features
 from ijepa_jax.pretrained import load
-from ijepa_jax.pretrained.formats import huggingface
+from ijepa_jax.pretrained.formats import huggingface, weights
 from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.config import write_config
@@ -60,7 +60,7 @@ def extract(frozen, source, cache, *, devices=None, crop=(48, 48), **kwargs):
 
 
 def test_they_are_the_encoders(workdir, source, tmp_path):
-  frozen = load.load(workdir)
+  frozen = load.load_frozen(workdir)
   assert '2, target' in frozen.name
   found = extract(frozen, source, tmp_path)
   assert found.last.shape == (SOURCE_COUNT, 32)
@@ -84,10 +84,12 @@ def test_they_are_the_encoders(workdir, source, tmp_path):
 
 def test_what_to_compare_with(workdir, source, tmp_path):
   """As the run began, and pixels."""
-  untrained = load.load(workdir, which='untrained')
-  before = load.load(workdir, step=1)
+  untrained = load.load_frozen(workdir, which='untrained')
+  before = load.load_frozen(workdir, step=1)
   assert untrained.fingerprint == before.fingerprint
-  pixels = extract(load.load(workdir, which='pixels'), source, tmp_path).last
+  pixels = extract(
+    load.load_frozen(workdir, which='pixels'), source, tmp_path
+  ).last
   first = source[0]['image'].reshape(-1) / 255
   close(pixels[0], first)
 
@@ -95,9 +97,9 @@ def test_what_to_compare_with(workdir, source, tmp_path):
 def test_eight_devices_and_workers_change_nothing(
   workdir, source, tmp_path, cpus
 ):
-  one = load.load(workdir, mesh=sharding.make_mesh(devices=cpus[:1]))
+  one = load.load_frozen(workdir, mesh=sharding.make_mesh(devices=cpus[:1]))
   first = extract(one, source, tmp_path / '1', devices=cpus[:1])
-  eight = load.load(workdir, mesh=sharding.make_mesh(devices=cpus))
+  eight = load.load_frozen(workdir, mesh=sharding.make_mesh(devices=cpus))
   assert eight.fingerprint == one.fingerprint
   second = extract(eight, source, tmp_path / '8', workers=1)
   close(first.last4, second.last4)
@@ -107,13 +109,13 @@ def test_eight_devices_and_workers_change_nothing(
 def test_a_cache_belongs_to_one_encoder_data_set_and_transform(
   workdir, source, tmp_path
 ):
-  frozen = load.load(workdir)
+  frozen = load.load_frozen(workdir)
   again = extract(frozen, source, tmp_path)
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
   assert extract(frozen, source, tmp_path).key == again.key
   assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')} == before
-  other_step = load.load(workdir, step=1)
-  context = load.load(workdir, which='context')
+  other_step = load.load_frozen(workdir, step=1)
+  context = load.load_frozen(workdir, which='context')
   config = make_config()
   config.data.count = SOURCE_COUNT - 1
   shorter = run.make_source(config)
@@ -129,7 +131,7 @@ def test_a_cache_belongs_to_one_encoder_data_set_and_transform(
 
 
 def test_an_interrupted_pass_goes_on(workdir, source, tmp_path, monkeypatch):
-  frozen = load.load(workdir)
+  frozen = load.load_frozen(workdir)
   straight = extract(frozen, source, tmp_path / 'straight')
   monkeypatch.setattr(features, '_FLUSH', 1)
   to_global, calls = sharding.to_global, []
@@ -153,19 +155,20 @@ def test_an_interrupted_pass_goes_on(workdir, source, tmp_path, monkeypatch):
 
 def test_a_hugging_face_folder(workdir, source, tmp_path):
   """Gives the features of the encoder that was written to it."""
-  frozen = load.load(workdir)
+  frozen = load.load_frozen(workdir)
   names = 'image_size', 'channels', 'mean', 'std'
-  config = frozen.model | {k: getattr(frozen, k) for k in names}
+  config = weights.encoder_sizes(frozen.encoder)
+  config |= {k: getattr(frozen, k) for k in names}
   params = {'target': jax.device_get(frozen.params)}
   huggingface.write(tmp_path / 'hf', params, config)
-  found = load.load(tmp_path / 'hf')
+  found = load.load_frozen(tmp_path / 'hf')
   assert found.name == 'hf, target encoder'
   assert found.image_size == (48, 48)
   expected = extract(frozen, source, tmp_path / '1')
   again = extract(found, source, tmp_path / '2')
   close(again.last4, expected.last4)
   with pytest.raises(UserError, match='only a training run'):
-    load.load(tmp_path / 'hf', which='untrained')
+    load.load_frozen(tmp_path / 'hf', which='untrained')
 
 
 @pytest.mark.parametrize(
@@ -173,12 +176,12 @@ def test_a_hugging_face_folder(workdir, source, tmp_path):
   [
     ({'step': 7}, 'no checkpoint 7.*1, 2'),
     ({'which': 'teacher'}, "'teacher'"),
-    ({'path': '/nowhere'}, '/nowhere is no training workdir'),
+    ({'path': '/nowhere'}, 'There is nothing at /nowhere'),
   ],
 )
 def test_mistakes_are_told(workdir, kwargs, words):
   with pytest.raises(UserError, match=words):
-    load.load(**{'path': workdir} | kwargs)
+    load.load_frozen(**{'path': workdir} | kwargs)
 
 
 def test_another_model_is_told(workdir, tmp_path):
@@ -187,4 +190,4 @@ def test_another_model_is_told(workdir, tmp_path):
   (tmp_path / 'checkpoints').symlink_to(workdir / 'checkpoints')
   write_config(tmp_path, config.to_json_best_effort())
   with pytest.raises(UserError, match=r'another model.*target/'):
-    load.load(tmp_path)
+    load.load_frozen(tmp_path)

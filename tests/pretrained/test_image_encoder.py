@@ -17,11 +17,12 @@ from ijepa_jax.convert import export
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import evaluation, finetune
 from ijepa_jax.models import positions, transformer, vit
-from ijepa_jax.pretrained import image_encoder, load
+from ijepa_jax.pretrained import load
 from ijepa_jax.pretrained.formats import (
   huggingface,
+  orbax,
   release,
-  safetensors,
+  tensors,
   weights,
 )
 from ijepa_jax.runtime import sharding
@@ -65,7 +66,7 @@ def folder(params, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def encoder(folder):
-  return image_encoder.load_encoder(folder, batch_size=16)
+  return load.load_encoder(folder, batch_size=16)
 
 
 @pytest.fixture(scope='module')
@@ -150,11 +151,11 @@ def test_neither_batches_nor_devices_matter(encoder, folder, cpus):
   assert wanted.shape == (21, 4 * 32)
   for devices, size in ((1, 4), (3, 1)):
     mesh = sharding.make_mesh(devices=cpus[:devices])
-    other = image_encoder.load_encoder(folder, mesh=mesh, batch_size=size)
+    other = load.load_encoder(folder, mesh=mesh, batch_size=size)
     found = other.features(image, 'last4')
     close(found, wanted)
   split = sharding.make_mesh(fsdp=4, devices=cpus)
-  other = image_encoder.load_encoder(folder, mesh=split)
+  other = load.load_encoder(folder, mesh=split)
   close(other.features(image, 'last4'), wanted)
 
 
@@ -224,7 +225,7 @@ def test_more_pictures_than_a_batch_read_as_needed(encoder):
 
 
 def test_compilations(folder, caplog):
-  encoder = image_encoder.load_encoder(folder, batch_size=32)
+  encoder = load.load_encoder(folder, batch_size=32)
 
   def compiled(n, kind='pooled', **kwargs):
     caplog.clear()
@@ -250,28 +251,26 @@ def test_what_it_says_of_itself(encoder, folder):
   assert repr(encoder) == (
     '<hf, target encoder: 48 x 48, patches of 8, width 32>'
   )
-  other = image_encoder.load_encoder(
-    folder, image_size=64, pos_embed='interpolate'
-  )
+  other = load.load_encoder(folder, image_size=64, pos_embed='interpolate')
   assert other.grid == (8, 8)
   assert other.name.endswith('encoder, at 64 x 64, positions interpolated')
 
 
 def test_a_workdir_and_what_it_was_exported_to(small_run, one, tmp_path):
-  run = image_encoder.load_encoder(small_run, mesh=one)
+  run = load.load_encoder(small_run, mesh=one)
   assert 'step 1, target encoder' in run.name
   assert (run.image_size, run.patch_size) == ((48, 48), 8)
-  frozen = load.load(small_run)
-  config = frozen.model | {
-    k: getattr(frozen, k) for k in ('image_size', 'channels', 'mean', 'std')
-  }
+  frozen = load.load_frozen(small_run)
+  names = 'image_size', 'channels', 'mean', 'std'
+  config = weights.encoder_sizes(frozen.encoder)
+  config |= {k: getattr(frozen, k) for k in names}
   target = jax.device_get(frozen.params)
   huggingface.write(tmp_path / 'hf', {'target': target}, config)
   if importlib.util.find_spec('torch'):
     release.write(tmp_path / 'a.pth.tar', {'target': target}, config)
   image = pixels(3)
   for path in tmp_path.iterdir():
-    other = image_encoder.load_encoder(path, mesh=one)
+    other = load.load_encoder(path, mesh=one)
     assert other.mean == run.mean == (0.5, 0.5, 0.5)
     assert other.image_size == run.image_size
     close(other.features(image), run.features(image))
@@ -287,10 +286,10 @@ def test_a_released_file(params, one, tmp_path):
   del file['ijepa_jax']
   torch.save(file, path)
   with pytest.raises(UserError, match='give heads='):
-    image_encoder.load_encoder(path)
+    load.load_encoder(path)
   image = pixels(2)
   for which, key in (('target', 'target'), ('context', 'encoder')):
-    found = image_encoder.load_encoder(path, heads=4, which=which, mesh=one)
+    found = load.load_encoder(path, heads=4, which=which, mesh=one)
     assert found.name == f'jepa.pth.tar, {which} encoder'
     wanted = by_hand(both[key], image)['pooled']
     close(found.features(image), wanted)
@@ -299,33 +298,33 @@ def test_a_released_file(params, one, tmp_path):
     file[name]['module.pos_embed'] = torch.ones(1, 35, 32)
   torch.save(file, path)
   with pytest.raises(UserError, match='give image_size='):
-    image_encoder.load_encoder(path, heads=4)
-  found = image_encoder.load_encoder(path, heads=4, image_size=(40, 56))
+    load.load_encoder(path, heads=4)
+  found = load.load_encoder(path, heads=4, image_size=(40, 56))
   assert found.grid == (5, 7)
 
 
 def test_a_context_encoder_is_told(params, tmp_path, caplog):
   huggingface.write(
-    tmp_path / 'hf', {'encoder': params}, CONFIG, which='encoder'
+    tmp_path / 'hf', {'encoder': params}, CONFIG, part='encoder'
   )
-  assert 'context' in image_encoder.load_encoder(tmp_path / 'hf').name
+  assert 'context' in load.load_encoder(tmp_path / 'hf').name
   assert 'CONTEXT encoder' in caplog.text
 
 
 def test_what_a_file_does_not_hold(folder, tmp_path, caplog):
   """It is said; and what nobody knows any more is not made up."""
-  found = image_encoder.load_encoder(folder, which='context')
+  found = load.load_encoder(folder, which='context')
   assert 'target encoder' in found.name
   assert 'holds the target encoder alone' in caplog.text
   export.export(folder, tmp_path / 'ours', 'orbax')
   with pytest.raises(UserError, match="'untrained': only a training run"):
-    image_encoder.load_encoder(tmp_path / 'ours', which='untrained')
+    load.load_encoder(tmp_path / 'ours', which='untrained')
 
 
 @pytest.mark.parametrize('part', ['target', 'context'])
 def test_an_export_of_one_encoder(small_run, one, tmp_path, caplog, part):
   shutil.copy(small_run / 'config.json', tmp_path)
-  frozen = load.load(small_run, mesh=one)
+  frozen = load.load_frozen(small_run, mesh=one)
   tree = {'target': frozen.params}
   if part == 'context':
     tree = {'params': {'encoder': frozen.params}}
@@ -333,7 +332,7 @@ def test_an_export_of_one_encoder(small_run, one, tmp_path, caplog, part):
     checkpoints.save(3, tree)
   for which in 'target', 'context':
     caplog.clear()
-    found = load.load(tmp_path, mesh=one, which=which)
+    found = load.load_frozen(tmp_path, mesh=one, which=which)
     assert found.name.endswith(f'step 3, {part} encoder')
     assert found.fingerprint == frozen.fingerprint
     assert found.table is None
@@ -342,18 +341,18 @@ def test_an_export_of_one_encoder(small_run, one, tmp_path, caplog, part):
   # Its own table, which what it was exported from had.
   table = np.random.default_rng(0).normal(size=(36, 64)).astype(np.float32)
   name = {'target': 'target', 'context': 'encoder'}[part]
-  file = tmp_path / positions.FILE
-  safetensors.write(file, {name: table}, {})
-  found = load.load(tmp_path, mesh=one, pos_embed='interpolate')
+  file = tmp_path / orbax.POSITION_TABLES
+  tensors.write_safetensors(file, {name: table})
+  found = load.load_frozen(tmp_path, mesh=one, pos_embed='interpolate')
   np.testing.assert_array_equal(found.position((1, 48, 48, 3)), table)
-  safetensors.write(file, {name: table[:9]}, {})
+  tensors.write_safetensors(file, {name: table[:9]})
   with pytest.raises(UserError, match=r'\[9, 64\].*no position table'):
-    load.load(tmp_path, mesh=one)
+    load.load_frozen(tmp_path, mesh=one)
 
 
 def test_types_of_computation(small_run, folder, one, tmp_path):
-  assert load.load(folder).encoder.dtype == np.float32
-  assert load.load(folder, dtype='bfloat16').encoder.dtype == 'bfloat16'
+  assert load.load_frozen(folder).encoder.dtype == np.float32
+  assert load.load_frozen(folder, dtype='bfloat16').encoder.dtype == 'bfloat16'
   # A run of NVIDIA GPUs, looked at without one.
   config = json.loads((small_run / 'config.json').read_text())
   config['model'] |= dict(attention='cudnn', dtype='bfloat16')
@@ -361,7 +360,7 @@ def test_types_of_computation(small_run, folder, one, tmp_path):
   shutil.copytree(small_run / 'checkpoints', tmp_path / 'checkpoints')
   image = pixels(3)
   exact, again, half = (
-    image_encoder.load_encoder(path, mesh=one, dtype=dtype).features(image)
+    load.load_encoder(path, mesh=one, dtype=dtype).features(image)
     for path, dtype in (
       (small_run, None),
       (tmp_path, 'float32'),
@@ -379,8 +378,8 @@ def test_recompute_is_the_model_of_that_size(folder, params, tmp_path, one):
   there = CONFIG | {'image_size': shape}
   huggingface.write(tmp_path / 'hf', {'target': params}, there)
   image = pixels(2, *shape)
-  wanted = image_encoder.load_encoder(tmp_path / 'hf', mesh=one)
-  found = image_encoder.load_encoder(folder, mesh=one, image_size=shape)
+  wanted = load.load_encoder(tmp_path / 'hf', mesh=one)
+  found = load.load_encoder(folder, mesh=one, image_size=shape)
   assert found.grid == wanted.grid
   close(found.features(image, 'tokens'), wanted.features(image, 'tokens'))
 
@@ -389,9 +388,7 @@ def test_interpolate_takes_the_stored_table(params, tmp_path, one):
   """At its own grid bit for bit, elsewhere as positions.resize has it."""
   table = np.random.default_rng(3).normal(size=(36, 32)).astype(np.float32)
   huggingface.write(tmp_path / 'hf', {'target': params}, CONFIG, table=table)
-  found = image_encoder.load_encoder(
-    tmp_path / 'hf', mesh=one, pos_embed='interpolate'
-  )
+  found = load.load_encoder(tmp_path / 'hf', mesh=one, pos_embed='interpolate')
   for shape in (48, 48), (24, 96):
     image = pixels(2, *shape)
     position = table
@@ -405,7 +402,7 @@ def test_interpolate_changes_nothing_at_home(small_run, one):
   """Of a run the stored table is the computed one."""
   image = pixels(2)
   first, second = (
-    image_encoder.load_encoder(small_run, mesh=one, pos_embed=p).features(image)
+    load.load_encoder(small_run, mesh=one, pos_embed=p).features(image)
     for p in load.POS_EMBED
   )
   close(first, second)
@@ -425,15 +422,13 @@ def test_interpolate_is_hugging_faces(
   with torch.no_grad():
     x = torch.from_numpy(normalised(image).transpose(0, 3, 1, 2).copy())
     wanted = model(x, interpolate_pos_encoding=True).last_hidden_state.numpy()
-  ours = image_encoder.load_encoder(
-    tmp_path / 'hf', mesh=one, pos_embed='interpolate'
-  )
+  ours = load.load_encoder(tmp_path / 'hf', mesh=one, pos_embed='interpolate')
   close(ours.features(image, 'tokens'), wanted)
 
 
 def test_evaluations_at_another_resolution(small_run, images, one):
   frozen = {
-    (size, kind): load.load(
+    (size, kind): load.load_frozen(
       small_run, mesh=one, image_size=size, pos_embed=kind
     )
     for size in (None, (24, 64))
@@ -448,9 +443,7 @@ def test_evaluations_at_another_resolution(small_run, images, one):
   logits = jax.jit(model.logits)(
     {'encoder': last.params, 'head': head}, last.normalize(image)
   )
-  wanted = image_encoder.load_encoder(
-    small_run, mesh=one, pos_embed='interpolate'
-  )
+  wanted = load.load_encoder(small_run, mesh=one, pos_embed='interpolate')
   close(logits, wanted.features(image))
 
   c = knn_config.get_config()
@@ -491,7 +484,7 @@ def test_nothing_is_imported_before_it_is_needed():
 )
 def test_mistakes_in_loading_are_told(folder, kwargs, words):
   with pytest.raises(UserError, match=words) as told:
-    image_encoder.load_encoder(**{'path': folder} | kwargs)
+    load.load_encoder(**{'path': folder} | kwargs)
   assert '\n' not in str(told.value)
 
 
@@ -537,7 +530,7 @@ def test_a_picture_cut_short_is_told(encoder, photos, tmp_path):
 def test_other_channels(tmp_path, photos, one):
   config = CONFIG | {'channels': 5, 'mean': [0.5] * 5, 'std': [0.5] * 5}
   huggingface.write(tmp_path / 'hf', {'target': random_params(config)}, config)
-  encoder = image_encoder.load_encoder(tmp_path / 'hf', mesh=one)
+  encoder = load.load_encoder(tmp_path / 'hf', mesh=one)
   image = pixels(2, c=5)
   features = encoder.features(list(image))
   assert features.shape == (2, 32)

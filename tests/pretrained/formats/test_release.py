@@ -11,6 +11,7 @@ from benchmarks import parity
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import ijepa
 from ijepa_jax.models import vit
+from ijepa_jax.pretrained import load
 from ijepa_jax.pretrained.formats import release, release_names, weights
 from tests.close import close
 from tests.methods.test_parity import GOLDEN
@@ -85,18 +86,16 @@ def bits(content):
   }
 
 
-def test_golden_there_and_back(torch, golden, content, path, tmp_path, caplog):
+def test_golden_there_and_back(torch, golden, content, path, tmp_path):
   loaded = release.read(path, heads=4)
   assert loaded.config == CONFIG
   assert loaded.notes == ['Passed over: epoch, opt, scaler.']
-  assert loaded.notes[0] in caplog.text
-  for part, name in release._NAMES.items():
-    network = 'predictor' if part == 'predictor' else 'encoder'
-    wanted = parity.subtree(golden, f'final/{name}')
+  for name, part in weights.PARTS.items():
+    expected = parity.subtree(golden, f'final/{part.release_key}')
     jax.tree.map(
       np.testing.assert_array_equal,
-      loaded.params[part],
-      release_names.from_release(wanted, network),
+      loaded.params[name],
+      release_names.from_release(expected, part.network),
     )
   # The tables as they were found: every bit comes back.
   out = tmp_path / 'back.pth.tar'
@@ -115,6 +114,17 @@ def test_golden_there_and_back(torch, golden, content, path, tmp_path, caplog):
     'back.pth.tar',
     'given.pth.tar',
   ]
+
+
+def test_notes_are_logged(path, caplog):
+  """By whoever reads for a user, once; a reader alone is silent."""
+  loaded = load.read_weights(path, heads=4)
+  assert not caplog.text
+  loaded.log_notes(path)
+  assert f'{path}: {loaded.notes[0]}' in caplog.text
+  caplog.clear()
+  load.load_frozen(path, heads=4)
+  assert caplog.text.count(loaded.notes[0]) == 1
 
 
 def test_outputs(torch, golden, save):
@@ -171,7 +181,7 @@ def test_heads_of_the_method(torch, size, tmp_path):
     for part in weights.PARTS
   }
   path = tmp_path / 'a.pth.tar'
-  release.write(path, params, config, ddp=False)
+  release.write(path, params, config)
   assert release.read(path).config == config
   file = torch.load(path, weights_only=True)
   del file['ijepa_jax']
