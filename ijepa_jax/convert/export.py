@@ -112,7 +112,7 @@ def _check_arguments(out, to, encoder, optimizer) -> None:
     )
   if optimizer and to == 'huggingface':
     raise UserError(
-      'A Hugging Face folder has no place for an optimiser: leave --optimizer '
+      'A Hugging Face folder has no place for an optimizer: leave --optimizer '
       'away, or take --to=orbax or release.'
     )
 

@@ -33,11 +33,11 @@ def state_from_weights(
     abstract, make_state: from `compile.abstract_state`.
 
   Returns:
-    A state laid out as `abstract`; its step is 0, or the optimiser's.
+    A state laid out as `abstract`; its step is 0, or the optimizer's.
 
   Raises:
     UserError: there is nothing of the kind, it is of another model, or the
-      optimiser's state is asked for and can't be had. Nothing was compiled.
+      optimizer's state is asked for and can't be had. Nothing was compiled.
   """
   if not path:
     raise UserError('init_optimizer is set: say in init_from where it is.')
@@ -148,7 +148,7 @@ def _log_what_is_missing(path, config, loaded: weights.Weights) -> None:
   logging.info(
     'Beginning with the weights of %s%s.',
     path,
-    f' and its optimiser, after step {loaded.optimizer.step}'
+    f' and its optimizer, after step {loaded.optimizer.step}'
     if loaded.optimizer
     else '',
   )

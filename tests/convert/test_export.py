@@ -25,7 +25,7 @@ from ijepa_jax.train import compile
 from ijepa_jax.train.run import build
 from tests.close import close
 from tests.methods.test_parity import GOLDEN
-from tests.pretrained.formats.test_huggingface import GIVEN
+from tests.pretrained.formats.test_huggingface import CONFIG
 from tests.pretrained.formats.test_release import NAMES, bits, released
 
 WEIGHTS = 'model.safetensors'
@@ -39,8 +39,8 @@ def assert_equal(a, b):
 
 def random_like(tree, seed=0):
   # Repeated, so that it costs little; nothing has this prime's length.
-  some = np.random.default_rng(seed).standard_normal(65_537, np.float32)
-  return jax.tree.map(lambda x: np.resize(some, x.shape), tree)
+  noise = np.random.default_rng(seed).standard_normal(65_537, np.float32)
+  return jax.tree.map(lambda x: np.resize(noise, x.shape), tree)
 
 
 def write_run(workdir, size, mesh):
@@ -78,9 +78,9 @@ def test_every_size(size, cpus, tmp_path):
       for x in jax.tree.leaves(params):
         assert len(x.sharding.device_set) == mesh.size
       assert_equal(jax.device_get(params), tree['target'])
-  whole = load.read_weights(tmp_path / 'orbax8')
-  assert_equal(orbax.nested(whole.params), tree)
-  assert whole.config['heads'] == vit.SIZES[size]['heads']
+  loaded = load.read_weights(tmp_path / 'orbax8')
+  assert_equal(orbax.nested(loaded.params), tree)
+  assert loaded.config['heads'] == vit.SIZES[size]['heads']
 
 
 @pytest.fixture(scope='module')
@@ -88,7 +88,7 @@ def trained(tmp_path_factory, cpus):
   """(config, workdir, state): a run of 7 steps, its moments not zero."""
   c = tiny.get_config()
   c.model.depth, c.batch_size = 2, 16
-  c.optim.clip_norm = 1.0  # which changes what the optimiser's state is made of
+  c.optim.clip_norm = 1.0  # which changes what the optimizer's state is made of
   c.init_from = '/private/of/mine/first'
   c.data.path = '/private/images'
   path = tmp_path_factory.mktemp('trained')
@@ -123,9 +123,9 @@ def test_a_run_goes_on_from_an_export(trained, cpus, tmp_path, caplog):
   words = export.export(workdir, out, 'orbax', optimizer=True)
   assert "AdamW's state after step 7" in words
   for devices in cpus[:1], cpus:
-    found, step = restored(config, out, devices)
+    actual, step = restored(config, out, devices)
     assert step == 7
-    assert_equal(found, state)
+    assert_equal(actual, state)
   before, after = (
     json.loads((p / 'config.json').read_text()) for p in (workdir, out)
   )
@@ -144,9 +144,9 @@ def test_the_same_by_way_of_torch(trained, cpus, tmp_path):
   export.export(out, tmp_path / 'back', 'orbax', optimizer=True)
   unclipped = config.copy_and_resolve_references()
   unclipped.optim.clip_norm = 0.0  # what a file can't say
-  found, step = restored(unclipped, tmp_path / 'back', cpus[:1])
+  actual, step = restored(unclipped, tmp_path / 'back', cpus[:1])
   assert step == 7
-  assert_equal(jax.tree.leaves(found), jax.tree.leaves(state))
+  assert_equal(jax.tree.leaves(actual), jax.tree.leaves(state))
 
 
 def test_jobs_take_an_export_for_the_run(trained, tmp_path):
@@ -156,8 +156,10 @@ def test_jobs_take_an_export_for_the_run(trained, tmp_path):
   out.mkdir()  # an empty folder may be there
   export.export(workdir, out, 'orbax')
   for which in 'target', 'context':
-    ours, theirs = (load.load_frozen(p, which=which) for p in (workdir, out))
-    assert ours.fingerprint == theirs.fingerprint
+    run_encoder, export_encoder = (
+      load.load_frozen(p, which=which) for p in (workdir, out)
+    )
+    assert run_encoder.fingerprint == export_encoder.fingerprint
   assert not (out / 'position_tables.safetensors').exists()
   assert load.read_weights(out, optimizer=True).optimizer is None
   assert sorted(p.name for p in out.iterdir()) == [
@@ -191,20 +193,20 @@ def test_golden_outputs(golden, tmp_path):
   export.export(given, tmp_path / 'ours', 'orbax', heads=4)
   images = parity.batch(golden, 0)['image']
   with jax.default_matmul_precision('highest'):
-    found = load.load_encoder(tmp_path / 'ours', which='context')
-    tokens = found.features(images, 'tokens', normalized=True)
+    actual = load.load_encoder(tmp_path / 'ours', which='context')
+    tokens = actual.features(images, 'tokens', normalized=True)
   close(tokens, golden['step0/target_encoder_out'])
 
 
 @pytest.fixture
 def folder(tmp_path):
   """A Hugging Face folder of a context encoder, as others have them."""
-  params = random_like({'encoder': weights.shapes(GIVEN, 'encoder')})
+  params = random_like({'encoder': weights.shapes(CONFIG, 'encoder')})
   path = tmp_path / 'given'
-  huggingface.write(path, params, GIVEN, part='encoder')
-  said = json.loads((path / 'config.json').read_text())
-  del said['ijepa_encoder']
-  (path / 'config.json').write_text(json.dumps(said))
+  huggingface.write(path, params, CONFIG, part='encoder')
+  config = json.loads((path / 'config.json').read_text())
+  del config['ijepa_encoder']
+  (path / 'config.json').write_text(json.dumps(config))
   return path
 
 
@@ -286,17 +288,17 @@ def test_refusals(given, out, to, options, words, trained, folder, tmp_path):
 def broken(name, run, state, tmp_path):
   """Folders that are no run, or not all of one."""
   path = tmp_path / name
-  said = json.loads((run / 'config.json').read_text())
+  config = json.loads((run / 'config.json').read_text())
   if name == 'finetuned':
-    said = {'finetune': {}}
+    config = {'finetune': {}}
   elif name == 'wider':
-    said['model']['width'] = 128
+    config['model']['width'] = 128
   elif name != 'headless':
     return path
   part = {'target': state.target}
   if name == 'headless':
     part = {'params': {'predictor': state.params['predictor']}}
-  write_config(path, json.dumps(said))
+  write_config(path, json.dumps(config))
   with checkpointer.Checkpointer(path / 'checkpoints') as checkpoints:
     checkpoints.save(1, part)
   return path
@@ -399,24 +401,24 @@ def test_command_line(small_run, tmp_path):
     )
 
   out = tmp_path / 'out'
-  found = run(small_run, out, '--to=huggingface')
-  assert found.returncode == 0, found.stderr
-  assert found.stdout == (
+  result = run(small_run, out, '--to=huggingface')
+  assert result.returncode == 0, result.stderr
+  assert result.stdout == (
     f'{out} holds the target encoder: 37 tensors, 0.1 million parameters, '
     f'{sum(p.stat().st_size for p in out.iterdir() if p.suffix != ".md"):,} '
     'bytes; all 37 tensors read back bit-equal. Its model card is '
     f'{out / "README.md"}.\n'
   )
-  found = run(small_run, out, '--to=orbax')
-  assert (found.returncode, found.stdout) == (1, '')
-  assert found.stderr == f'{out} is there already: take another name.\n'
-  found = run(small_run, '--to=orbax')
-  assert found.returncode == 1
-  assert found.stderr.startswith('Say what, where and how: python -m')
-  found = run(small_run, out, '--to=onnx')
-  assert found.returncode == 1
-  assert 'onnx' in found.stderr
-  assert 'Traceback' not in found.stderr
+  result = run(small_run, out, '--to=orbax')
+  assert (result.returncode, result.stdout) == (1, '')
+  assert result.stderr == f'{out} is there already: take another name.\n'
+  result = run(small_run, '--to=orbax')
+  assert result.returncode == 1
+  assert result.stderr.startswith('Say what, where and how: python -m')
+  result = run(small_run, out, '--to=onnx')
+  assert result.returncode == 1
+  assert 'onnx' in result.stderr
+  assert 'Traceback' not in result.stderr
 
 
 ODD = [
@@ -507,11 +509,11 @@ def test_a_run_that_trains_meanwhile(small_run, tmp_path, monkeypatch):
   def gone(self, step=None, names=checkpointer.Checkpointer._these):
     if (run / 'checkpoints/1').exists():
       return names(self, step)
-    found = names(self, None)
+    steps = names(self, None)
     if not seen:  # as it was listed before it went
       seen.append(1)
       return [1]
-    return found if step is None else [step]
+    return steps if step is None else [step]
 
   seen = []
   monkeypatch.setattr(checkpointer.Checkpointer, '_these', gone)

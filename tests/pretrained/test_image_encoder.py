@@ -122,41 +122,41 @@ def test_the_three_kinds(encoder, params, shape):
   image = pixels(3, *shape)
   expected = by_hand(params, image)
   for kind in KINDS:
-    found = encoder.features(image, kind)
-    assert found.dtype == np.float32 and type(found) is np.ndarray
-    close(found, expected[kind])
+    actual = encoder.features(image, kind)
+    assert actual.dtype == np.float32 and type(actual) is np.ndarray
+    close(actual, expected[kind])
   tokens = encoder.features(image, 'tokens')
   assert tokens.shape == (3, shape[0] * shape[1] // 64, 32)
 
 
 def test_kinds_of_arrays(encoder):
   image = pixels(3)
-  wanted = encoder.features(image)
+  expected = encoder.features(image)
   for same in (
     image / 255,
     (image / 255).astype(np.float32),
     jax.numpy.asarray(image),
     jax.numpy.asarray(image / np.float32(255)),
   ):
-    close(encoder.features(same), wanted)
-  found = encoder.features(normalised(image), normalized=True)
-  close(found, wanted)
+    close(encoder.features(same), expected)
+  actual = encoder.features(normalised(image), normalized=True)
+  close(actual, expected)
   half = jax.numpy.asarray(image / 255, 'bfloat16')
-  close(encoder.features(half), wanted, BFLOAT16)
+  close(encoder.features(half), expected, BFLOAT16)
 
 
 def test_neither_batches_nor_devices_matter(encoder, folder, cpus):
   image = pixels(21)
-  wanted = encoder.features(image, 'last4')
-  assert wanted.shape == (21, 4 * 32)
+  expected = encoder.features(image, 'last4')
+  assert expected.shape == (21, 4 * 32)
   for devices, size in ((1, 4), (3, 1)):
     mesh = sharding.make_mesh(devices=cpus[:devices])
     other = load.load_encoder(folder, mesh=mesh, batch_size=size)
-    found = other.features(image, 'last4')
-    close(found, wanted)
+    actual = other.features(image, 'last4')
+    close(actual, expected)
   split = sharding.make_mesh(fsdp=4, devices=cpus)
   other = load.load_encoder(folder, mesh=split)
-  close(other.features(image, 'last4'), wanted)
+  close(other.features(image, 'last4'), expected)
 
 
 def test_ways_to_give_pictures(encoder, photos):
@@ -216,12 +216,12 @@ def test_more_pictures_than_a_batch_read_as_needed(encoder):
 
   encoder._run['pooled'] = counting
   try:
-    found = encoder.features(give())
+    actual = encoder.features(give())
   finally:
     encoder._run['pooled'] = run
   assert set(ahead) == {0}  # none is read before the batch before it runs
-  wanted = encoder.features(encoder.crop(images))
-  close(found, wanted)
+  expected = encoder.features(encoder.crop(images))
+  close(actual, expected)
 
 
 def test_compilations(folder, caplog):
@@ -289,18 +289,18 @@ def test_a_released_file(params, one, tmp_path):
     load.load_encoder(path)
   image = pixels(2)
   for which, key in (('target', 'target'), ('context', 'encoder')):
-    found = load.load_encoder(path, heads=4, which=which, mesh=one)
-    assert found.name == f'jepa.pth.tar, {which} encoder'
-    wanted = by_hand(both[key], image)['pooled']
-    close(found.features(image), wanted)
+    actual = load.load_encoder(path, heads=4, which=which, mesh=one)
+    assert actual.name == f'jepa.pth.tar, {which} encoder'
+    expected = by_hand(both[key], image)['pooled']
+    close(actual.features(image), expected)
   # Nor which grid a table is of, where it is no sin-cos table and no square.
   for name in 'encoder', 'target_encoder':
     file[name]['module.pos_embed'] = torch.ones(1, 35, 32)
   torch.save(file, path)
   with pytest.raises(UserError, match='give image_size='):
     load.load_encoder(path, heads=4)
-  found = load.load_encoder(path, heads=4, image_size=(40, 56))
-  assert found.grid == (5, 7)
+  actual = load.load_encoder(path, heads=4, image_size=(40, 56))
+  assert actual.grid == (5, 7)
 
 
 def test_a_context_encoder_is_told(params, tmp_path, caplog):
@@ -313,8 +313,8 @@ def test_a_context_encoder_is_told(params, tmp_path, caplog):
 
 def test_what_a_file_does_not_hold(folder, tmp_path, caplog):
   """It is said; and what nobody knows any more is not made up."""
-  found = load.load_encoder(folder, which='context')
-  assert 'target encoder' in found.name
+  actual = load.load_encoder(folder, which='context')
+  assert 'target encoder' in actual.name
   assert 'holds the target encoder alone' in caplog.text
   export.export(folder, tmp_path / 'ours', 'orbax')
   with pytest.raises(UserError, match="'untrained': only a training run"):
@@ -332,10 +332,10 @@ def test_an_export_of_one_encoder(small_run, one, tmp_path, caplog, part):
     checkpoints.save(3, tree)
   for which in 'target', 'context':
     caplog.clear()
-    found = load.load_frozen(tmp_path, mesh=one, which=which)
-    assert found.name.endswith(f'step 3, {part} encoder')
-    assert found.fingerprint == frozen.fingerprint
-    assert found.table is None
+    actual = load.load_frozen(tmp_path, mesh=one, which=which)
+    assert actual.name.endswith(f'step 3, {part} encoder')
+    assert actual.fingerprint == frozen.fingerprint
+    assert actual.table is None
     told = f'holds the {part} encoder alone' in caplog.text
     assert told == (which != part)
   # Its own table, which what it was exported from had.
@@ -343,8 +343,8 @@ def test_an_export_of_one_encoder(small_run, one, tmp_path, caplog, part):
   name = {'target': 'target', 'context': 'encoder'}[part]
   file = tmp_path / orbax.POSITION_TABLES
   tensors.write_safetensors(file, {name: table})
-  found = load.load_frozen(tmp_path, mesh=one, pos_embed='interpolate')
-  np.testing.assert_array_equal(found.position((1, 48, 48, 3)), table)
+  actual = load.load_frozen(tmp_path, mesh=one, pos_embed='interpolate')
+  np.testing.assert_array_equal(actual.position((1, 48, 48, 3)), table)
   tensors.write_safetensors(file, {name: table[:9]})
   with pytest.raises(UserError, match=r'\[9, 64\].*no position table'):
     load.load_frozen(tmp_path, mesh=one)
@@ -375,27 +375,27 @@ def test_types_of_computation(small_run, folder, one, tmp_path):
 
 def test_recompute_is_the_model_of_that_size(folder, params, tmp_path, one):
   shape = 24, 72
-  there = CONFIG | {'image_size': shape}
-  huggingface.write(tmp_path / 'hf', {'target': params}, there)
+  config = CONFIG | {'image_size': shape}
+  huggingface.write(tmp_path / 'hf', {'target': params}, config)
   image = pixels(2, *shape)
-  wanted = load.load_encoder(tmp_path / 'hf', mesh=one)
-  found = load.load_encoder(folder, mesh=one, image_size=shape)
-  assert found.grid == wanted.grid
-  close(found.features(image, 'tokens'), wanted.features(image, 'tokens'))
+  expected = load.load_encoder(tmp_path / 'hf', mesh=one)
+  actual = load.load_encoder(folder, mesh=one, image_size=shape)
+  assert actual.grid == expected.grid
+  close(actual.features(image, 'tokens'), expected.features(image, 'tokens'))
 
 
 def test_interpolate_takes_the_stored_table(params, tmp_path, one):
   """At its own grid bit for bit, elsewhere as positions.resize has it."""
   table = np.random.default_rng(3).normal(size=(36, 32)).astype(np.float32)
   huggingface.write(tmp_path / 'hf', {'target': params}, CONFIG, table=table)
-  found = load.load_encoder(tmp_path / 'hf', mesh=one, pos_embed='interpolate')
+  actual = load.load_encoder(tmp_path / 'hf', mesh=one, pos_embed='interpolate')
   for shape in (48, 48), (24, 96):
     image = pixels(2, *shape)
     position = table
     if shape != (48, 48):
       position = positions.resize(table, (6, 6), (3, 12))
-    wanted = by_hand(params, image, position)
-    close(found.features(image, 'last4'), wanted['last4'])
+    expected = by_hand(params, image, position)
+    close(actual.features(image, 'last4'), expected['last4'])
 
 
 def test_interpolate_changes_nothing_at_home(small_run, one):
@@ -421,9 +421,9 @@ def test_interpolate_is_hugging_faces(
   image = pixels(2, *shape)
   with torch.no_grad():
     x = torch.from_numpy(normalised(image).transpose(0, 3, 1, 2).copy())
-    wanted = model(x, interpolate_pos_encoding=True).last_hidden_state.numpy()
+    expected = model(x, interpolate_pos_encoding=True).last_hidden_state.numpy()
   ours = load.load_encoder(tmp_path / 'hf', mesh=one, pos_embed='interpolate')
-  close(ours.features(image, 'tokens'), wanted)
+  close(ours.features(image, 'tokens'), expected)
 
 
 def test_evaluations_at_another_resolution(small_run, images, one):
@@ -443,8 +443,8 @@ def test_evaluations_at_another_resolution(small_run, images, one):
   logits = jax.jit(model.logits)(
     {'encoder': last.params, 'head': head}, last.normalize(image)
   )
-  wanted = load.load_encoder(small_run, mesh=one, pos_embed='interpolate')
-  close(logits, wanted.features(image))
+  expected = load.load_encoder(small_run, mesh=one, pos_embed='interpolate')
+  close(logits, expected.features(image))
 
   c = knn_config.get_config()
   c.init_from, c.task, c.data.path = str(small_run), 'folder', str(images)

@@ -89,7 +89,7 @@ def read(
     try:
       moments = release_adamw.read(torch, file.get(_OPTIMIZER), networks, path)
     except UserError as error:
-      notes.append(f"The optimiser's state is not taken: {error}")
+      notes.append(f"The optimizer's state is not taken: {error}")
   used |= {_METADATA, _OPTIMIZER} if optimizer else {_METADATA}
   if unused := sorted(map(str, file.keys() - used)):
     notes.append(f'Passed over: {", ".join(unused)}.')

@@ -232,6 +232,6 @@ def _check_parts(networks, trees) -> None:
   ):
     if missing := [part for part in weights.TRAINED if part not in by_part]:
       raise UserError(
-        f"An optimiser's state is of both networks: the {words} have no "
+        f"An optimizer's state is of both networks: the {words} have no "
         f'{missing[0]}.'
       )

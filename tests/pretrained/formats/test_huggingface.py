@@ -26,7 +26,7 @@ from tests.close import close
 from tests.methods.test_parity import GOLDEN
 
 WEIGHTS = 'model.safetensors'
-GIVEN = dict(
+CONFIG = dict(
   width=32,
   depth=2,
   heads=4,
@@ -50,7 +50,7 @@ def params(golden):
 
 @pytest.fixture
 def folder(params, tmp_path):
-  huggingface.write(tmp_path / 'given', params, GIVEN)
+  huggingface.write(tmp_path / 'given', params, CONFIG)
   return tmp_path / 'given'
 
 
@@ -81,21 +81,21 @@ def edit(folder, **changes):
 
 def test_golden_there_and_back(golden, params, folder, tmp_path):
   loaded = huggingface.read(folder)
-  assert loaded.config == GIVEN
+  assert loaded.config == CONFIG
   assert loaded.notes == []
   assert_equal(loaded.params, params)
   image = golden['step0/images_nchw'].transpose(0, 2, 3, 1)
   huggingface.write(
-    tmp_path / 'again', loaded.params, GIVEN, table=loaded.tables['target']
+    tmp_path / 'again', loaded.params, CONFIG, table=loaded.tables['target']
   )
   for name in 'config.json', WEIGHTS:
     again = (tmp_path / 'again' / name).read_bytes()
     assert again == (folder / name).read_bytes()
-  theirs = release_names.from_release(
+  context = release_names.from_release(
     parity.subtree(golden, 'init/encoder'), 'encoder'
   )
   huggingface.write(
-    tmp_path / 'init', {'encoder': theirs}, GIVEN, part='encoder'
+    tmp_path / 'init', {'encoder': context}, CONFIG, part='encoder'
   )
   initial = huggingface.read(tmp_path / 'init')
   close(outputs(initial, image), golden['step0/target_encoder_out'])
@@ -114,8 +114,8 @@ def test_context_encoder_is_told(folder):
 
 def test_normalisation(params, tmp_path):
   stats = dict(mean=(0.5, 0.25, 0.125), std=(1.0, 0.5, 0.25))
-  huggingface.write(tmp_path / 'a', params, GIVEN | stats)
-  assert huggingface.read(tmp_path / 'a').config == GIVEN | stats
+  huggingface.write(tmp_path / 'a', params, CONFIG | stats)
+  assert huggingface.read(tmp_path / 'a').config == CONFIG | stats
   path = tmp_path / 'a/preprocessor_config.json'
   path.write_text(path.read_text().replace('0.25', '0.0'))
   with pytest.raises(UserError, match='std is'):
@@ -124,7 +124,7 @@ def test_normalisation(params, tmp_path):
 
 def test_another_table_is_told(params, folder, tmp_path):
   table = np.zeros((36, 32))
-  huggingface.write(tmp_path / 'a', params, GIVEN, table=table)
+  huggingface.write(tmp_path / 'a', params, CONFIG, table=table)
   loaded = huggingface.read(tmp_path / 'a')
   assert 'position table differs' in loaded.notes[0]
   np.testing.assert_array_equal(loaded.tables['target'], table)
@@ -138,23 +138,24 @@ def test_another_epsilon_is_told(folder):
     huggingface.read(folder)
 
 
-@pytest.mark.parametrize('dtype', ['BF16', 'F16', 'F64'])
-def test_other_types(params, folder, dtype):
-  kept = {'BF16': np.dtype('bfloat16'), 'F16': np.dtype('<f2')}
-  kept = kept.get(dtype, np.dtype('<f8'))
+@pytest.mark.parametrize(
+  ('code', 'dtype'), [('BF16', 'bfloat16'), ('F16', '<f2'), ('F64', '<f8')]
+)
+def test_other_types(params, folder, code, dtype):
+  dtype = np.dtype(dtype)
   header, data = {}, b''
   for name, x in stored(folder).items():
-    begin, data = len(data), data + x.astype(kept).tobytes()
+    begin, data = len(data), data + x.astype(dtype).tobytes()
     header[name] = dict(
-      dtype=dtype, shape=x.shape, data_offsets=(begin, len(data))
+      dtype=code, shape=x.shape, data_offsets=(begin, len(data))
     )
   text = json.dumps(header).encode()
   (folder / WEIGHTS).write_bytes(struct.pack('<Q', len(text)) + text + data)
   loaded = huggingface.read(folder)
-  assert [kept.name in note for note in loaded.notes] == [True]
+  assert [dtype.name in note for note in loaded.notes] == [True]
   assert_equal(
     loaded.params,
-    jax.tree.map(lambda x: x.astype(kept).astype(np.float32), params),
+    jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params),
   )
 
 
@@ -222,16 +223,16 @@ def test_wrong_folders(folder, tmp_path):
 
 def test_writing_refused(params, folder, tmp_path):
   with pytest.raises(UserError, match='there already'):
-    huggingface.write(folder, params, GIVEN)
+    huggingface.write(folder, params, CONFIG)
   out = tmp_path / 'out'
   with pytest.raises(UserError, match='part is'):
-    huggingface.write(out, params, GIVEN, part='encoder')
+    huggingface.write(out, params, CONFIG, part='encoder')
   with pytest.raises(UserError, match='blocks/fc1'):
-    huggingface.write(out, params, GIVEN | {'mlp_dim': 64})
+    huggingface.write(out, params, CONFIG | {'mlp_dim': 64})
   with pytest.raises(UserError, match='whole number'):
-    huggingface.write(out, params, GIVEN | {'image_size': (48, 50)})
+    huggingface.write(out, params, CONFIG | {'image_size': (48, 50)})
   with pytest.raises(UserError, match='pos_embed'):
-    huggingface.write(out, params, GIVEN, table=np.zeros((4, 32)))
+    huggingface.write(out, params, CONFIG, table=np.zeros((4, 32)))
   assert [p.name for p in tmp_path.iterdir()] == ['given']
 
 
@@ -250,7 +251,7 @@ def transformers(monkeypatch):
   return pytest.importorskip('transformers')
 
 
-def theirs(transformers, model, image_BHWC):
+def their_outputs(transformers, model, image_BHWC):
   import torch
 
   with torch.no_grad():
@@ -315,7 +316,7 @@ def test_their_model_here(transformers, config, tmp_path):
       .normal(size=(2, *config['image_size'], 3))
       .astype(np.float32)
     )
-    close(outputs(loaded, image), theirs(transformers, model, image))
+    close(outputs(loaded, image), their_outputs(transformers, model, image))
 
 
 def test_our_model_there(transformers, config, tmp_path):
@@ -335,7 +336,7 @@ def test_our_model_there(transformers, config, tmp_path):
   )
   close(
     outputs(huggingface.read(tmp_path / 'ours'), image),
-    theirs(transformers, model, image),
+    their_outputs(transformers, model, image),
   )
   # Through their code and back: still the target encoder, bit for bit.
   model.save_pretrained(tmp_path / 'back')
@@ -459,7 +460,7 @@ def test_their_classifier_here(transformers, tmp_path):
       image,
       position_ND=loaded.tables['encoder'],
     )
-    error = np.asarray(ours) - theirs(transformers, model.ijepa, image)
+    error = np.asarray(ours) - their_outputs(transformers, model.ijepa, image)
     assert np.abs(error).max() < 1e-4
 
 
@@ -489,8 +490,8 @@ def test_the_processor_makes_our_pixels(transformers, tmp_path, size, channels):
   if channels == 3:
     images += [images[0].convert('L'), images[1].convert('CMYK')]
   images = [image.convert(decode.MODES[channels]) for image in images]
-  found = processor(images, return_tensors='np')['pixel_values']
-  for image, theirs_CHW in zip(images, found, strict=True):
+  theirs = processor(images, return_tensors='np')['pixel_values']
+  for image, theirs_CHW in zip(images, theirs, strict=True):
     pixels = theirs_CHW.transpose(1, 2, 0) * std + mean
     ours = crop.evaluation_crop(size)(image).astype(float)
     # The backend by torchvision rounds otherwise than Pillow.
@@ -523,7 +524,7 @@ def test_what_a_processor_says(params, folder):
   """Normalization is followed or refused; another way to cut is said."""
   stats = dict(mean=(0.5, 0.25, 0.125), std=(1.0, 0.5, 0.25))
   path = folder / 'preprocessor_config.json'
-  ours = huggingface_names.preprocessor(GIVEN | stats)
+  ours = huggingface_names.preprocessor(CONFIG | stats)
 
   def read(**changes):
     path.write_text(json.dumps(ours | changes))

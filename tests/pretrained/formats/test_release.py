@@ -32,11 +32,11 @@ CONFIG = dict(
 
 
 def released(torch, golden, at='final', parts=NAMES):
-  """What the release leaves in a file: DDP's names, the optimiser, ..."""
+  """What the release leaves in a file: DDP's names, the optimizer, ..."""
   weight = torch.nn.Parameter(torch.ones(3))
-  optimiser = torch.optim.AdamW([weight])
+  optimizer = torch.optim.AdamW([weight])
   weight.sum().backward()
-  optimiser.step()
+  optimizer.step()
   networks = {
     part: {
       f'module.{k}': torch.from_numpy(v)
@@ -44,8 +44,8 @@ def released(torch, golden, at='final', parts=NAMES):
     }
     for part in parts
   }
-  rest = {'opt': optimiser.state_dict(), 'scaler': None, 'epoch': 300}
-  return networks | rest
+  beside = {'opt': optimizer.state_dict(), 'scaler': None, 'epoch': 300}
+  return networks | beside
 
 
 @pytest.fixture(scope='module')
