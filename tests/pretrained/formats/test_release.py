@@ -17,6 +17,7 @@ from tests.close import close
 from tests.methods.test_parity import GOLDEN
 
 NAMES = 'encoder', 'predictor', 'target_encoder'
+
 CONFIG = dict(
   width=32,
   depth=2,
@@ -260,50 +261,3 @@ def test_without_torch(tmp_path, monkeypatch):
     archive.writestr('a/data.pkl', b'')
   with pytest.raises(UserError, match=r'ijepa_jax\[torch\]'):
     release.read(path)
-
-
-@pytest.mark.parametrize(
-  'word', ['', 'module._orig_mod.', 'module.backbone.', '_orig_mod.']
-)
-def test_wrapped(torch, content, save, word):
-  """Whatever stands before the names, and heads beside them."""
-  plain = release.read(save(content), heads=4)
-  other = {
-    part: {
-      word + k.removeprefix('module.'): x for k, x in content[part].items()
-    }
-    for part in NAMES
-  }
-  other['target_encoder'][f'{word}head.weight'] = torch.ones(3, 32)
-  loaded = release.read(save(other), heads=4)
-  jax.tree.map(np.testing.assert_array_equal, loaded.params, plain.params)
-  assert f'Passed over: {word}head.weight.' in loaded.notes
-
-
-@pytest.mark.parametrize('table', ['state_dict', 'model', None])
-def test_one_table_of_everything(torch, content, save, table):
-  """As Lightning keeps it: the attributes' names before those of the layers."""
-  plain = release.read(save(content), heads=4)
-  flat = {
-    f'{name}.{k.removeprefix("module.")}': x
-    for name in NAMES
-    for k, x in content[name].items()
-  }
-  flat['probe.weight'] = torch.ones(3, 32)
-  file = {table: flat, 'epoch': 3} if table else flat
-  loaded = release.read(save(file), heads=4)
-  jax.tree.map(np.testing.assert_array_equal, loaded.params, plain.params)
-  assert 'Passed over: probe.weight.' in loaded.notes
-  assert ('Passed over: epoch.' in loaded.notes) == bool(table)
-
-
-def test_which_encoder_is_not_said(torch, content, save):
-  encoder = {
-    k.removeprefix('module.'): x for k, x in content['encoder'].items()
-  }
-  loaded = release.read(save(encoder), heads=4)
-  assert loaded.params.keys() == {'encoder'}
-  assert 'does not say which of the two' in loaded.notes[0]
-  both = {f'{w}.{k}': x for w in ('a', 'b') for k, x in encoder.items()}
-  with pytest.raises(UserError, match=r"begin with 'a\.', 'b\.'"):
-    release.read(save({'state_dict': both}), heads=4)
