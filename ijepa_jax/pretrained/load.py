@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import ijepa, method
+from ijepa_jax.methods import from_config
 from ijepa_jax.models import vit
 from ijepa_jax.pretrained.formats import huggingface, orbax, release, weights
 from ijepa_jax.pretrained.frozen_encoder import FrozenEncoder, RawPixels
@@ -199,9 +199,9 @@ def _from_run(path, mesh, encoder, step):
     raise UserError(f'which is {encoder!r}: only a training run can give that.')
   if mesh.devices.flat[0].platform != 'gpu':  # the same, without cuDNN
     config.model.attention = 'xla'
-  model, table = method.build_model(config), None
+  method, table = from_config.make_method(config), None
   if encoder == 'untrained':
-    params, words = _untrained_params(config, model, mesh), 'untrained encoder'
+    params, words = _untrained_params(config, method, mesh), 'untrained encoder'
   else:
     part = weights.ENCODERS[encoder]
     loaded = orbax.read(path, step=step, encoder=part, mesh=mesh)
@@ -209,10 +209,10 @@ def _from_run(path, mesh, encoder, step):
     params, table = loaded.params[part], loaded.tables.get(part)
     words = f'step {loaded.step}, {weights.PARTS[part].words}'
   frozen = FrozenEncoder(
-    model.encoder,
+    method.encoder,
     params,
-    mean=model.mean,
-    std=model.std,
+    mean=method.mean,
+    std=method.std,
     image_size=tuple(config.data.image_size),
     channels=config.data.channels,
     name=f'{epath.Path(path).name}, {words}',
@@ -220,12 +220,12 @@ def _from_run(path, mesh, encoder, step):
   return frozen, table
 
 
-def _untrained_params(config, model, mesh):
+def _untrained_params(config, method, mesh):
   """Returns the encoder's parameters with which the run began."""
 
   def init(key):
     shape = *config.data.image_size, config.data.channels
-    return ijepa.init_params(model, key, image_shape=shape)['encoder']
+    return method.init_params(key, shape)['encoder']
 
   # As jobs draw, whatever generator JAX is told to use.
   key = jax.random.key(config.seed, impl='threefry2x32')

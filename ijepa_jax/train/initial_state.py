@@ -1,7 +1,7 @@
 """The first state of a run that begins with somebody's weights.
 
 The encoders and the predictor begin with the stored ones; the optimizer and the
-schedules begin anew, unless config.init_optimizer is set.
+schedules begin anew, unless run.init_optimizer is set.
 """
 
 import jax
@@ -13,13 +13,13 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.methods import train_step
 from ijepa_jax.pretrained import load
 from ijepa_jax.pretrained.formats import weights
-from ijepa_jax.train.run import Run
+from ijepa_jax.train.run import PretrainRun
 
 _MAY_DIFFER = 'image_size', 'mean', 'std'  # what another run may have otherwise
 
 
 def state_from_weights(
-  path, config, run: Run, abstract: train_step.State, make_state
+  run: PretrainRun, abstract: train_step.State, make_state
 ) -> train_step.State:
   """Returns the first state, of weights and perhaps of AdamW's state.
 
@@ -28,8 +28,8 @@ def state_from_weights(
   another size are no hindrance: the position tables are computed.
 
   Args:
-    path: of a workdir, an export, a .pth.tar file or a Hugging Face folder.
-    config, run: of the run that begins.
+    run: that begins; its init_from is a workdir, an export, a .pth.tar file or
+      a Hugging Face folder.
     abstract, make_state: from `compile.abstract_state`.
 
   Returns:
@@ -39,15 +39,16 @@ def state_from_weights(
     UserError: there is nothing of the kind, it is of another model, or the
       optimizer's state is asked for and can't be had. Nothing was compiled.
   """
+  path = run.init_from
   if not path:
     raise UserError('init_optimizer is set: say in init_from where it is.')
   loaded = load.read_weights(
-    path, optimizer=config.init_optimizer, heads=config.model.heads
+    path, optimizer=run.init_optimizer, heads=run.model['heads']
   )
   loaded.log_notes(path)
-  _check_model(path, config, loaded)
-  _check_optimizer(path, config, loaded)
-  _log_what_is_missing(path, config, loaded)
+  _check_model(run, loaded)
+  _check_optimizer(run, loaded)
+  _log_what_is_missing(run, loaded)
 
   params, optimizer = loaded.params, loaded.optimizer
   step = np.int32(optimizer.step if optimizer else 0)
@@ -59,7 +60,7 @@ def state_from_weights(
       abstract.opt_state, count=step, mu=optimizer.mu, nu=optimizer.nu
     )
   if predictor is None or opt_state is None:
-    fresh = make_state(jax.random.key(config.seed))
+    fresh = make_state(jax.random.key(run.seed))
     predictor = predictor or fresh.params['predictor']
     opt_state = opt_state or fresh.opt_state
     del fresh  # The devices never hold more than one state.
@@ -77,14 +78,14 @@ def state_from_weights(
   return jax.tree.map(place, state, abstract)
 
 
-def _check_model(path, config, loaded: weights.Weights) -> None:
-  """Refuses weights that are not of the config's model."""
-  d, stored = config.data, loaded.config
+def _check_model(run: PretrainRun, loaded: weights.Weights) -> None:
+  """Refuses weights that are not of the run's model."""
+  stored = loaded.config
   expected = weights.complete_config(
     {
-      **config.model.to_dict(),
-      'image_size': tuple(d.image_size),
-      'channels': d.channels,
+      **run.model,
+      'image_size': run.image_shape[:2],
+      'channels': run.image_shape[2],
     },
     loaded.params,
   )
@@ -95,36 +96,37 @@ def _check_model(path, config, loaded: weights.Weights) -> None:
   ]
   if differences:
     raise UserError(
-      f'{path} is of another model: {"; ".join(differences)}: change config.'
-      'model or take other weights.'
+      f'{run.init_from} is of another model: {"; ".join(differences)}: change '
+      'config.model or take other weights.'
     )
 
 
-def _check_optimizer(path, config, loaded: weights.Weights) -> None:
-  """Refuses weights without the AdamW state that config.init_optimizer asks."""
-  if not config.init_optimizer:
+def _check_optimizer(run: PretrainRun, loaded: weights.Weights) -> None:
+  """Refuses weights without the AdamW state that run.init_optimizer asks."""
+  path = run.init_from
+  if not run.init_optimizer:
     return
   if loaded.optimizer is None:
     raise UserError(
       f'{path} holds no state of AdamW over encoder and predictor that can be '
       'taken: set init_optimizer=False to begin with a fresh one.'
     )
-  if loaded.optimizer.step >= config.total_steps:
+  if loaded.optimizer.step >= run.total_steps:
     raise UserError(
       f'{path} has made {loaded.optimizer.step} steps already and total_steps '
-      f'is {config.total_steps}: take more, or init_optimizer=False to begin '
+      f'is {run.total_steps}: take more, or init_optimizer=False to begin '
       'again from step 0.'
     )
 
 
-def _log_what_is_missing(path, config, loaded: weights.Weights) -> None:
+def _log_what_is_missing(run: PretrainRun, loaded: weights.Weights) -> None:
   """Logs what the weights lack, and where their pixels differed."""
-  params = loaded.params
+  path, params = run.init_from, loaded.params
   if 'predictor' not in params:
     logging.warning(
       'There is no predictor in %s: a fresh one begins, from seed %d.',
       path,
-      config.seed,
+      run.seed,
     )
   encoders = params.keys() & set(weights.ENCODERS.values())
   if len(encoders) == 1:
@@ -134,7 +136,7 @@ def _log_what_is_missing(path, config, loaded: weights.Weights) -> None:
       weights.PARTS[min(encoders)].words,
     )
   for name in 'mean', 'std':
-    stored, expected = loaded.config.get(name), tuple(config.data[name])
+    stored, expected = loaded.config.get(name), getattr(run.method, name)
     if stored is not None and not np.allclose(stored, expected):
       logging.warning(
         'The pixels of %s had the %s %s, here data.%s is %s: the features '

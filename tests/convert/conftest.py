@@ -8,7 +8,7 @@ from configs import tiny
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.config import write_config
 from ijepa_jax.train import compile
-from ijepa_jax.train.run import build
+from ijepa_jax.train.run import make_run
 from tests.convert.trees import random_like
 
 
@@ -19,9 +19,10 @@ def trained(tmp_path_factory, cpus):
   c.model.depth, c.batch_size = 2, 16
   c.optim.clip_norm = 1.0  # which changes what the optimizer's state is made of
   c.init_from = '/private/of/mine/first'
-  c.data.path = '/private/images'
+  c.data.source, c.data.path = 'folder', '/private/images'
+  c.data.flavour, c.data.count = 'scenes', 20_000  # which mean nothing then
   path = tmp_path_factory.mktemp('trained')
-  abstract, _ = compile.abstract_state(c, build(c))
+  abstract, _ = compile.abstract_state(make_run(c, open_images=False))
 
   def value(x):
     if x.dtype == np.int32:

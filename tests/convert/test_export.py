@@ -17,7 +17,7 @@ from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.config import write_config
 from ijepa_jax.train import compile
-from ijepa_jax.train.run import build
+from ijepa_jax.train.run import make_run
 from tests.close import close
 from tests.convert.trees import assert_equal, random_like
 from tests.methods.test_parity import GOLDEN
@@ -70,8 +70,8 @@ def test_every_size(size, cpus, tmp_path):
 def restored(config, workdir, devices):
   """As pretrain does."""
   mesh = sharding.make_mesh(data=1, fsdp=len(devices), devices=devices)
-  run = build(config)
-  abstract, _ = compile.abstract_state(config, run)
+  run = make_run(config, open_images=False)
+  abstract, _ = compile.abstract_state(run)
   abstract = sharding.with_shardings(abstract, mesh)
   with checkpointer.Checkpointer(workdir / 'checkpoints') as checkpoints:
     state, step = checkpoints.restore(abstract)

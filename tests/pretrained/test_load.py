@@ -14,7 +14,7 @@ import ijepa_jax
 from configs.evals import knn as knn_config
 from ijepa_jax.convert import export
 from ijepa_jax.errors import UserError
-from ijepa_jax.evals import evaluation, finetune
+from ijepa_jax.evals import classifier, evaluation
 from ijepa_jax.models import positions
 from ijepa_jax.pretrained import load
 from ijepa_jax.pretrained.formats import (
@@ -216,8 +216,9 @@ def test_evaluations_at_another_resolution(small_run, images, one):
   assert len({f.fingerprint for f in frozen.values()}) == 4
   # What is fine-tuned is what is looked at.
   last = frozen[(24, 64), 'interpolate']
-  model = finetune.Classifier(last, last.encoder.width, 0, 0, 0, 0)
-  head = {'kernel': np.eye(last.encoder.width), 'bias': 0}
+  width = last.encoder.width
+  model = classifier.Classifier(last, 1, 0, width, 0, 0, 0, 0)
+  head = {'kernel': np.eye(width), 'bias': 0}
   image = pixels(2, 24, 64)
   logits = jax.jit(model.logits)(
     {'encoder': last.params, 'head': head}, last.normalize(image)
