@@ -207,7 +207,7 @@ def plain_config(config, source: str, size: str) -> ConfigDict:
   model = {'size': size or 'base', 'init': 'release'}
   # Where there is no predictor, one that suits any heads.
   model |= {'predictor_width': c['width'], 'predictor_depth': 1}
-  model |= {k: c[k] for k in weights.SIZES if k in c}
+  model |= {k: c[k] for k in weights.SIZE_KEYS if k in c}
   data = {k: c[k] for k in ('image_size', 'channels', 'mean', 'std')}
   return ConfigDict(
     {

@@ -51,7 +51,7 @@ PARTS = {
 TRAINED = 'encoder', 'predictor'  # the parts that have an optimizer's state
 # The two encoders as `which` of load_encoder and --which name them -> part.
 ENCODERS = {'target': 'target', 'context': 'encoder'}
-SIZES = (
+SIZE_KEYS = (
   *('width', 'depth', 'heads', 'mlp_dim', 'patch_size'),
   *('predictor_width', 'predictor_depth', 'predictor_heads'),
 )
@@ -113,7 +113,7 @@ def models(config: Mapping) -> tuple[vit.Encoder, vit.Predictor]:
   Raises:
     UserError: no model has these sizes.
   """
-  sizes = {k: config[k] for k in ('size', *SIZES) if config.get(k)}
+  sizes = {k: config[k] for k in ('size', *SIZE_KEYS) if config.get(k)}
   sizes.setdefault('size', 'base')
   sizes.setdefault('predictor_depth', 1)
   if 'predictor_width' not in sizes and 'width' in sizes:
