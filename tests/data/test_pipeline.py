@@ -303,7 +303,9 @@ def test_mistakes_are_told(wrong, message):
 
 
 def test_fast_needs_its_extra(monkeypatch):
-  monkeypatch.setattr(decode, 'missing', lambda: ['some', 'other'])
+  monkeypatch.setattr(
+    decode, 'missing_fast_packages', lambda: ['some', 'other']
+  )
   with pytest.raises(
     UserError, match=r'fast needs some and other: pip install'
   ):
@@ -311,14 +313,14 @@ def test_fast_needs_its_extra(monkeypatch):
 
 
 def test_fast_is_of_encoded_images(monkeypatch, caplog):
-  monkeypatch.setattr(decode, 'missing', lambda: ['some'])
+  monkeypatch.setattr(decode, 'missing_fast_packages', lambda: ['some'])
   make(Arrays(9), fast=True)
   assert 'data.fast is passed over' in caplog.text
 
 
 def test_fast_batches_are_near():
   """Of JPEGs and of others; with the same masks and boxes."""
-  for name in decode.FAST:
+  for name in decode.FAST_PACKAGES:
     pytest.importorskip(name)
   for quality in (0, 90):
     one, other = (take(Encoded(40, quality=quality), 3, fast=f) for f in (0, 1))

@@ -279,7 +279,7 @@ def test_rules(tmp_path):
 
 def test_tfds_needs_no_tensorflow(prepared):
   code = (
-    'import sys; from ijepa_jax.sources import make_source;'
+    'import sys; from ijepa_jax.data.sources import make_source;'
     f's = make_source("tfds", path={str(prepared)!r}); s[3];'
     'sys.exit("tensorflow" in sys.modules)'
   )
