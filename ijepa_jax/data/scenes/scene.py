@@ -13,7 +13,7 @@ import numpy as np
 
 from ijepa_jax.data.scenes import objects, raycast
 from ijepa_jax.data.scenes.solids import Ball, Cone, box
-from ijepa_jax.errors import UserError
+from ijepa_jax.errors import UserError, one_of
 
 # Of the embedded pictures, those to test with are made with this seed.
 TEST_SEED = 20_230_619
@@ -180,15 +180,13 @@ _DRAW = {'scenes': _draw_scene, 'crowd': _draw_crowd}
 
 
 def check(flavour, **numbers):
-  if flavour not in FLAVOURS:
-    raise UserError(
-      f"unknown flavour {flavour!r}: it must be 'scenes' or 'crowd'."
-    )
+  """Raises UserError for an unknown flavour or a number that is too small."""
+  one_of('flavour', flavour, FLAVOURS)
   for name, value in numbers.items():
-    least = 1 if name in ('count', 'workers') else 0
-    if not isinstance(value, int | np.integer) or value < least:
+    minimum = 1 if name in ('count', 'processes') else 0
+    if not isinstance(value, int | np.integer) or value < minimum:
       raise UserError(
-        f'{name} is {value!r}: it must be a whole number of at least {least}.'
+        f'{name} is {value!r}: it must be a whole number of at least {minimum}.'
       )
 
 

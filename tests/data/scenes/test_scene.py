@@ -27,11 +27,13 @@ GOLDEN = {
 @pytest.fixture(scope='module')
 def sets(tmp_path_factory):
   """600 images of each flavour, made by two processes."""
-  folder = tmp_path_factory.mktemp('cache')
-  return {
-    f: rendered.rendered_images(f, 3, 600, folder, workers=2)
-    for f in scene.FLAVOURS
-  }
+  with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.mktemp('cache')
+    patch.setenv('IJEPA_JAX_CACHE', str(folder))
+    return {
+      f: rendered.rendered_images(f, 3, 600, processes=2)
+      for f in scene.FLAVOURS
+    }
 
 
 @pytest.mark.parametrize('flavour', scene.FLAVOURS)
@@ -109,7 +111,7 @@ def test_the_class_is_in_the_pixels(sets):
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    (('scene', 0, 0), "unknown flavour 'scene'.*'scenes' or 'crowd'"),
+    (('scene', 0, 0), "flavour is 'scene': take .* scenes, crowd"),
     (('scenes', -1, 0), 'seed is -1'),
     (('scenes', 0, -2), 'index is -2'),
     (('scenes', 0.5, 0), 'seed is 0.5'),
