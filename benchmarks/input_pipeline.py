@@ -66,7 +66,7 @@ def ours(kind, path, fast, batch_size):
   sampler = masks.make_sampler('release', grid=(14, 14))
   return iter(
     pipeline.make_dataset(
-      source, sampler, transform=CROP, batch_size=batch_size, fast=fast
+      source, sampler, pipeline.Reading(CROP, fast=fast), batch_size=batch_size
     )
   )
 
@@ -232,9 +232,8 @@ def watch_memory(root: pathlib.Path) -> None:
   dataset = pipeline.make_dataset(
     sources.make_source('folder', path=str(root)),
     masks.make_sampler('release', grid=(6, 6), min_keep=4),
-    transform=crop.RandomResizedCrop((96, 96)),
+    pipeline.Reading(crop.RandomResizedCrop((96, 96)), workers=2),
     batch_size=8,
-    workers=2,
   )
   with loader.prefetch(dataset, lambda batch: batch) as batches:
     for i in range(count + 1):

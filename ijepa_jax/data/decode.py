@@ -54,6 +54,15 @@ class BadImage(Exception):
   """Bytes that are no whole image of a sane size."""
 
 
+def max_bad_images(share: float, images: int) -> float:
+  """How many of so many images may be bad if `share` of all may.
+
+  The share is taken of 1000 images at least, so that an early failure or a
+  small set does not stop the run.
+  """
+  return share * max(images, 1000)
+
+
 def limit_pixels(most: int) -> None:
   """Lets this process refuse images of more pixels from now on; 0: none.
 

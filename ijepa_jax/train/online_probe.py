@@ -51,11 +51,9 @@ def load_images(source, indices, transform, channels: int) -> LabelledImages:
   dataset = pipeline.make_dataset(
     subset.Subset(source, indices),
     None,
-    transform=transform,
+    pipeline.Reading(transform, channels, max_bad_share=0.0),
     batch_size=min(BATCH, len(indices)),
-    channels=channels,
     one_pass=True,
-    max_bad_share=0.0,
   )
   with loader.prefetch(dataset, lambda batch: batch) as batches:
     rows = [(batch['image'], batch['label']) for batch in batches]

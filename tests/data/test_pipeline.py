@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+import grain
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,13 +68,20 @@ class Encoded(Arrays):
 
 
 CROP = 'size', 'scale', 'ratio', 'flip'  # go to the crop
+READING = 'channels', 'fast', 'workers', 'max_bad_share'
 
 
-def make(source, **kwargs):
+def make(source, part=0, parts=1, **kwargs):
   kwargs = {'batch_size': 8, 'seed': 5, 'size': (16, 24)} | kwargs
   crop = {k: kwargs.pop(k) for k in CROP if k in kwargs}
-  transform = RandomResizedCrop(**crop)
-  return pipeline.make_dataset(source, SAMPLER, transform=transform, **kwargs)
+  reading = {k: kwargs.pop(k) for k in READING if k in kwargs}
+  return pipeline.make_dataset(
+    source,
+    SAMPLER,
+    pipeline.Reading(RandomResizedCrop(**crop), **reading),
+    shard=grain.sharding.ShardOptions(part, parts),
+    **kwargs,
+  )
 
 
 def take(source, count, **kwargs):
@@ -129,10 +137,7 @@ def test_process_count_changes_nothing():
   """2 and 4 processes hold contiguous rows of the very same batches."""
   whole = take(Arrays(300), 5)
   for count in (2, 4):
-    parts = [
-      take(Arrays(300), 5, process_index=i, process_count=count)
-      for i in range(count)
-    ]
+    parts = [take(Arrays(300), 5, part=i, parts=count) for i in range(count)]
     joined = [
       {k: np.concatenate([p[step][k] for p in parts]) for k in whole[step]}
       for step in range(5)
@@ -153,10 +158,9 @@ def test_worker_count_changes_nothing(monkeypatch):
 def test_processes_with_workers_change_nothing():
   """Two hosts, one with a worker, resumed: rows of the very same batches."""
   whole = take(Encoded(40), 5)
-  settings = {'start': 3, 'process_count': 2}
+  settings = {'start': 3, 'parts': 2}
   parts = [
-    take(Encoded(40), 2, process_index=i, workers=i, **settings)
-    for i in range(2)
+    take(Encoded(40), 2, part=i, workers=i, **settings) for i in range(2)
   ]
   for step in range(2):
     joined = {k: np.concatenate([p[step][k] for p in parts]) for k in whole[0]}
@@ -202,10 +206,7 @@ def test_batches_of_one_image():
   """They are batches still: rows of those of two, and of one pass."""
   alone = take(Encoded(5), 6, batch_size=1)
   assert [b['image'].shape for b in alone] == 6 * [(1, 16, 24, 3)]
-  parts = [
-    take(Encoded(5), 3, batch_size=2, process_index=i, process_count=2)
-    for i in range(2)
-  ]
+  parts = [take(Encoded(5), 3, batch_size=2, part=i, parts=2) for i in range(2)]
   pairs = take(Encoded(5), 3, batch_size=2)
   for step, pair in enumerate(pairs):
     joined = {k: np.concatenate([p[step][k] for p in parts]) for k in pair}
@@ -284,7 +285,7 @@ def test_folder_and_tfds_are_alike(prepared, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
   ('wrong', 'message'),
   [
-    ({'process_count': 3}, 'batch_size of 8 does not divide over 3 processes'),
+    ({'parts': 3}, 'batch_size of 8 does not divide over 3 processes'),
     ({'seed': -1}, r'seed is -1: take one from 0'),
     ({'workers': -1}, r'data\.workers is -1: take 0'),
     ({'size': (0, 3)}, r'image_size is \(0, 3\): take a height'),

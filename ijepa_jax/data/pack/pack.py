@@ -67,8 +67,7 @@ def pack(
   out = pathlib.Path(files.resolve(out))
   _check_arguments(source, shard_mb, shard_count, processes)
   count = shard_count or _count_shards(source, encoding, shard_mb)
-  # Of the first thousand as a whole: one of the first ten is no tenth.
-  max_bad = max_bad_share * max(len(source), 1000)
+  max_bad = decode.max_bad_images(max_bad_share, len(source))
   plan = {
     'source': words,
     'identity': source.identity,

@@ -148,7 +148,7 @@ def test_same_batches_from_anywhere(packed, named, tmp_path, monkeypatch):  # no
     dataset = pipeline.make_dataset(
       make_source(kind, path=path),
       sampler,
-      transform=crop.RandomResizedCrop((16, 24)),
+      pipeline.Reading(crop.RandomResizedCrop((16, 24))),
       batch_size=8,
       seed=3,
     )
