@@ -27,7 +27,7 @@ import numpy as np
 from ijepa_jax.data import decode, workers
 from ijepa_jax.data.pack import shards
 from ijepa_jax.data.pack.encoding import Encoding
-from ijepa_jax.data.sources import arrayrecord, remote
+from ijepa_jax.data.sources import arrayrecord
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import files, locks
 
@@ -62,7 +62,7 @@ def pack(
       too many images are bad, a process died, or an argument can't be.
     OSError: a shard can't be written.
   """
-  if remote.is_url(out):
+  if files.is_url(out):
     raise UserError(f'{out} is no folder here: pack into one and copy that.')
   out = pathlib.Path(files.resolve(out))
   _check_arguments(source, shard_mb, shard_count, processes)
@@ -170,7 +170,7 @@ def verify(out: str, processes: int = 1) -> dict[str, list[str]]:
   Raises:
     UserError: there is none.
   """
-  if remote.is_url(out):
+  if files.is_url(out):
     raise UserError(f'{out} is no folder here: verify a copy.')
   manifest = arrayrecord.read_manifest(out)
   keys = arrayrecord.read_keys(out)

@@ -19,8 +19,8 @@ from configs import tiny
 from ijepa_jax.data import decode
 from ijepa_jax.data.scenes import scene
 from ijepa_jax.data.sources import clevr, make_source, subset
-from ijepa_jax.data.sources import folder as sources_folder
-from ijepa_jax.data.sources.folder import ENDINGS
+from ijepa_jax.data.sources.folder import listing
+from ijepa_jax.data.sources.folder.listing import ENDINGS
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import tasks
 from ijepa_jax.train import run
@@ -229,7 +229,7 @@ def test_no_images(tmp_path):
     make_source('folder', path=str(tmp_path))
   with pytest.raises(UserError, match=r'set data\.path'):
     make_source('folder')
-  with pytest.raises(UserError, match="'imagenet': take scenes, folder, tf"):
+  with pytest.raises(UserError, match="'imagenet': take one of scenes, folder"):
     make_source('imagenet')
 
 
@@ -412,21 +412,21 @@ def test_files_that_are_passed_over(tmp_path, caplog, index, looks):
 @pytest.fixture
 def index(monkeypatch, cache_folder):
   """Kept for any tree, however small and young; called, it is the file."""
-  monkeypatch.setattr(sources_folder, '_MIN_ENTRIES_TO_CACHE', 1)
-  monkeypatch.setattr(sources_folder, '_MIN_AGE_NS', 0)
+  monkeypatch.setattr(listing, '_MIN_ENTRIES_TO_CACHE', 1)
+  monkeypatch.setattr(listing, '_MIN_AGE_NS', 0)
   return lambda: next(cache_folder.glob('folder-*.npz'))
 
 
 @pytest.fixture
 def looks(monkeypatch):
   """A list that grows by one whenever a tree is looked through."""
-  walk, seen = sources_folder._walk, []
+  walk, seen = listing._walk, []
 
   def look(root):
     seen.append(root)
     return walk(root)
 
-  monkeypatch.setattr(sources_folder, '_walk', look)
+  monkeypatch.setattr(listing, '_walk', look)
   return seen
 
 
@@ -509,7 +509,7 @@ def test_a_damaged_index_is_made_again(tmp_path, index, looks, caplog):
 
 def test_young_folders_are_not_trusted(tmp_path, index, looks, monkeypatch):
   """They may change once more within the resolution of their time."""
-  monkeypatch.setattr(sources_folder, '_MIN_AGE_NS', 10**15)
+  monkeypatch.setattr(listing, '_MIN_AGE_NS', 10**15)
   write(tmp_path / 'tree', 'a/1.png')
   assert tree(tmp_path).identity == tree(tmp_path).identity
   assert len(looks) == 2
