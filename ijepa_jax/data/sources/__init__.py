@@ -69,7 +69,7 @@ def make_source(
   Raises:
     UserError: there is no such source, or it can't be read.
   """
-  one_of('data.source', kind, ('scenes', *_OF_FILES))
+  one_of('The data source', kind, ('scenes', *_OF_FILES))
   if kind == 'scenes':
     source = Scenes(flavour, seed, count)
   elif not path:

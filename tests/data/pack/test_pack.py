@@ -40,7 +40,7 @@ from tests.fake_sources import Blocked, Deadly, Given
 
 
 def run(source, out, **changes):
-  options = {'words': 'a test', 'encoding': Encoding()} | changes
+  options = {'description': 'a test', 'encoding': Encoding()} | changes
   return pack.pack(source, str(out), **options)
 
 
@@ -495,7 +495,7 @@ def test_command_line(named, tmp_path, capsys):  # noqa: F811
   assert '10 images (labels label: 3) in 1 shards' in words
   assert 'mean (0.' in words
   assert len(opened(out)) == 10
-  with pytest.raises(SystemExit, match="no data source 'nothing'"):
+  with pytest.raises(SystemExit, match="data source is 'nothing'"):
     __main__.main(['nothing:x', out])
   with pytest.raises(SystemExit, match='as in folder:images'):
     __main__.main(['images', out])
