@@ -124,30 +124,27 @@ def map_in_processes(
 
   Raises:
     UserError: too many images are bad, or a process died.
-    Exception: what a job raised.
+    Exception: a job raised it.
   """
   spawn = multiprocessing.get_context('spawn')
-  stop, seen, bad = spawn.Event(), spawn.Value('q', 0), spawn.Value('q', 0)
+  stop, images, bad = spawn.Event(), spawn.Value('q', 0), spawn.Value('q', 0)
   pool = concurrent.futures.ProcessPoolExecutor(
-    min(processes, len(jobs)), spawn, _start, (common, stop, seen, bad)
+    min(processes, len(jobs)), spawn, _start, (common, stop, images, bad)
   )
   try:
-    with undisturbed(), contextlib.ExitStack() as stack:
-      if not import_main:
-        stack.enter_context(_without_main())
-      # The first one starts all processes.
+    main = contextlib.nullcontext() if import_main else _without_main()
+    with undisturbed(), main:
+      # The first job starts all processes.
       waiting = futures = [pool.submit(_call, function, job) for job in jobs]
-    with tqdm.tqdm(
-      total=total, desc=title or None, unit='img', disable=None
-    ) as bar:
+    with tqdm.tqdm(desc=title, total=total, unit='img', disable=None) as bar:
       while waiting:
         done, waiting = concurrent.futures.wait(waiting, 0.2)
-        bar.update(seen.value - bar.n)
+        bar.update(images.value - bar.n)
         for future in done:
           future.result()
         if bad.value > max_bad:
           raise UserError(
-            f'{bad.value} of {seen.value} images can not be read, more than '
+            f'{bad.value} of {images.value} images can not be read, more than '
             'max_bad_share allows: the log names them.'
           )
     return [future.result() for future in futures]

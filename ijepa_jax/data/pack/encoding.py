@@ -115,7 +115,7 @@ def _encode(image, file_format, **options) -> bytes:
 
 
 def channel_moments(pixels: Image.Image | np.ndarray) -> np.ndarray:
-  """Returns [channels, 2]: means of the values, in [0, 1], and their squares."""
+  """Returns [channels, 2]: means of values in [0, 1], and of their squares."""
   if isinstance(pixels, np.ndarray):
     planes = pixels.reshape(-1, pixels.shape[-1]).T
     counts = np.stack([np.bincount(plane, minlength=256) for plane in planes])

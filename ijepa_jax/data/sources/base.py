@@ -58,14 +58,14 @@ def features_of_type(features: dict, feature_type) -> list[str]:
 
 
 def choose_image(
-  names: list[str], preferred: tuple[str, ...], where: str, columns: str
+  names: list[str], preferred: tuple[str, ...], title: str, columns: str
 ) -> str:
   """Returns the feature that is the image: the only one, or a preferred one.
 
   Args:
     names: of all features that may be an image.
     preferred: lower-case names that mean an image, the best one first.
-    where: the data set, in words.
+    title: of the data set.
     columns: all its features, in words.
 
   Raises:
@@ -73,7 +73,7 @@ def choose_image(
   """
   names = sorted(names, key=lambda n: [*preferred, n.lower()].index(n.lower()))
   if not names or (len(names) > 1 and names[0].lower() not in preferred):
-    raise UserError(f'{where} has no one image feature: it has {columns}.')
+    raise UserError(f'{title} has no one image feature: it has {columns}.')
   return names[0]
 
 

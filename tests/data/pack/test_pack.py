@@ -36,7 +36,7 @@ from tests.data.sources.test_sources import (  # noqa: F401
   png,
   write,
 )
-from tests.fake_sources import Blocked, Deadly, Given
+from tests.fake_sources import BlockedList, DeadlyList, ImageList
 
 
 def run(source, out, **changes):
@@ -245,7 +245,7 @@ def test_encoded_again_is_upright_and_grey_stays_grey():
 
 def test_grey_images_have_one_mean(tmp_path):
   images = [encoded(ramp(8, 9)[..., 0], 'PNG'), encoded(ramp(9, 7)[..., 0])]
-  manifest = run(Given(images), tmp_path / 'out')
+  manifest = run(ImageList(images), tmp_path / 'out')
   assert manifest['channels'] == len(manifest['mean']) == 1
 
 
@@ -253,7 +253,7 @@ def test_alpha_is_kept_if_asked(tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 4), np.uint8)
   images = [encoded(pixels, 'PNG'), encoded(pixels[..., :3])]
   alpha = Encoding(resize=4, alpha=True)
-  manifest = run(Given(images), tmp_path / 'out', encoding=alpha)
+  manifest = run(ImageList(images), tmp_path / 'out', encoding=alpha)
   assert manifest['channels'] == len(manifest['std']) == 4
   first, second = (
     np.asarray(decode.decode(e['image'], 4)) for e in opened(tmp_path / 'out')
@@ -261,9 +261,9 @@ def test_alpha_is_kept_if_asked(tmp_path):
   wanted = Image.fromarray(pixels[..., 3]).resize((4, 4), 3)
   assert np.abs(first[..., 3].astype(int) - np.asarray(wanted)).max() <= 1
   assert (second[..., 3] == 255).all()
-  assert run(Given(images), tmp_path / 'rgb')['channels'] == 3
+  assert run(ImageList(images), tmp_path / 'rgb')['channels'] == 3
   with pytest.raises(UserError, match='begun with alpha = True'):
-    run(Given(images), tmp_path / 'out', encoding=Encoding(resize=4))
+    run(ImageList(images), tmp_path / 'out', encoding=Encoding(resize=4))
   with pytest.raises(UserError, match='JPEG has no alpha'):
     Encoding(quality=90, alpha=True)
 
@@ -280,7 +280,7 @@ def test_arrays_of_many_channels(tmp_path):
   """Packed as they are, resized if asked; trained on as the manifest says."""
   rng = np.random.default_rng(0)
   arrays = [rng.integers(0, 256, (9, 7 + i, 5), np.uint8) for i in range(4)]
-  manifest = run(Given(arrays), tmp_path / 'out', shard_count=2)
+  manifest = run(ImageList(arrays), tmp_path / 'out', shard_count=2)
   assert pack.verify(str(tmp_path / 'out')) == {}
   source = opened(tmp_path / 'out')
   for i, array in enumerate(arrays):
@@ -298,19 +298,19 @@ def test_arrays_of_many_channels(tmp_path):
   config = with_packed_statistics(config)
   assert config.data.channels == len(config.data.mean) == 5
   smaller = tmp_path / 'smaller'
-  run(Given(arrays), smaller, encoding=Encoding(resize=4))
+  run(ImageList(arrays), smaller, encoding=Encoding(resize=4))
   whole = (0, 0, 10, 9)
   wanted = crop.crop(arrays[3], whole, (4, 4), 'bicubic')
   np.testing.assert_array_equal(opened(smaller)[3]['image'], wanted)
   with pytest.raises(UserError, match='5 channels and a JPEG 1 or 3: leave q'):
-    run(Given(arrays), tmp_path / 'lossy', encoding=Encoding(quality=9))
+    run(ImageList(arrays), tmp_path / 'lossy', encoding=Encoding(quality=9))
 
 
 @pytest.mark.parametrize('count', [1, 2])
 def test_other_numbers_of_channels_are_told(tmp_path, count):
   arrays = [np.zeros((5, 5, c), np.uint8) for c in (5, 6)]
   with pytest.raises(UserError, match=r'6 channels .* 5: pack them apart'):
-    run(Given(arrays), tmp_path / 'out', shard_count=count)
+    run(ImageList(arrays), tmp_path / 'out', shard_count=count)
 
 
 @pytest.mark.parametrize('wrong', [{'resize': -1}, {'quality': 101}])
@@ -325,24 +325,24 @@ def test_encodings_that_can_not_be(wrong):
 def test_bad_images_are_left_out_and_named(tmp_path):
   images = [png(i) for i in range(8)]
   images[2], images[5] = images[2][:400], b'nothing'
-  manifest = run(Given(images), tmp_path / 'out', shard_count=2)
+  manifest = run(ImageList(images), tmp_path / 'out', shard_count=2)
   assert manifest['count'] == 6
   assert [key for key, _ in manifest['skipped']] == ['2', '5']
   assert [e['key'] for e in opened(tmp_path / 'out')] == list('013467')
   with pytest.raises(UserError, match=r'2 of \d images can not be read'):
-    run(Given(images), tmp_path / 'few', max_bad_share=0.001)
+    run(ImageList(images), tmp_path / 'few', max_bad_share=0.001)
   with pytest.raises(UserError, match='packed in part only'):
     opened(tmp_path / 'few')
   with pytest.raises(UserError, match='No image of a test can be read'):
-    run(Given([b'', b'']), tmp_path / 'none')
+    run(ImageList([b'', b'']), tmp_path / 'none')
 
 
 def test_stopped_and_started_again(tmp_path):
   """No half shard is there, what was finished is kept, the end is the same."""
   images = [png(i) for i in range(20)]
-  wanted = run(Given(images), tmp_path / 'straight', shard_count=4)
+  wanted = run(ImageList(images), tmp_path / 'straight', shard_count=4)
   out, gate = tmp_path / 'out', tmp_path / 'gate'
-  source = Blocked(images, gate)
+  source = BlockedList(images, gate)
   third = out / wanted['shards'][1]['name']
 
   def interrupt():
@@ -398,7 +398,7 @@ def test_sigterm_is_told(tmp_path):
 
 def test_a_process_that_dies_is_told(tmp_path):
   with pytest.raises(UserError, match='A process died'):
-    source = Deadly([png(i) for i in range(9)])
+    source = DeadlyList([png(i) for i in range(9)])
     run(source, tmp_path / 'out', shard_count=1)
 
 
@@ -410,7 +410,7 @@ def test_other_files_are_not_touched(packed, tmp_path):
   with pytest.raises(UserError, match='begun with shards = 3, and now it is'):
     run(source, out / 'train', shard_count=2)
   with pytest.raises(UserError, match='those of a test are others'):
-    run(Given([png(0)]), out / 'train', shard_count=1)
+    run(ImageList([png(0)]), out / 'train', shard_count=1)
   with pytest.raises(UserError, match='no folder here: pack into one'):
     run(source, 's3://bucket/x')
   with pytest.raises(UserError, match='processes is 0: take 1'):
@@ -614,5 +614,5 @@ def test_two_at_once(tmp_path):
   out = tmp_path / 'packed'
   with locks.only_writer(out, beside=True):
     with pytest.raises(UserError, match=f'process {os.getpid()} .* {out}'):
-      run(Given([encoded(np.zeros((8, 8, 3), np.uint8))]), out)
+      run(ImageList([encoded(np.zeros((8, 8, 3), np.uint8))]), out)
     assert not out.exists()
