@@ -112,17 +112,17 @@ def test_fast_crops_are_near(fast, channels):
     data = path.read_bytes()
     for size in ((224, 224), (96, 128), (700, 500)):
       box = transforms_crop.RandomResizedCrop(size).box(640, 427, rng)
-      one, other = (
+      exact, fast = (
         transforms_crop.crop(
           decode.Encoded(data, channels, f), box, size
         ).astype(int)
         for f in (False, True)
       )
-      assert one.shape == other.shape == (*size, channels)
-      assert abs(one - other).max() <= 1
-  whole = transforms_crop.CenterCrop((64, 64), 70)
+      assert exact.shape == fast.shape == (*size, channels)
+      assert abs(exact - fast).max() <= 1
+  center_crop = transforms_crop.CenterCrop((64, 64), 70)
   np.testing.assert_array_equal(
-    *(whole(decode.Encoded(data, 3, f)) for f in (False, True))
+    *(center_crop(decode.Encoded(data, 3, f)) for f in (False, True))
   )
 
 

@@ -44,16 +44,18 @@ def run(source, out, **changes):
   return pack.pack(source, str(out), **options)
 
 
-def opened(out, **more):
-  return make_source('arrayrecord', path=str(out), **more)
+def opened(out, **options):
+  return make_source('arrayrecord', path=str(out), **options)
 
 
 def assert_same(a, b):
   assert len(a) == len(b)
-  for one, other in zip(a, b, strict=True):
-    assert one['key'] == other['key'] and one['image'] == other['image']
-    np.testing.assert_array_equal(one['label'], other['label'])
-    assert other['label'].dtype == np.int32
+  for expected, actual in zip(a, b, strict=True):
+    assert (
+      expected['key'] == actual['key'] and expected['image'] == actual['image']
+    )
+    np.testing.assert_array_equal(expected['label'], actual['label'])
+    assert actual['label'].dtype == np.int32
 
 
 def encoded(pixels, kind='JPEG', **options):
@@ -154,11 +156,15 @@ def test_same_batches_from_anywhere(packed, named, tmp_path, monkeypatch):  # no
     )
     with loader.prefetch(dataset, lambda batch: batch) as stream:
       batches[kind] = [next(stream) for _ in range(4)]  # into a third epoch
-  for kind, found in batches.items():
-    for one, other in zip(batches['folder'], found, strict=True):
-      assert one.keys() == other.keys() >= {'image', 'label', 'context'}, kind
-      for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=kind)
+  for kind, stream in batches.items():
+    for expected, actual in zip(batches['folder'], stream, strict=True):
+      assert (
+        expected.keys() == actual.keys() >= {'image', 'label', 'context'}
+      ), kind
+      for name in expected:
+        np.testing.assert_array_equal(
+          expected[name], actual[name], err_msg=kind
+        )
 
 
 def test_names_of_any_bytes(tmp_path):
@@ -179,10 +185,10 @@ def test_scenes_become_png(tmp_path):
   manifest = run(source, tmp_path / 'out')
   again = opened(tmp_path / 'out')
   assert manifest['labels'] == again.labels == source.labels
-  for one, other in zip(source, again, strict=False):
-    pixels = Image.open(io.BytesIO(other['image']))
-    np.testing.assert_array_equal(np.asarray(pixels), one['image'])
-    np.testing.assert_array_equal(other['label'], one['label'])
+  for expected, actual in zip(source, again, strict=False):
+    pixels = Image.open(io.BytesIO(actual['image']))
+    np.testing.assert_array_equal(np.asarray(pixels), expected['image'])
+    np.testing.assert_array_equal(actual['label'], expected['label'])
 
 
 def test_packed_again(packed, tmp_path):
@@ -214,8 +220,8 @@ def test_resize_only_shrinks():
       again = Image.open(io.BytesIO(image))
       assert again.size == pixels.size == size
       assert again.format == ('JPEG' if kind in ('JPEG', 'WEBP') else 'PNG')
-      wanted = Image.fromarray(ramp(*shape)).resize(size)
-      error = np.asarray(again).astype(int) - np.asarray(wanted)
+      expected = Image.fromarray(ramp(*shape)).resize(size)
+      error = np.asarray(again).astype(int) - np.asarray(expected)
       assert np.abs(error).max() < 16 and np.abs(error).mean() < 2
 
 
@@ -235,8 +241,8 @@ def test_encoded_again_is_upright_and_grey_stays_grey():
   image, _ = Encoding(resize=40)(data)
   again = Image.open(io.BytesIO(image))
   assert again.size == (40, 50) and 0x0112 not in again.getexif()
-  wanted = decode.decode(data, 3).resize((40, 50))
-  assert np.abs(np.asarray(again).astype(int) - np.asarray(wanted)).mean() < 3
+  expected = decode.decode(data, 3).resize((40, 50))
+  assert np.abs(np.asarray(again).astype(int) - np.asarray(expected)).mean() < 3
   for kind in ('JPEG', 'PNG'):
     grey = encoded(ramp(80, 100)[..., 0], kind)
     image, _ = Encoding(resize=40)(grey)
@@ -258,8 +264,8 @@ def test_alpha_is_kept_if_asked(tmp_path):
   first, second = (
     np.asarray(decode.decode(e['image'], 4)) for e in opened(tmp_path / 'out')
   )
-  wanted = Image.fromarray(pixels[..., 3]).resize((4, 4), 3)
-  assert np.abs(first[..., 3].astype(int) - np.asarray(wanted)).max() <= 1
+  expected = Image.fromarray(pixels[..., 3]).resize((4, 4), 3)
+  assert np.abs(first[..., 3].astype(int) - np.asarray(expected)).max() <= 1
   assert (second[..., 3] == 255).all()
   assert run(ImageList(images), tmp_path / 'rgb')['channels'] == 3
   with pytest.raises(UserError, match='begun with alpha = True'):
@@ -299,9 +305,9 @@ def test_arrays_of_many_channels(tmp_path):
   assert config.data.channels == len(config.data.mean) == 5
   smaller = tmp_path / 'smaller'
   run(ImageList(arrays), smaller, encoding=Encoding(resize=4))
-  whole = (0, 0, 10, 9)
-  wanted = crop.crop(arrays[3], whole, (4, 4), 'bicubic')
-  np.testing.assert_array_equal(opened(smaller)[3]['image'], wanted)
+  box = (0, 0, 10, 9)
+  expected = crop.crop(arrays[3], box, (4, 4), 'bicubic')
+  np.testing.assert_array_equal(opened(smaller)[3]['image'], expected)
   with pytest.raises(UserError, match='5 channels and a JPEG 1 or 3: leave q'):
     run(ImageList(arrays), tmp_path / 'lossy', encoding=Encoding(quality=9))
 
@@ -340,10 +346,10 @@ def test_bad_images_are_left_out_and_named(tmp_path):
 def test_stopped_and_started_again(tmp_path):
   """No half shard is there, what was finished is kept, the end is the same."""
   images = [png(i) for i in range(20)]
-  wanted = run(ImageList(images), tmp_path / 'straight', shard_count=4)
+  expected = run(ImageList(images), tmp_path / 'straight', shard_count=4)
   out, gate = tmp_path / 'out', tmp_path / 'gate'
   source = BlockedList(images, gate)
-  third = out / wanted['shards'][1]['name']
+  third = out / expected['shards'][1]['name']
 
   def interrupt():
     while not third.exists():
@@ -357,19 +363,19 @@ def test_stopped_and_started_again(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     run(source, out, shard_count=4)
   thread.join()
-  there = sorted(p.name for p in out.glob('*.*'))
-  assert there == [s['name'] for s in wanted['shards'][:2]]
-  times = [(out / name).stat().st_mtime_ns for name in there]
+  finished = sorted(p.name for p in out.glob('*.*'))
+  assert finished == [s['name'] for s in expected['shards'][:2]]
+  times = [(out / name).stat().st_mtime_ns for name in finished]
   with pytest.raises(UserError, match='packed in part only'):
     opened(out)
   # One that was killed may leave this; and a disk may lose what it was given.
-  (out / f'{there[1]}.x.tmp').touch()
-  flip(out / there[0])
-  assert run(source, out, shard_count=4) == wanted
-  assert (out / there[1]).stat().st_mtime_ns == times[1]
-  assert (out / there[0]).stat().st_mtime_ns > times[0]
+  (out / f'{finished[1]}.x.tmp').touch()
+  flip(out / finished[0])
+  assert run(source, out, shard_count=4) == expected
+  assert (out / finished[1]).stat().st_mtime_ns == times[1]
+  assert (out / finished[0]).stat().st_mtime_ns > times[0]
   assert pack.verify(str(out)) == {} and not list(out.glob('**/*.tmp'))
-  assert run(source, out, shard_count=4) == wanted  # nothing is to be done
+  assert run(source, out, shard_count=4) == expected  # nothing is to be done
 
 
 def test_sigterm_is_told(tmp_path):
@@ -389,10 +395,10 @@ def test_sigterm_is_told(tmp_path):
     assert process.poll() is None
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
-  _, words = process.communicate(timeout=60)
+  _, printed = process.communicate(timeout=60)
   assert process.returncode == 143
-  assert 'the same command goes on from what is saved' in words
-  assert 'Traceback' not in words
+  assert 'the same command goes on from what is saved' in printed
+  assert 'Traceback' not in printed
   assert [p.name for p in out.iterdir()] == ['unfinished']
 
 
@@ -436,17 +442,17 @@ def test_verify(packed, tmp_path, capsys):
   flip(first, 0.02)  # of 64 KiB, mostly of nothing
   second.unlink()
   assert __main__.main(command) == 1
-  words = capsys.readouterr().out
-  assert '1 not of the SHA-256 in the manifest: images-00000' in words
-  assert '1 missing: images-00001-of-00003.array_record' in words
-  assert 'no longer readable: folder/a/' in words
+  printed = capsys.readouterr().out
+  assert '1 not of the SHA-256 in the manifest: images-00000' in printed
+  assert '1 missing: images-00001-of-00003.array_record' in printed
+  assert 'no longer readable: folder/a/' in printed
   manifest = json.loads((out / 'manifest.json').read_text())
   manifest['labels'], manifest['count'] = {'label': 2}, 11
   (out / 'manifest.json').write_text(json.dumps(manifest))
   third.write_bytes(content[: len(content) // 2])
   assert __main__.main(command) == 1
-  words = capsys.readouterr().out
-  assert '1 not as many as the manifest says: 10 keys' in words
+  printed = capsys.readouterr().out
+  assert '1 not as many as the manifest says: 10 keys' in printed
   third.write_bytes(content)
   assert __main__.main(command) == 1
   assert '2 of a label out of range: folder/c/8.png' in capsys.readouterr().out
@@ -461,39 +467,39 @@ def test_a_damaged_record_is_a_bad_image(packed, tmp_path):
   (path,) = (tmp_path / 'out').glob('*.array_record')
   flip(path, 0.02)
   again = opened(tmp_path / 'out')
-  found = []
+  equal = []
   for index in range(len(again)):
     try:
-      found.append(again[index]['image'] == source[index]['image'])
+      equal.append(again[index]['image'] == source[index]['image'])
     except OSError as error:
       assert f'record {index} of {tmp_path}' in str(error)
-      found.append(None)
-  assert found.count(None) == 1 and found.count(True) == 9
+      equal.append(None)
+  assert equal.count(None) == 1 and equal.count(True) == 9
   path.write_bytes(path.read_bytes()[:-1])
   with pytest.raises(UserError, match='bytes were packed: copy it again'):
     opened(tmp_path / 'out')
 
 
 @pytest.mark.parametrize(
-  ('text', 'words'),
+  ('text', 'message'),
   [
     ('{', 'manifest.json is damaged'),
     ('{"format": "ijepa_jax"}', 'manifest.json is damaged'),
     ('{"format": "ijepa_jax", "version": 9}', 'version 9: this code reads'),
   ],
 )
-def test_manifests_that_can_not_be_read(tmp_path, text, words):
+def test_manifests_that_can_not_be_read(tmp_path, text, message):
   (tmp_path / 'manifest.json').write_text(text)
-  with pytest.raises(UserError, match=words):
+  with pytest.raises(UserError, match=message):
     opened(tmp_path)
 
 
 def test_command_line(named, tmp_path, capsys):  # noqa: F811
   out = str(tmp_path / 'out')
   assert __main__.main([f'tfds:{named["tfds"]}', out, '--processes=2']) == 0
-  words = capsys.readouterr().out
-  assert '10 images (labels label: 3) in 1 shards' in words
-  assert 'mean (0.' in words
+  printed = capsys.readouterr().out
+  assert '10 images (labels label: 3) in 1 shards' in printed
+  assert 'mean (0.' in printed
   assert len(opened(out)) == 10
   with pytest.raises(SystemExit, match="data source is 'nothing'"):
     __main__.main(['nothing:x', out])
@@ -571,12 +577,12 @@ def test_large_images(tmp_path, capsys):
   (tmp_path / 'images/1.png').write_bytes(png(1, 40, 50))
   for limit, count in ((1999, 2), (2000, 3), (0, 3)):
     out = tmp_path / f'out{limit}'
-    words = [f'folder:{tmp_path}/images', str(out), f'--max_pixels={limit}']
-    assert __main__.main([*words, '--processes=1', '--shards=1']) == 0
+    arguments = [f'folder:{tmp_path}/images', str(out), f'--max_pixels={limit}']
+    assert __main__.main([*arguments, '--processes=1', '--shards=1']) == 0
     manifest = arrayrecord.read_manifest(str(out))
     assert manifest['count'] == count
-  (left,) = arrayrecord.read_manifest(str(tmp_path / 'out1999'))['skipped']
-  assert left[1] == '50 x 40 pixels are more than max_pixels = 1999'
+  (skipped,) = arrayrecord.read_manifest(str(tmp_path / 'out1999'))['skipped']
+  assert skipped[1] == '50 x 40 pixels are more than max_pixels = 1999'
   capsys.readouterr()
   with pytest.raises(SystemExit, match='--split is val'):
     __main__.main(['scenes', 'x', '--split=val'])
@@ -589,11 +595,11 @@ def test_shards_exchanged_in_place(packed, tmp_path):
   _, out, _ = packed
   shutil.copytree(out, tmp_path / 'x')
   before = opened(tmp_path / 'x')
-  one, other = sorted((tmp_path / 'x/train').glob('*.array_record'))[:2]
+  first, second = sorted((tmp_path / 'x/train').glob('*.array_record'))[:2]
   assert before.identity == opened(tmp_path / 'x').identity
-  one.rename(tmp_path / 'one')
-  other.rename(one)
-  (tmp_path / 'one').rename(other)
+  first.rename(tmp_path / 'one')
+  second.rename(first)
+  (tmp_path / 'one').rename(second)
   with contextlib.suppress(ValueError):  # where their sizes differ
     after = opened(tmp_path / 'x')
     assert after.identity != before.identity

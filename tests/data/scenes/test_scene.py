@@ -40,9 +40,9 @@ def sets(tmp_path_factory):
 def test_golden_images(flavour):
   """The pixels are those of this version, on any machine."""
   for index, (labels, blocks) in enumerate(GOLDEN[flavour]):
-    image, found = scene.render(flavour, 0, index)
+    image, drawn = scene.render(flavour, 0, index)
     means = image.reshape(3, 16, 3, 16, 3).mean((1, 3, 4))
-    assert found.tolist() == labels
+    assert drawn.tolist() == labels
     close(means, blocks, within=1)
 
 
@@ -55,8 +55,8 @@ def test_an_image_is_a_function_of_its_index(flavour):
   ):
     np.testing.assert_array_equal(image, again)
     np.testing.assert_array_equal(labels, labels_again)
-  others = [scene.render(flavour, 8, i) for i in range(6)]
-  assert len({image.tobytes() for image, _ in forward + others}) == 12
+  of_other_seed = [scene.render(flavour, 8, i) for i in range(6)]
+  assert len({image.tobytes() for image, _ in forward + of_other_seed}) == 12
 
 
 @pytest.mark.parametrize('flavour', scene.FLAVOURS)

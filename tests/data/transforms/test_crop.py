@@ -46,8 +46,8 @@ def test_too_long_and_thin_to_cut_out_the_middle():
 
 def boxes(crop, width, height, count=4000):
   rng = np.random.default_rng(0)
-  found = [crop.box(width, height, rng) for _ in range(count)]
-  left, top, right, bottom = np.array(found).T
+  drawn = [crop.box(width, height, rng) for _ in range(count)]
+  left, top, right, bottom = np.array(drawn).T
   assert left.min() >= 0 and top.min() >= 0
   assert right.max() <= width and bottom.max() <= height
   return left, top, right - left, bottom - top
@@ -186,7 +186,7 @@ def test_crops_stay_those_without():
 
 
 @pytest.mark.parametrize(
-  ('setting', 'words'),
+  ('setting', 'message'),
   [
     ({'jitter': 1.5}, r'data\.jitter is 1\.5: take a strength from 0 to 1\.25'),
     ({'grey': -0.1}, r'data\.grey is -0\.1: take a share from 0 to 1'),
@@ -194,12 +194,12 @@ def test_crops_stay_those_without():
     ({'blur': 0.5, 'channels': 1}, 'are for 3 channels and the images have 1'),
   ],
 )
-def test_knobs(setting, words):
+def test_knobs(setting, message):
   """Refused before anything runs, and off in the recipes."""
   config = tiny.get_config()
   assert not (config.data.jitter or config.data.grey or config.data.blur)
   config.data.update(setting)
-  with pytest.raises(UserError, match=words):
+  with pytest.raises(UserError, match=message):
     make_dataset(config, None, None, 0)
 
 
