@@ -41,25 +41,15 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class MakeBatch:
-  """Makes one process's rows of a step; runs in the workers.
-
-  Attributes:
-    source: of the images, see sources/.
-    sampler: of the masks, or None.
-    reading: how an image becomes a row.
-    rows: number of rows that each process has in a step.
-    processes: number of processes that share a step.
-    seed: of crops and masks.
-    max_pixels: of an image, see decode.limit_pixels; for the workers.
-  """
+  """Makes one process's rows of a step; runs in the workers."""
 
   source: object
-  sampler: object
+  sampler: object  # of masks, or None
   reading: Reading
-  rows: int
-  processes: int
-  seed: int
-  max_pixels: int
+  rows: int  # of each process in a step
+  processes: int  # that share a step
+  seed: int  # of crops and masks
+  max_pixels: int  # see decode.limit_pixels; for the workers
 
   def __call__(self, i: int, indices: list[int]) -> dict:
     """Makes part i % processes of step i // processes from images `indices`."""

@@ -1,5 +1,6 @@
 """Batches of this process, and global batches on the devices."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 
@@ -54,30 +55,20 @@ def prefetch(
   return DevicePrefetch(iter(dataset.map(put)), depth)
 
 
-def local_batches(
-  source,
-  sampler=None,
-  *,
-  batch_size: int,
-  seed: int = 0,
-  start: int = 0,
-  one_pass: bool = False,
-  **reading,
-) -> grain.IterDataset:
-  """Returns this process's part of the batches, see pipeline.make_dataset.
+def local_batches(source, sampler=None, **options) -> grain.IterDataset:
+  """Returns this process's part of the batches.
 
   Args:
-    **reading: attributes of pipeline.Reading.
+    **options: arguments of pipeline.make_dataset, and attributes of Reading.
   """
+  names = {field.name for field in dataclasses.fields(pipeline.Reading)}
+  reading = {name: options.pop(name) for name in names & options.keys()}
   return pipeline.make_dataset(
     source,
     sampler,
     pipeline.Reading(**reading),
-    batch_size=batch_size,
-    seed=seed,
-    start=start,
-    one_pass=one_pass,
     shard=grain.sharding.ShardByJaxProcess(),
+    **options,
   )
 
 

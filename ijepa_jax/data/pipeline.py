@@ -74,6 +74,16 @@ def _first_readable(source) -> dict:
   )
 
 
+def _check_numbers(batch_size, parts, seed) -> None:
+  if batch_size < 1 or batch_size % parts:
+    raise UserError(
+      f'A batch_size of {batch_size} does not divide over {parts} '
+      f'processes: take a multiple of {parts}.'
+    )
+  if not 0 <= seed < 2**32:
+    raise UserError(f'The seed is {seed}: take one from 0 to 2**32 - 1.')
+
+
 def _check_images(source, reading: Reading) -> bool:
   """Refuses images that can't be read as asked; returns if they are encoded."""
   if not len(source):
@@ -118,12 +128,18 @@ def _check_workers(reading: Reading, rows: int) -> None:
     )
 
 
-def _epochs(count: int, seed: int) -> grain.MapDataset:
-  """Endless indices, each epoch in an order of its own."""
-  # Grain seeds epoch e with seed + e; hashing keeps epoch 1 of seed 0 from
-  # equalling epoch 0 of seed 1.
-  order = np.random.SeedSequence((seed, SEED_STREAM_ORDER)).generate_state(1)[0]
-  return grain.MapDataset.range(count).shuffle(int(order)).repeat()
+def _order(count, batch_size, rows, seed, one_pass) -> grain.MapDataset:
+  """Returns the indices of the images, in lists of `rows`."""
+  if one_pass:
+    order = grain.MapDataset.range(-(-count // batch_size) * batch_size)
+  else:
+    # Grain seeds epoch e with seed + e; hashing keeps epoch 1 of seed 0 from
+    # equalling epoch 0 of seed 1.
+    sequence = np.random.SeedSequence((seed, SEED_STREAM_ORDER))
+    order = grain.MapDataset.range(count)
+    order = order.shuffle(int(sequence.generate_state(1)[0])).repeat()
+  # Grain can't count the batches of one image of an endless stream.
+  return order.batch(rows, batch_fn=list) if rows > 1 else order.map(_alone)
 
 
 def _alone(index: int) -> list[int]:
@@ -143,48 +159,35 @@ def make_dataset(
 ) -> grain.IterDataset:
   """Returns the batches of one process, from global step `start`.
 
-  An image that can't be read or decoded is replaced by the next one in the
-  source that can, and named once in the log. So is one of more pixels than
-  decode.limit_pixels allows in this process; workers get the same limit.
+  An image that can't be read, or has more pixels than decode.limit_pixels
+  allows in this process, is replaced by the next good one in the source, and
+  named once in the log.
 
   Args:
     source: see sources/.
     sampler: of masks, see methods/masks.py; None: batches without.
     reading: how images become rows.
     batch_size: images a step, over all processes.
-    one_pass: every image once and in the order of the source, the last batch
-      filled up with its last image; else endless shuffled epochs.
-    shard: which part of each batch is made, of how many; None: all of it.
+    one_pass: every image once, in the order of the source, and its last image
+      again to fill the last batch; else endless shuffled epochs.
+    shard: which part of each batch is made; None: all of it.
 
   Returns:
     A dataset of batches {'image': uint8 [b, H, W, C], 'label': int32 [b, L]}
     and, with a sampler, 'context': int32 [b, E, Kc], 'targets': int32
-    [b, M, Kt]; b is batch_size // count: rows [p * b, (p + 1) * b) of the
-    global batch for part p of `count`. Close its iterators; loader.prefetch
-    does.
+    [b, M, Kt]. Of n parts, part p has b = batch_size // n rows, from row p * b
+    of the global batch. Close its iterators; loader.prefetch does.
 
   Raises:
-    UserError: an argument that can't be; here. By next(): too many images
-      can't be read.
+    UserError: an argument is wrong; by next(): too many images can't be read.
     RuntimeError: by next(): a worker died, which it takes a second to see.
   """
   part, parts = (shard.shard_index, shard.shard_count) if shard else (0, 1)
-  if batch_size < 1 or batch_size % parts:
-    raise UserError(
-      f'A batch_size of {batch_size} does not divide over {parts} '
-      f'processes: take a multiple of {parts}.'
-    )
-  if not 0 <= seed < 2**32:
-    raise UserError(f'The seed is {seed}: take one from 0 to 2**32 - 1.')
+  _check_numbers(batch_size, parts, seed)
   rows = batch_size // parts
   encoded = _check_images(source, reading)
   _check_workers(reading, rows)
-  if one_pass:
-    order = grain.MapDataset.range(-(-len(source) // batch_size) * batch_size)
-  else:
-    order = _epochs(len(source), seed)
-  # Grain's batches of one of an endless stream are more than it can count.
-  order = order.batch(rows, batch_fn=list) if rows > 1 else order.map(_alone)
+  order = _order(len(source), batch_size, rows, seed, one_pass)
   make_batch = MakeBatch(
     source, sampler, reading, rows, parts, seed, decode.most_pixels()
   )

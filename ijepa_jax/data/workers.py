@@ -113,11 +113,9 @@ def map_in_processes(
 
   Args:
     function: of a module; it calls `report_progress` after each image.
-    jobs: the arguments of each call.
-    common: first argument of all calls; sent once to each process.
+    common: sent once to each process.
     processes: how many are spawned at most.
-    total: number of images of all jobs, for the progress bar.
-    title: of the progress bar.
+    total, title: of the progress bar, in images.
     max_bad: how many images may be bad.
     import_main: whether the processes import the caller's main module, which
       then needs a guard; without it `common` may hold nothing from there.

@@ -32,17 +32,11 @@ def class_of_one_only(train, test) -> str | None:
 def split_folder(
   path: str, split: str, exists: Callable[[str], bool], kind: str
 ) -> str:
-  """Returns `path`/`split` if it exists, and else `path` itself.
-
-  Args:
-    path: of the source.
-    split: its name; '': none is asked for.
-    exists: whether there is such a source at a path.
-    kind: the source, in words.
+  """Returns `path`/`split` if `exists` says so, and else `path` itself.
 
   Raises:
-    UserError: a split other than 'train' does not exist. `path` itself may
-      hold the training images, and a test on those would be worthless.
+    UserError: a split other than 'train' does not exist: `path` itself may hold
+      the training images, on which no test is to run.
   """
   inner = os.path.join(path, split)
   if split and exists(inner):
@@ -60,16 +54,15 @@ def features_of_type(features: dict, feature_type) -> list[str]:
 def choose_image(
   names: list[str], preferred: tuple[str, ...], title: str, columns: str
 ) -> str:
-  """Returns the feature that is the image: the only one, or a preferred one.
+  """Returns the feature that is the image: a preferred or the only one.
 
   Args:
     names: of all features that may be an image.
     preferred: lower-case names that mean an image, the best one first.
-    title: of the data set.
-    columns: all its features, in words.
+    title, columns: of the data set and of all its features, for the error.
 
   Raises:
-    UserError: none may be an image, or several of no preferred name.
+    UserError: there is none, or there are several of no preferred name.
   """
   names = sorted(names, key=lambda n: [*preferred, n.lower()].index(n.lower()))
   if not names or (len(names) > 1 and names[0].lower() not in preferred):
