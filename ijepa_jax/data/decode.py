@@ -68,7 +68,7 @@ def limit_pixels(limit: int) -> None:
   Image.MAX_IMAGE_PIXELS = limit or None
 
 
-def most_pixels() -> int:
+def max_pixels() -> int:
   """Returns the limit of this process, see `limit_pixels`."""
   return Image.MAX_IMAGE_PIXELS or 0
 
@@ -233,7 +233,7 @@ class Encoded:
 
 
 def _check_size(width, height):
-  limit = most_pixels()
+  limit = max_pixels()
   if limit and width * height > limit:
     raise BadImage(
       f'{width} x {height} pixels are more than max_pixels = {limit}'
@@ -252,7 +252,7 @@ def _as_bad_image():
   except Image.DecompressionBombError as error:  # at twice the limit
     size = re.search(r'\d+', str(error))[0]
     raise BadImage(
-      f'{size} pixels are more than max_pixels = {most_pixels()}'
+      f'{size} pixels are more than max_pixels = {max_pixels()}'
     ) from None
   # Decoders raise errors of any type; MemoryError if a header asks for more
   # than any image needs.

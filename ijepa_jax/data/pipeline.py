@@ -189,7 +189,7 @@ def make_dataset(
   _check_workers(reading, rows)
   order = _order(len(source), batch_size, rows, seed, one_pass)
   make_batch = MakeBatch(
-    source, sampler, reading, rows, parts, seed, decode.most_pixels()
+    source, sampler, reading, rows, parts, seed, decode.max_pixels()
   )
   # Of the batches of `rows` images, every parts-th is this process's.
   dataset = order.map_with_index(make_batch)[part + start * parts :: parts]

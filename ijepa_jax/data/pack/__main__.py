@@ -16,7 +16,7 @@ def main(arguments=None) -> int:
   with contextlib.suppress(AttributeError):  # not under pytest
     # Names of files may be of any bytes.
     sys.stdout.reconfigure(errors='backslashreplace')
-  limit = decode.most_pixels()
+  limit = decode.max_pixels()
   with preemption.job():
     try:
       with cli.one_sentence():
@@ -44,7 +44,7 @@ def _parse(arguments):
   add(
     '--max_pixels',
     type=int,
-    default=decode.most_pixels(),
+    default=decode.max_pixels(),
     help='more are left out; 0: none (%(default)s)',
   )
   add('--shard_mb', type=float, default=256, help='about this size (256)')

@@ -34,7 +34,7 @@ class Encoding:
   resize: int = 0
   quality: int = 0
   alpha: bool = False
-  max_pixels: int = decode.most_pixels()
+  max_pixels: int = decode.max_pixels()
 
   def __post_init__(self):
     if self.resize < 0:

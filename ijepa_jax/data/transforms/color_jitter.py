@@ -23,16 +23,17 @@ def _shift_hue(image: Image.Image, turn: float) -> Image.Image:
   return Image.merge('HSV', (hue, saturation, value)).convert('RGB')
 
 
-def _enhance(enhancer):
-  return lambda image, factor: enhancer(image).enhance(factor)
+def enhance(enhancer):
+  """Returns Pillow's enhancer as an operation, see OPERATIONS."""
+  return lambda image, factor, *_: enhancer(image).enhance(factor)
 
 
 # Brightness, contrast, saturation, hue: (operation(image, value), value that
 # changes nothing, half-width of the draw at strength 1).
 OPERATIONS: tuple[tuple[Callable, float, float], ...] = (
-  (_enhance(ImageEnhance.Brightness), 1, 0.8),
-  (_enhance(ImageEnhance.Contrast), 1, 0.8),
-  (_enhance(ImageEnhance.Color), 1, 0.8),
+  (enhance(ImageEnhance.Brightness), 1, 0.8),
+  (enhance(ImageEnhance.Contrast), 1, 0.8),
+  (enhance(ImageEnhance.Color), 1, 0.8),
   (_shift_hue, 0, 0.2),
 )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from ijepa_jax.data.transforms.color_jitter import enhance
 from ijepa_jax.errors import UserError
 
 APPLIED_SHARE = 0.5  # of the chosen operations
@@ -37,8 +38,8 @@ def _solarize_add(image, add, fill):
   )
 
 
-def _enhance(enhancer):
-  return lambda image, factor, fill: enhancer(image).enhance(factor)
+def _signed_factor(level, sign):
+  return 1 + 0.9 * level * sign
 
 
 # Name -> (operation(image, value, fill color), value(level in [0, 1], sign)).
@@ -56,13 +57,10 @@ OPERATIONS: dict[str, tuple[Callable, Callable]] = {
     lambda m, s: 256 - min(256, int(256 * m)),  # threshold
   ),
   'solarize_add': (_solarize_add, lambda m, s: min(128, int(110 * m))),
-  'color': (_enhance(ImageEnhance.Color), lambda m, s: 1 + 0.9 * m * s),
-  'contrast': (_enhance(ImageEnhance.Contrast), lambda m, s: 1 + 0.9 * m * s),
-  'brightness': (
-    _enhance(ImageEnhance.Brightness),
-    lambda m, s: 1 + 0.9 * m * s,
-  ),
-  'sharpness': (_enhance(ImageEnhance.Sharpness), lambda m, s: 1 + 0.9 * m * s),
+  'color': (enhance(ImageEnhance.Color), _signed_factor),
+  'contrast': (enhance(ImageEnhance.Contrast), _signed_factor),
+  'brightness': (enhance(ImageEnhance.Brightness), _signed_factor),
+  'sharpness': (enhance(ImageEnhance.Sharpness), _signed_factor),
   'shear_x': (
     lambda i, v, f: _affine(i, (1, v, 0, 0, 1, 0), f),
     lambda m, s: 0.3 * m * s,
