@@ -46,7 +46,7 @@ def prefetch(
   """Returns put(batch) of each batch in order, made `depth` ahead by a thread.
 
   If `put` carries batches to the devices, they are there when the loop asks
-  for them. What the pipeline or `put` raises, next() raises. Use it in a
+  for them. next() raises errors of the pipeline and of `put`. Use it in a
   `with`, or close it: its workers would outlive it.
 
   Raises:

@@ -89,7 +89,7 @@ def pack(
 
 
 def _write(source, out, plan, encoding, processes, max_bad):
-  """Packs as `plan` says, or what of it is missing; returns the manifest."""
+  """Packs the shards that are missing; returns the manifest."""
   unfinished = out / arrayrecord.UNFINISHED
   if (out / arrayrecord.MANIFEST).exists():
     manifest = arrayrecord.read_manifest(str(out))

@@ -1,4 +1,4 @@
-"""What the sources share: splits, features, file stamps, records."""
+"""Helpers of the sources: splits, features, file stamps, records."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The source of Hugging Face data sets, and which of their columns mean what.
+"""The source of Hugging Face data sets, and the choice of their columns.
 
 May import data/sources/base.py and runtime.
 """
