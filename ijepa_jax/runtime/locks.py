@@ -88,8 +88,7 @@ def _enter(stack, path, place, wait):
     return
   stack.enter_context(_folder(path.parent))
   while True:
-    # The owner before may have removed its empty folder.
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)  # the owner before may have removed it
     # Not 'w', which would wipe out the name of the owner.
     try:
       file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
@@ -117,13 +116,21 @@ def _folder(path):
   A job that refuses its config inside of its lock has written nothing.
   """
   new = [p for p in (path, *path.parents) if not p.exists()]
-  path.mkdir(parents=True, exist_ok=True)
+  _make(path)
   try:
     yield
   finally:
     with contextlib.suppress(OSError):
       for parent in new:
         os.rmdir(parent)
+
+
+def _make(path) -> None:
+  """Makes a folder, whose parents others may remove meanwhile."""
+  for _ in range(100):
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+      return path.mkdir(parents=True, exist_ok=True)
+  path.mkdir(parents=True, exist_ok=True)
 
 
 def _remove(path):

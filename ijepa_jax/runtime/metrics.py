@@ -6,7 +6,7 @@ workdir/metrics.jsonl   one strict JSON object a line: {"step": 12, ...};
 workdir/tensorboard/    the same numbers as scalars
 
 A bucket can't be appended to: with a workdir on one (gs://...), the last two
-lie in a temporary folder of this machine, and `Metrics.sync` copies them.
+lie in a temporary folder of this machine, and `MetricWriter.sync` copies them.
 """
 
 import json
@@ -55,6 +55,7 @@ class MetricWriter:
       enabled: False on processes other than 0: then nothing is written.
     """
     self._file = self._board = self._remote = None
+    self.folder = None  # on this machine, where the files are written
     if not enabled:
       return
     local = pathlib.Path(workdir)
@@ -65,7 +66,7 @@ class MetricWriter:
       if there.exists():
         (local / 'metrics.jsonl').write_bytes(there.read_bytes())
     local.mkdir(parents=True, exist_ok=True)
-    self._local = local
+    self.folder = local
     path = local / 'metrics.jsonl'
     if path.exists():
       with path.open(encoding='utf-8') as lines:
@@ -102,9 +103,9 @@ class MetricWriter:
       return
     if self._board is not None:
       self._board.flush()
-    for path in self._local.rglob('*'):
+    for path in self.folder.rglob('*'):
       if path.is_file():
-        there = self._remote / path.relative_to(self._local)
+        there = self._remote / path.relative_to(self.folder)
         there.parent.mkdir(parents=True, exist_ok=True)
         there.write_bytes(path.read_bytes())
 
@@ -116,7 +117,7 @@ class MetricWriter:
       self._board = None
     self.sync()
     if self._remote is not None:
-      shutil.rmtree(self._local)
+      shutil.rmtree(self.folder)
 
   def __enter__(self):
     return self

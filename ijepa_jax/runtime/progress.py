@@ -89,7 +89,7 @@ class Progress:
       )
 
   def update(self, step: int, values: dict[str, float]) -> None:
-    """Shows `step`, finished; of `values` the loss and the Meter's rates."""
+    """Shows `step`, finished: its loss and the rates of `Throughput`."""
     if not self._enabled:
       return
     words = f'loss {values.get("loss", math.nan):.4f}'

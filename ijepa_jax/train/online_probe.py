@@ -12,7 +12,7 @@ import numpy as np
 from ijepa_jax.data import loader, pipeline
 from ijepa_jax.data.sources import subset
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods.ijepa import IJEPA
+from ijepa_jax.methods.method import Method
 from ijepa_jax.probes import knn, logistic, statistics
 from ijepa_jax.probes.labels import check_probe, majority_baseline
 from ijepa_jax.runtime import sharding
@@ -67,7 +67,7 @@ class Probe:
   """Probes encoders on one fixed set of images; `names` are its metrics.
 
   Args:
-    model: whose encoder is probed.
+    method: whose encoder is probed.
     mesh: devices that share the work; every process calls alike.
     train, test: with the same names of labels.
 
@@ -76,9 +76,9 @@ class Probe:
   """
 
   def __init__(
-    self, model: IJEPA, mesh, train: LabelledImages, test: LabelledImages
+    self, method: Method, mesh, train: LabelledImages, test: LabelledImages
   ):
-    self.train, self.test = train, test
+    self.train, self.test, self._method = train, test, method
     kinds = 'probe', 'knn'
     self.names = [f'{k}/{name}' for k in kinds for name in train.names]
     self.names.append('rankme')
@@ -87,7 +87,7 @@ class Probe:
       check_probe(y, z, train.names[name])
     self._ks = knn.at_most((NEIGHBOURS,), len(train.labels))
     self._pool = jax.jit(
-      lambda params, image: model.encode(params, image).mean(1),
+      lambda params, image: method.encode(params, image).mean(1),
       out_shardings=sharding.replicated(mesh),
     )
 
@@ -100,6 +100,10 @@ class Probe:
       batch = sharding.shard_rows(np.pad(batch, pad), self._mesh, np.uint8)
       pooled.append(np.asarray(self._pool(params, batch)))
     return np.concatenate(pooled)[: len(images)]
+
+  def monitor(self, state) -> dict[str, float]:
+    """Probes the encoder of a train_step.State that is judged."""
+    return self(self._method.evaluated(state.params, state.target))
 
   def __call__(self, params) -> dict[str, float]:
     """{'probe/<label>', 'knn/<label>': test accuracies, 'rankme': of the test
@@ -115,12 +119,14 @@ class Probe:
   def chance(self) -> dict[str, float]:
     """Of always answering the commonest label."""
     train, test = self.train.labels, self.test.labels
-    found = {
+    accuracies = {
       name: majority_baseline(train[:, i], test[:, i])
       for i, name in enumerate(self.train.names)
     }
     return {
-      f'{kind}/{k}': v for kind in ('probe', 'knn') for k, v in found.items()
+      f'{kind}/{k}': v
+      for kind in ('probe', 'knn')
+      for k, v in accuracies.items()
     }
 
   def pixels(self, grid: int = PIXEL_GRID) -> dict[str, float]:
@@ -140,13 +146,13 @@ class Probe:
 
   def _knn(self, train_ND, test_ND) -> dict[str, float]:
     classes = max(self.train.names.values())
-    found = {}
+    accuracies = {}
     for name, y, z in self._columns():
       result = knn.knn(
         train_ND, y, test_ND, z, classes=classes, ks=self._ks, mesh=self._mesh
       )
-      found[f'knn/{name}'] = result.accuracies[result.best]
-    return found
+      accuracies[f'knn/{name}'] = result.accuracies[result.best]
+    return accuracies
 
   def _columns(self):
     for i, name in enumerate(self.train.names):

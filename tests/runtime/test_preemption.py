@@ -123,10 +123,10 @@ def test_signals_are_given_back():
   ('runs', 'busy', 'config'),
   [
     # Traced in a thread of those that compile, which is not waited for.
-    ('main.py', 'ijepa.train_step', 'configs/tiny.py'),
-    ('main.py', 'recipe.make_source', 'configs/tiny.py'),
-    ('main.py', 'evals.jobs.set_up', 'configs/evals/knn.py'),
-    ('main.py', 'evals.jobs.set_up', 'configs/evals/finetune_full.py'),
+    ('main.py', 'methods.train_step.train_step', 'configs/tiny.py'),
+    ('main.py', 'data.sources.make_source', 'configs/tiny.py'),
+    ('main.py', 'evals.evaluation.set_up', 'configs/evals/knn.py'),
+    ('main.py', 'evals.evaluation.set_up', 'configs/evals/finetune_full.py'),
     ('ijepa_jax.convert', 'convert.export.export', ''),
     ('ijepa_jax.data.pack', 'data.pack.pack.pack', ''),
   ],
@@ -154,8 +154,6 @@ def busy(*args, **kwargs):
 sys.argv = {['main.py', *arguments]!r}
 module = importlib.import_module({module!r})
 setattr(module, {function!r}, busy)
-if {runs!r} == 'ijepa_jax.data.pack':
-  sys.exit(module.main())
 runpy.{how}({runs!r}, run_name='__main__')
 """)
   assert run.returncode == 130, run.stderr

@@ -135,6 +135,11 @@ class Checkpointer:
     steps = np.resize(np.int32(steps or [0]), n)
     return multihost_utils.broadcast_one_to_all(steps).tolist() if n else []
 
+  @property
+  def keeps_best(self) -> bool:
+    """Whether the best checkpoint is chosen by a metric saved with it."""
+    return bool(self._keep_best)
+
   def restore(self, abstract_state):
     """Loads the newest checkpoint that can be read.
 
