@@ -100,7 +100,7 @@ def run(config, workdir: str) -> dict:
 
 def _run(config, workdir, watched) -> dict:
   c = config.finetune
-  bench = evaluation.set_up(config, workdir)
+  bench = evaluation.Evaluation.from_config(config, workdir)
   name = sharding.of_first(run_name(config, bench.depends_on))
   folder = bench.workdir / name
   n, mesh = len(bench.train), bench.mesh
@@ -232,7 +232,9 @@ def _dataset(config, bench):
       start=start,
       workers=config.data.workers,
     )
-    return dataset.map(labels.Checked(bench.column, 'training', bench.classes))
+    return dataset.map(
+      labels.CheckBatch(bench.column, 'training', bench.classes)
+    )
 
   make(0)  # refuses before anything is compiled
   return make
@@ -336,13 +338,13 @@ def _accuracy(config, bench, model, params) -> float:
     one_pass=True,
     workers=config.data.workers,
     max_bad_share=0.0,
-  ).map(labels.Checked(bench.column, 'test', bench.classes))
+  ).map(labels.CheckBatch(bench.column, 'test', bench.classes))
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def right(params, batch):
     image = model.frozen.normalize(batch['image'])
     logits = model.logits(params, image)
-    return labels.right(logits, batch['label'][:, bench.column])
+    return labels.is_correct(logits, batch['label'][:, bench.column])
 
   with loader.device_batches(dataset, mesh, 'image', 'label') as batches:
     found = [np.asarray(right(params, batch)) for batch in batches]

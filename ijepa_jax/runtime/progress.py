@@ -1,4 +1,4 @@
-"""Throughput and the progress bar of a training."""
+"""What a terminal shows of a job: throughput, progress and result tables."""
 
 import collections
 import contextlib
@@ -6,9 +6,26 @@ import datetime
 import math
 import sys
 import time
+from collections.abc import Sequence
 
 import tqdm
 from absl import logging
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+  """Formats rows of cells: the first column to the left, others to the right.
+
+  Args:
+    rows: of as many cells each.
+  """
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return '\n'.join(
+    '  '.join(
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  )
 
 
 class Throughput:

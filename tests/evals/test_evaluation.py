@@ -173,7 +173,7 @@ def test_another_label_has_heads_of_its_own(small_run, tmp_path, monkeypatch):
       train=made | {'seed': 0, 'count': 48},
       test=made | {'seed': 1, 'count': 16},
       label=label,
-      whole=True,
+      stretch=True,
       flip=False,
     )
     monkeypatch.setitem(tasks.TASKS, f'small_{label}', task)
@@ -217,8 +217,8 @@ def test_where_results_go(small_run, images, tmp_path, monkeypatch):
   knn.run(config, '~/x')
   assert (tmp_path / 'x' / 'folder-knn.json').exists()
   assert len(list((tmp_path / 'kept').rglob('last.npy'))) == 2
-  bench = evaluation.set_up(config, '')
-  assert bench.workdir == epath.Path(tmp_path / 'run' / 'evals')
+  opened = evaluation.Evaluation.from_config(config, '')
+  assert opened.workdir == epath.Path(tmp_path / 'run' / 'evals')
 
 
 @pytest.mark.parametrize(
