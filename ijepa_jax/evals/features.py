@@ -73,15 +73,7 @@ def extract(
   Raises:
     UserError: the images don't fit the encoder, or one can't be read.
   """
-  key = sharding.of_first(
-    files.name_of(
-      kind='features',
-      version=VERSION,
-      encoder=[frozen.fingerprint, frozen.channels],
-      images=source.identity,
-      transform=repr(transform),
-    )
-  )
+  key = _make_key(frozen, source, transform)
   if files.is_url(cache_dir):
     raise UserError(
       f'Features can not be kept in {cache_dir}: set cache_dir to a folder of '
@@ -96,23 +88,36 @@ def extract(
     'labels': (n, len(source.labels)),
   }
   store = FeatureStore(pathlib.Path(files.resolve(cache_dir)) / key, shapes)
+  batch_size = -(-batch_size // mesh.size) * mesh.size
   if store.done() < n:
     with locks.only_writer(store.folder, wait=True, job=True):
-      # The process that was waited for may have computed these.
-      done = store.done()
-      if done < n:
+      # Asked again: the process that was waited for may have computed these.
+      if (done := store.done()) < n:
+        first = done // batch_size
         dataset = loader.local_batches(
           source,
           transform=transform,
-          batch_size=(size := -(-batch_size // mesh.size) * mesh.size),
+          batch_size=batch_size,
           channels=frozen.channels,
           one_pass=True,
-          start=done // size,
+          start=first,
           workers=workers,
           max_bad_share=0.0,  # the accuracy would be of other images
         )
-        _compute(frozen, dataset, mesh, store, size, done // size)
+        _compute(frozen, dataset, mesh, store, batch_size, first)
   return Features(**store.read(), key=key)
+
+
+def _make_key(frozen, source, transform) -> str:
+  """Names features by all that they depend on, alike on every process."""
+  name = files.name_of(
+    kind='features',
+    version=VERSION,
+    encoder=[frozen.fingerprint, frozen.channels],
+    images=source.identity,
+    transform=repr(transform),
+  )
+  return sharding.of_first(name)
 
 
 def _compute(frozen, dataset, mesh, store, batch_size: int, first: int) -> None:

@@ -314,7 +314,7 @@ def _loop(
       if pending:
         before, pending = pending, None
         record(*before)
-      stop = watched.asked() or step == steps
+      stop = watched.requested() or step == steps
       if not stop and not checkpoints.should_save(step):
         pending = step, values
         continue

@@ -147,21 +147,7 @@ def make_sweep(
   Raises:
     UserError: there is no head, or the sizes don't fit together.
   """
-  lrs, decays = protocol.lrs, protocol.weight_decays
-  for name, values in {
-    'widths': tuple(widths),
-    'lrs': lrs,
-    'weight_decays': decays,
-  }.items():
-    if not values or len(set(values)) < len(values):
-      raise UserError(
-        f'{name} are {values}: take one or more different values.'
-      )
-  if not (all(x > 0 for x in lrs) and all(x >= 0 for x in decays)):
-    raise UserError(
-      f'lrs are {lrs} and weight_decays {decays}: take lrs above 0 and '
-      'weight_decays of 0 or more.'
-    )
+  _check_heads(widths, protocol)
   if epochs < 1:
     raise UserError(f'epochs is {epochs}: take 1 or more.')
   # BatchNorm has no variance of one example.
@@ -178,8 +164,8 @@ def make_sweep(
   steps = examples // batch_size
   return HeadSweep(
     widths=dict(widths),
-    lrs=lrs,
-    weight_decays=decays,
+    lrs=protocol.lrs,
+    weight_decays=protocol.weight_decays,
     classes=classes,
     optimizer=protocol.optimizer,
     schedule=_make_schedule(protocol, milestones, steps, epochs),
@@ -187,6 +173,24 @@ def make_sweep(
     steps_per_epoch=steps,
     epochs=epochs,
   )
+
+
+def _check_heads(widths, protocol) -> None:
+  lrs, decays = protocol.lrs, protocol.weight_decays
+  for name, values in {
+    'widths': tuple(widths),
+    'lrs': lrs,
+    'weight_decays': decays,
+  }.items():
+    if not values or len(set(values)) < len(values):
+      raise UserError(
+        f'{name} are {values}: take one or more different values.'
+      )
+  if not (all(x > 0 for x in lrs) and all(x >= 0 for x in decays)):
+    raise UserError(
+      f'lrs are {lrs} and weight_decays {decays}: take lrs above 0 and '
+      'weight_decays of 0 or more.'
+    )
 
 
 def _make_schedule(protocol, milestones, steps_per_epoch, epochs):

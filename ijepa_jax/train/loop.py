@@ -136,7 +136,7 @@ def loop(
         before, pending = pending, None
         record(*before)
       last = step == config.total_steps
-      stop = watched.asked() or last
+      stop = watched.requested() or last
       saving = stop or checkpoints.should_save(step)
       # The best checkpoint is chosen by what its own state is worth.
       wanted = last or (saving and config.checkpoint.keep_best)

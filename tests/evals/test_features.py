@@ -141,7 +141,7 @@ def test_an_interrupted_pass_goes_on(workdir, source, tmp_path, monkeypatch):
     return to_global(batch, mesh)
 
   monkeypatch.setattr(sharding, 'to_global', dying)
-  with pytest.raises(UserError, match='power'):
+  with pytest.raises(RuntimeError, match='power'):
     extract(frozen, source, tmp_path / 'broken')
   (note,) = (tmp_path / 'broken').rglob('done.json')
   assert json.loads(note.read_text())['rows'] == 16

@@ -364,7 +364,7 @@ def test_killed_while_saving(tmp_path):
     """
     import os, signal, sys
     import jax
-    from ijepa_jax import checkpoint
+    from ijepa_jax.runtime.checkpoint import checkpointer
 
     state = {'w': jax.random.normal(jax.random.key(0), (2000, 2000))}
     checkpoints = checkpointer.Checkpointer(sys.argv[1])
@@ -437,7 +437,9 @@ def test_two_processes(tmp_path, cpus):
   code = """
     import pathlib, sys
     import jax, numpy as np
-    from ijepa_jax import checkpoint, distributed, sharding
+    from ijepa_jax.runtime import sharding
+    from ijepa_jax.runtime.checkpoint import checkpointer
+    from ijepa_jax.runtime.distributed import start
 
     process, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     start.initialize(f'localhost:{port}', 2, process)

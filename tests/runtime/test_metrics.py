@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def clock(monkeypatch):
   """Time stands still but for `clock[0] += seconds`."""
   now = [100.0]
   for name in ('perf_counter', 'monotonic'):
-    monkeypatch.setattr(metrics.time, name, lambda: now[0])
+    monkeypatch.setattr(time, name, lambda: now[0])
   return now
 
 

@@ -35,7 +35,7 @@ def python(script: str) -> subprocess.CompletedProcess:
 def test_the_first_ends_what_has_nothing_to_save(number, status, name):
   """In order, so that what was begun is cleared up; and told in one line."""
   run = python(f"""
-from ijepa_jax import interruption
+from ijepa_jax.runtime import preemption
 with preemption.job():
   try:
     os.kill(os.getpid(), {number})
@@ -54,14 +54,14 @@ with preemption.job():
 def test_the_second_ends_at_once(number, status, name):
   """But one that a launcher hands on at the same time is no second one."""
   run = python(f"""
-from ijepa_jax import interruption
-preemption._SAME = 0.5
+from ijepa_jax.runtime import preemption
+preemption._SAME_SIGNAL = 0.5
 with preemption.job() as watched, watched.together():
   watched.keep()
   os.kill(os.getpid(), {number})
   os.kill(os.getpid(), {number})
   time.sleep(0.1)
-  print('saving', bool(watched.asked()), flush=True)
+  print('saving', bool(watched.requested()), flush=True)
   time.sleep(0.6)
   os.kill(os.getpid(), {number})
   time.sleep(100)
@@ -74,7 +74,7 @@ def test_while_the_main_thread_is_in_c():
   """Such as in waiting for the other processes of a job."""
   run = python("""
 import ctypes, threading
-from ijepa_jax import interruption
+from ijepa_jax.runtime import preemption
 preemption._PATIENCE = 0.2
 with preemption.job():
   libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
@@ -88,7 +88,7 @@ with preemption.job():
 
 def test_what_becomes_another_error_on_its_way():
   run = python("""
-from ijepa_jax import interruption
+from ijepa_jax.runtime import preemption
 with preemption.job():
   try:
     os.kill(os.getpid(), signal.SIGINT)
@@ -123,10 +123,10 @@ def test_signals_are_given_back():
   ('runs', 'busy', 'config'),
   [
     # Traced in a thread of those that compile, which is not waited for.
-    ('main.py', 'ijepa.train_step', 'configs/tiny.py'),
-    ('main.py', 'recipe.make_source', 'configs/tiny.py'),
-    ('main.py', 'evals.jobs.set_up', 'configs/evals/knn.py'),
-    ('main.py', 'evals.jobs.set_up', 'configs/evals/finetune_full.py'),
+    ('main.py', 'methods.train_step.train_step', 'configs/tiny.py'),
+    ('main.py', 'train.run.make_source', 'configs/tiny.py'),
+    ('main.py', 'evals.tasks.get', 'configs/evals/knn.py'),
+    ('main.py', 'evals.tasks.get', 'configs/evals/finetune_full.py'),
     ('ijepa_jax.convert', 'convert.export.export', ''),
     ('ijepa_jax.data.pack', 'data.pack.pack.pack', ''),
   ],
@@ -154,8 +154,6 @@ def busy(*args, **kwargs):
 sys.argv = {['main.py', *arguments]!r}
 module = importlib.import_module({module!r})
 setattr(module, {function!r}, busy)
-if {runs!r} == 'ijepa_jax.data.pack':
-  sys.exit(module.main())
 runpy.{how}({runs!r}, run_name='__main__')
 """)
   assert run.returncode == 130, run.stderr
