@@ -23,7 +23,7 @@ from ijepa_jax.evals import features, tasks
 from ijepa_jax.models import vit
 from ijepa_jax.pretrained import frozen_encoder, load
 from ijepa_jax.runtime import files, locks, sharding
-from ijepa_jax.runtime.config import check_numbers
+from ijepa_jax.runtime.config_checks import check_numbers
 from ijepa_jax.runtime.progress import text_table
 
 # Config keys that change how a result is computed, and not the result.

@@ -24,7 +24,8 @@ from ijepa_jax.methods import optim, schedules
 from ijepa_jax.probes import labels
 from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
-from ijepa_jax.runtime.config import check_section, write_config
+from ijepa_jax.runtime.config import write_config
+from ijepa_jax.runtime.config_checks import check_section
 from ijepa_jax.runtime.progress import Progress, Throughput
 from ijepa_jax.train import monitors
 

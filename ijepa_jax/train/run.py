@@ -15,7 +15,7 @@ from ijepa_jax.data.transforms import color_jitter, crop
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import ijepa, masks, method, optim, schedules
 from ijepa_jax.runtime import sharding
-from ijepa_jax.runtime.config import check_numbers, check_void
+from ijepa_jax.runtime.config_checks import check_numbers, check_void
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ijepa_jax.data.transforms import mixup
 from ijepa_jax.methods import optim, schedules, train_step
 from ijepa_jax.models import vit
 from ijepa_jax.probes import head_sweep, knn, labels, linear_heads, logistic
-from ijepa_jax.runtime import jax_flags
+from ijepa_jax.runtime import cli
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.train import compile, health
 from ijepa_jax.train.run import build
@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture
 def flags():
   """Changes flags until the test ends."""
-  before = {name: getattr(jax.config, name) for name in jax_flags._SETTLED}
+  before = {name: getattr(jax.config, name) for name in cli._JAX_DEFAULTS}
   yield jax.config.update
   for name, value in before.items():
     jax.config.update(name, value)
@@ -191,7 +191,7 @@ def test_first_weights_whatever_the_flag(flags):
 
 
 def test_jobs_set_the_flags_aside(flags, caplog):
-  jax_flags.settle()
+  cli.reset_jax_flags()
   assert not caplog.records
   others = {
     'jax_enable_x64': True,
@@ -204,9 +204,9 @@ def test_jobs_set_the_flags_aside(flags, caplog):
   }
   for name, value in others.items():
     flags(name, value)
-  jax_flags.settle()
+  cli.reset_jax_flags()
   for name in others:
-    assert getattr(jax.config, name) == jax_flags._SETTLED[name]
+    assert getattr(jax.config, name) == cli._JAX_DEFAULTS[name]
     assert name.upper() in caplog.text
 
 
