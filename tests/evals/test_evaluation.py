@@ -15,6 +15,8 @@ from configs.evals import linear as linear_config
 from configs.evals import logistic as logistic_config
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import evaluation, knn, linear, logistic, tasks
+from ijepa_jax.probes import knn as probes_knn
+from ijepa_jax.probes import train_heads
 from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 
@@ -258,3 +260,62 @@ def test_heads_that_diverge_are_never_best(
   config.linear.lrs = (1e30,)
   with pytest.raises(UserError, match=r'All of the 4 .* have diverged'):
     linear.run(config, tmp_path / 'again')
+
+
+# Functions in the middle of what each job computes.
+INSIDE = {
+  'knn': (probes_knn, '_normalize'),
+  'linear': (train_heads, '_one_epoch'),
+}
+
+
+@pytest.mark.parametrize('error', [ValueError, OSError])
+@pytest.mark.parametrize('job', INSIDE)
+def test_a_bug_of_ours_is_no_mistake_of_the_user(
+  job, error, small_run, images, tmp_path, monkeypatch
+):
+  """The very error that was raised comes out of the job."""
+  bug = error('planted')
+
+  def broken(*_):
+    raise bug
+
+  monkeypatch.setattr(*INSIDE[job], broken)
+  changes = {'linear.augment': False} if job == 'linear' else {}
+  config = make_config(job, small_run, images, **changes)
+  with pytest.raises(error) as info:
+    RUN[job](config, tmp_path)
+  assert info.value is bug
+
+
+@pytest.mark.parametrize(
+  ('job', 'error'), [('knn', 'ValueError'), ('linear', 'OSError')]
+)
+def test_a_bug_of_ours_has_its_traceback(
+  job, error, small_run, images, tmp_path
+):
+  module, function = INSIDE[job]
+  arguments = [
+    *('main.py', f'--config=configs/evals/{job}.py', f'--workdir={tmp_path}'),
+    *(f'--config.init_from={small_run}', f'--config.data.path={images}'),
+    *('--config.task=folder', '--config.data.test=test'),
+    *('--config.data.workers=0', '--config.batch_size=16'),
+  ]
+  if job == 'linear':
+    arguments += ['--config.linear.augment=False']
+    arguments += ['--config.linear.batch_size=16']
+  code = f"""
+import runpy, sys
+import {module.__name__} as module
+def broken(*_):
+  raise {error}('planted')
+module.{function} = broken
+sys.argv = {arguments}
+runpy.run_path('main.py', run_name='__main__')
+"""
+  process = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert process.returncode == 1
+  assert 'Traceback' in process.stderr
+  assert f'{error}: planted' in process.stderr
