@@ -45,15 +45,15 @@ def make_config(job, small_run, images, **changes):
 @pytest.mark.parametrize('job', ['knn', 'logistic'])
 def test_easy_images(job, small_run, images, tmp_path, capsys):
   config = make_config(job, small_run, images)
-  found = RUN[job](config, tmp_path)
-  assert found['accuracy'] == {job: 1.0}
+  actual = RUN[job](config, tmp_path)
+  assert actual['accuracy'] == {job: 1.0}
   shown = capsys.readouterr().out
   assert '100.0' in shown
   how = {'knn': 'chosen on the test images', 'logistic': 'on held-out training'}
-  assert how[job] in shown and how[job] in found['chosen']
+  assert how[job] in shown and how[job] in actual['chosen']
   assert json.loads(
     (tmp_path / f'folder-{job}.json').read_text()
-  ) == json.loads(json.dumps(found))
+  ) == json.loads(json.dumps(actual))
 
 
 def test_a_result_is_written_over_its_own_alone(small_run, images, tmp_path):
@@ -134,8 +134,8 @@ def test_a_list_of_the_labelled(small_run, images, tmp_path):
     images,
     **{'logistic.list_file': str(names), 'logistic.l2': (0.01,)},
   )
-  found = logistic.run(config, tmp_path)
-  assert found['training_examples'] == 4
+  actual = logistic.run(config, tmp_path)
+  assert actual['training_examples'] == 4
   assert sorted(len(np.load(p)) for p in tmp_path.rglob('last.npy')) == [4, 24]
 
 
@@ -206,8 +206,8 @@ def test_two_evaluations_at_once(small_run, images, tmp_path):
     assert process.returncode == 0, words
   for path in tmp_path.rglob('last.npy'):
     assert np.abs(np.load(path)).sum(1).all()
-  (found,) = tmp_path.glob('*.json')
-  assert json.loads(found.read_text())['accuracy'] == {'knn': 1.0}
+  (actual,) = tmp_path.glob('*.json')
+  assert json.loads(actual.read_text())['accuracy'] == {'knn': 1.0}
 
 
 def test_where_results_go(small_run, images, tmp_path, monkeypatch):
@@ -251,11 +251,11 @@ def test_heads_that_diverge_are_never_best(
   config = make_config(
     'linear', small_run, images, **changes, **{'linear.lrs': (1e30, 0.3)}
   )
-  found = linear.run(config, tmp_path)
-  lost = {k for k, v in found['heads'].items() if v is None}
-  assert lost == {name for name in found['heads'] if 'lr=1e+30' in name}
-  assert 'lr=0.3' in found['best']['head']
-  assert 'linear is the best of 4 heads, linear_last' in found['chosen']
+  actual = linear.run(config, tmp_path)
+  lost = {k for k, v in actual['heads'].items() if v is None}
+  assert lost == {name for name in actual['heads'] if 'lr=1e+30' in name}
+  assert 'lr=0.3' in actual['best']['head']
+  assert 'linear is the best of 4 heads, linear_last' in actual['chosen']
   assert caplog.text.count('lr=1e+30 wd=0.0005 has diverged') == 4
   config.linear.lrs = (1e30,)
   with pytest.raises(UserError, match=r'All of the 4 .* have diverged'):

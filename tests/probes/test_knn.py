@@ -29,10 +29,10 @@ def run(*data, classes=7, mesh=None, **kwargs):
   return knn.knn(*data, classes=classes, mesh=mesh, **kwargs)
 
 
-def same_but_one(found, wanted, n=400):
+def same_but_one(actual, expected, n=400):
   """Of n answers one may hang on the last digits of two cosines."""
-  assert found.keys() == wanted.keys()
-  close([found[k] for k in wanted], list(wanted.values()), within=1.5 / n)
+  assert actual.keys() == expected.keys()
+  close([actual[k] for k in expected], list(expected.values()), within=1.5 / n)
 
 
 def plain(train_x, train_y, test_x, test_y, k, temperature):
@@ -54,8 +54,8 @@ def test_sweep_by_its_definition(cpus):
   in blocks that do not divide the test examples.
   """
   data = split(*features())
-  wanted = {(k, t): plain(*data, k, t) for k in KS for t in TEMPERATURES}
-  assert len(set(wanted.values())) > 4
+  expected = {(k, t): plain(*data, k, t) for k in KS for t in TEMPERATURES}
+  assert len(set(expected.values())) > 4
   for devices, fsdp in ((1, 1), (8, 2)):
     result = run(
       *data,
@@ -63,9 +63,9 @@ def test_sweep_by_its_definition(cpus):
       temperatures=TEMPERATURES,
       mesh=sharding.make_mesh(fsdp=fsdp, devices=cpus[:devices]),
     )
-    same_but_one(result.accuracies, wanted)
-    found = result.accuracies
-    assert found[result.best] == max(found.values())
+    same_but_one(result.accuracies, expected)
+    actual = result.accuracies
+    assert actual[result.best] == max(actual.values())
 
 
 def test_equals_scikit_learn():
@@ -77,8 +77,8 @@ def test_equals_scikit_learn():
     judge = neighbors.KNeighborsClassifier(
       k, metric='cosine', weights=lambda distance, t=t: np.exp(-distance / t)
     )
-    wanted = judge.fit(train_x, train_y).score(test_x, test_y)
-    close(accuracy, wanted, within=1.5 / len(test_y))
+    expected = judge.fit(train_x, train_y).score(test_x, test_y)
+    close(accuracy, expected, within=1.5 / len(test_y))
 
 
 def test_chunks(monkeypatch, cpus):
@@ -150,10 +150,10 @@ def test_as_many_neighbors_as_there_are():
 
 
 def test_how_the_best_was_chosen():
-  found = knn.Result({(5, 0.07): 0.5, (10, 0.07): 0.75})
+  actual = knn.Result({(5, 0.07): 0.5, (10, 0.07): 0.75})
   assert (
-    'the best of 2' in found.selection_note
-    and 'test images' in found.selection_note
+    'the best of 2' in actual.selection_note
+    and 'test images' in actual.selection_note
   )
-  assert found.selection_note.endswith('k=10, T=0.07.')
+  assert actual.selection_note.endswith('k=10, T=0.07.')
   assert not knn.Result({(5, 0.07): 0.5}).selection_note

@@ -131,10 +131,10 @@ def test_on_a_device_nothing_is_taken_for_another():
   state = linear_heads.init(one, jax.random.key(0))
   for label in -1, 3:
     batch = jnp.array([0, 1, 2, label])
-    _, found = linear_heads.update_heads(
+    _, actual = linear_heads.update_heads(
       one, state, {'last': features(4)}, batch, 0
     )
-    assert np.isnan(found['loss']).all()
+    assert np.isnan(actual['loss']).all()
   logits = jnp.full((2, 3), jnp.nan)
   assert not labels.is_correct(logits, jnp.array([0, 1])).any()
 
@@ -219,8 +219,8 @@ def test_what_sources_know(images):
   some = subset.Subset(folder, [1, 30])
   for source in folder, some, sources.make_source('scenes', count=20):
     every = source.every_label()
-    wanted = [source[i]['label'] for i in range(len(source))]
-    np.testing.assert_array_equal(every, wanted)
+    expected = [source[i]['label'] for i in range(len(source))]
+    np.testing.assert_array_equal(every, expected)
   assert Folder(str(images / 'train/red')).every_label().shape == (
     20,
     0,

@@ -124,7 +124,7 @@ def test_each_head_equals_one_trained_alone(cpus, protocol, monkeypatch):
   test_x, test_y = data(70, seed=1)
   # In blocks that don't divide the examples.
   monkeypatch.setattr(train_heads, '_BLOCK', 24)
-  found = train_heads.accuracies(sweep, state, test_x, test_y, mesh=one(cpus))
+  actual = train_heads.accuracies(sweep, state, test_x, test_y, mesh=one(cpus))
   start = linear_heads.init(sweep, jax.random.key(0))
   ends = []
   for i, head in enumerate(sweep.heads):
@@ -146,7 +146,7 @@ def test_each_head_equals_one_trained_alone(cpus, protocol, monkeypatch):
     close(last['bias'][run], alone.b, TRAINED)
     right = alone.right(test_x[head.input], test_y)
     # One answer may hang on the last digits of two logits.
-    close(found[i], right / len(test_y), within=1.5 / 70, name=head.name)
+    close(actual[i], right / len(test_y), within=1.5 / 70, name=head.name)
     if head.batch_norm:
       norm = state['norms'][head.input]
       close(norm['mean'], alone.mean)
@@ -155,7 +155,7 @@ def test_each_head_equals_one_trained_alone(cpus, protocol, monkeypatch):
     if pair[0].shape == pair[1].shape:
       assert np.abs(pair[0] - pair[1]).max() > 1e-4
   if protocol != 'imagenet':  # LARS needs more than 12 steps
-    assert max(found) > 0.6
+    assert max(actual) > 0.6
 
 
 def test_evaluation_normalizes_by_running_statistics(cpus):
@@ -183,11 +183,11 @@ def test_any_devices_give_the_numbers_of_one(cpus, monkeypatch):
   for mesh in one(cpus), sharding.make_mesh(fsdp=2, devices=cpus):
     sweep = plain('imagenet')
     state = train_heads.train(sweep, features, labels, mesh=mesh)
-    found = train_heads.accuracies(sweep, state, test_x, test_y, mesh=mesh)
-    results.append((jax.device_get(state), found))
-  (state, found), (state_8, found_8) = results
+    actual = train_heads.accuracies(sweep, state, test_x, test_y, mesh=mesh)
+    results.append((jax.device_get(state), actual))
+  (state, actual), (state_8, found_8) = results
   trees_close(state_8, state, TRAINED)
-  close(found_8, found, within=1.5 / 70)
+  close(found_8, actual, within=1.5 / 70)
 
 
 def test_stopped_and_gone_on_equals_straight(cpus):
@@ -230,8 +230,8 @@ def test_streamed_features(cpus):
   for k, (_, rows) in enumerate(batches(sweep)):
     raw = {k: 2 * x[rows] for k, x in features.items()}
     state, metrics = step(state, raw, labels[rows], k)
-  wanted = train_heads.train(sweep, features, labels, mesh=one(cpus))
-  trees_close(state, wanted, TRAINED)
+  expected = train_heads.train(sweep, features, labels, mesh=one(cpus))
+  trees_close(state, expected, TRAINED)
   assert metrics['loss'].shape == (16,)
 
 
@@ -269,8 +269,8 @@ def test_heads_of_the_protocols():
     )
   }
   for protocol in 'transfer', 'clevr':
-    found = make(protocol, **unset).heads
-    assert [(h.lr, h.weight_decay) for h in found] == [(0.01, 5e-4)] * 4
+    actual = make(protocol, **unset).heads
+    assert [(h.lr, h.weight_decay) for h in actual] == [(0.01, 5e-4)] * 4
 
 
 def test_report():
@@ -297,9 +297,11 @@ def test_diverged_heads_are_named(cpus, caplog):
   state = train_heads.train(sweep, features, labels, mesh=one(cpus))
   named = [r.getMessage() for r in caplog.records]
   assert len(named) == 2 and all('lr=1e+30' in text for text in named)
-  found = train_heads.accuracies(sweep, state, features, labels, mesh=one(cpus))
-  assert np.isnan(found[0]) and found[1] > 0.3
-  report = train_heads.report(sweep, found)
+  actual = train_heads.accuracies(
+    sweep, state, features, labels, mesh=one(cpus)
+  )
+  assert np.isnan(actual[0]) and actual[1] > 0.3
+  report = train_heads.report(sweep, actual)
   assert report['best']['head'] == report['best_last']['head']
   assert 'lr=0.1' in report['best']['head']
   assert json.loads(json.dumps(report, allow_nan=False)) == report

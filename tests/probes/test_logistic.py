@@ -96,9 +96,9 @@ def test_logistic_equals_scikit_learn(cpus):
   for l2 in (1e-5, 1e-2, 1.0):
     judge = models.LogisticRegression(C=1 / (1000 * l2), max_iter=2000)
     judge.fit((train_x - mean) / std, train_y)
-    wanted = judge.score((test_x - mean) / std, test_y)
+    expected = judge.score((test_x - mean) / std, test_y)
     result = evaluate(train_x, train_y, test_x, test_y, classes=5, l2s=(l2,))
-    close(result.accuracy, wanted, within=1e-3)
+    close(result.accuracy, expected, within=1e-3)
     assert result.l2 == l2 and not result.held_out
 
 
