@@ -151,6 +151,22 @@ def test_an_interrupted_pass_goes_on(workdir, source, tmp_path, monkeypatch):
   np.testing.assert_array_equal(actual.labels, straight.labels)
 
 
+def test_a_lost_array_is_computed_anew(workdir, source, tmp_path, monkeypatch):
+  """Interrupted at that, it does not take the empty rows for features."""
+  frozen = load.load(workdir)
+  first = np.array(extract(frozen, source, tmp_path).last4)
+  (path,) = tmp_path.rglob('last4.npy')
+  path.unlink()
+
+  def dying(batch, mesh):
+    raise RuntimeError('the power is gone')
+
+  with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    patch.setattr(sharding, 'to_global', dying)
+    extract(frozen, source, tmp_path)
+  np.testing.assert_array_equal(extract(frozen, source, tmp_path).last4, first)
+
+
 def test_a_hugging_face_folder(workdir, source, tmp_path):
   """Gives the features of the encoder that was written to it."""
   frozen = load.load(workdir)

@@ -17,6 +17,7 @@ from ijepa_jax.train import pretrain
 from tests.train import test_pretrain
 
 ROOT = pathlib.Path(__file__).parents[2]
+EVALUATION = 'evals.evaluation.Evaluation.from_config'
 ONE_DEVICE = ' --xla_force_host_platform_device_count=1'  # the last counts
 SIGNALS = [(signal.SIGTERM, 143, 'SIGTERM'), (signal.SIGINT, 130, 'Ctrl-C')]
 
@@ -125,15 +126,15 @@ def test_signals_are_given_back():
     # Traced in a thread of those that compile, which is not waited for.
     ('main.py', 'methods.train_step.train_step', 'configs/tiny.py'),
     ('main.py', 'train.run.make_source', 'configs/tiny.py'),
-    ('main.py', 'evals.tasks.get', 'configs/evals/knn.py'),
-    ('main.py', 'evals.tasks.get', 'configs/evals/finetune_full.py'),
+    ('main.py', EVALUATION, 'configs/evals/knn.py'),
+    ('main.py', EVALUATION, 'configs/evals/finetune_full.py'),
     ('ijepa_jax.convert', 'convert.export.export', ''),
     ('ijepa_jax.data.pack', 'data.pack.pack.pack', ''),
   ],
 )
 def test_every_job_ends_before_it_has_begun(runs, busy, config, tmp_path):
   """While it opens, loads or compiles: soon, with a line, and 130."""
-  module, _, function = f'ijepa_jax.{busy}'.rpartition('.')
+  owner, _, function = f'ijepa_jax.{busy}'.rpartition('.')
   arguments = {
     'main.py': [f'--workdir={tmp_path}', f'--config={config}'],
     'ijepa_jax.convert': ['a', 'b', '--to=orbax'],
@@ -147,13 +148,12 @@ def test_every_job_ends_before_it_has_begun(runs, busy, config, tmp_path):
     arguments += test_pretrain.flags(test_pretrain.make_config())
   how = 'run_path' if runs == 'main.py' else 'run_module'
   run = python(f"""
-import importlib, runpy, sys
+import pkgutil, runpy, sys
 def busy(*args, **kwargs):
   os.kill(os.getpid(), signal.SIGINT)
   time.sleep(1000)
 sys.argv = {['main.py', *arguments]!r}
-module = importlib.import_module({module!r})
-setattr(module, {function!r}, busy)
+setattr(pkgutil.resolve_name({owner!r}), {function!r}, busy)
 runpy.{how}({runs!r}, run_name='__main__')
 """)
   assert run.returncode == 130, run.stderr
