@@ -17,7 +17,8 @@ from absl import logging
 from ijepa_jax.data import loader
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals.evaluation import Evaluation, report
-from ijepa_jax.probes import head_sweep, labels, linear_heads, train_heads
+from ijepa_jax.probes import labels, linear_heads, train_heads
+from ijepa_jax.probes.head_sweep import HeadSweep, get_protocol
 from ijepa_jax.runtime import files, locks, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 
@@ -96,11 +97,12 @@ def _make_sweep(config, evaluation):
     inputs=list(c.inputs),
     seed=config.seed,
   )
-  sweep = head_sweep.make_sweep(
-    head_sweep.get_protocol(protocol, **rates),
-    **sizes,
-    devices=evaluation.mesh.size,
-  )
+  sweep = HeadSweep(get_protocol(protocol, **rates), **sizes)
+  if sweep.batch_size % evaluation.mesh.size:
+    raise UserError(
+      f'linear.batch_size is {sweep.batch_size}: take a multiple of the '
+      f'{evaluation.mesh.size} devices.'
+    )
   return sweep, evaluation.workdir / 'heads' / sharding.of_first(name)
 
 

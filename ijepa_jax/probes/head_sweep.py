@@ -88,25 +88,60 @@ class HeadSweep:
   rate and weight decay.
 
   Attributes:
+    protocol: see `get_protocol`.
     widths: of the inputs, {'last': D, 'last4': 4 D} or one of them.
-    lrs, weight_decays: values that are tried.
     classes: of the labels.
-    optimizer: 'lars' or 'sgd'.
-    schedule: step, counted from 0 -> factor of the learning rate.
+    examples: training images; the last, partial batch of an epoch is left out.
     batch_size: images a step, over all devices.
-    steps_per_epoch: the last, partial batch of an epoch is left out.
     epochs: of the whole training.
+    milestones: epochs after which the learning rate is divided by 10.
+
+  Raises:
+    UserError: there is no head, or the sizes don't fit together.
   """
 
+  protocol: Protocol
   widths: Mapping[str, int]
-  lrs: tuple[float, ...]
-  weight_decays: tuple[float, ...]
   classes: int
-  optimizer: str
-  schedule: schedules.Schedule
+  examples: int
   batch_size: int
-  steps_per_epoch: int
   epochs: int
+  milestones: Sequence[int] = ()
+
+  def __post_init__(self):
+    p = self.protocol
+    axes = {
+      'widths': tuple(self.widths),
+      'lrs': p.lrs,
+      'weight_decays': p.weight_decays,
+    }
+    for name, values in axes.items():
+      if not values or len(set(values)) < len(values):
+        raise UserError(
+          f'{name} are {values}: take one or more different values.'
+        )
+    if not (all(x > 0 for x in p.lrs) and all(x >= 0 for x in p.weight_decays)):
+      raise UserError(
+        f'lrs are {p.lrs} and weight_decays {p.weight_decays}: take lrs above '
+        '0 and weight_decays of 0 or more.'
+      )
+    if self.epochs < 1:
+      raise UserError(f'epochs is {self.epochs}: take 1 or more.')
+    # BatchNorm has no variance of one example.
+    if not 2 <= self.batch_size <= self.examples:
+      raise UserError(
+        f'linear.batch_size is {self.batch_size}: take one from 2 to the '
+        f'{self.examples} training examples.'
+      )
+    if p.final is not None and self.milestones:
+      raise UserError(
+        f'milestones are {tuple(self.milestones)}: {p.name} has a cosine and '
+        'none.'
+      )
+
+  @property
+  def steps_per_epoch(self) -> int:
+    return self.examples // self.batch_size
 
   @property
   def groups(self) -> tuple[tuple[str, bool], ...]:
@@ -116,7 +151,8 @@ class HeadSweep:
   @property
   def rates(self) -> tuple[tuple[float, float], ...]:
     """(learning rate, weight decay) of the heads of each group."""
-    return tuple(itertools.product(self.lrs, self.weight_decays))
+    p = self.protocol
+    return tuple(itertools.product(p.lrs, p.weight_decays))
 
   @property
   def heads(self) -> tuple[Head, ...]:
@@ -124,83 +160,9 @@ class HeadSweep:
     pairs = itertools.product(self.groups, self.rates)
     return tuple(Head(*group, *rates) for group, rates in pairs)
 
-
-def make_sweep(
-  protocol: Protocol,
-  widths: Mapping[str, int],
-  *,
-  classes: int,
-  examples: int,
-  batch_size: int,
-  epochs: int,
-  milestones: Sequence[int] = (),
-  devices: int = 1,
-) -> HeadSweep:
-  """Makes the sweep of a protocol; see `HeadSweep` and tasks.Task.
-
-  Args:
-    protocol: see `get_protocol`.
-    examples: training images.
-    milestones: epochs after which the learning rate is divided by 10.
-    devices: that share each batch.
-
-  Raises:
-    UserError: there is no head, or the sizes don't fit together.
-  """
-  _check_heads(widths, protocol)
-  if epochs < 1:
-    raise UserError(f'epochs is {epochs}: take 1 or more.')
-  # BatchNorm has no variance of one example.
-  if not 2 <= batch_size <= examples:
-    raise UserError(
-      f'linear.batch_size is {batch_size}: take one from 2 to the {examples} '
-      'training examples.'
-    )
-  if batch_size % devices:
-    raise UserError(
-      f'linear.batch_size is {batch_size}: take a multiple of the {devices} '
-      'devices.'
-    )
-  steps = examples // batch_size
-  return HeadSweep(
-    widths=dict(widths),
-    lrs=protocol.lrs,
-    weight_decays=protocol.weight_decays,
-    classes=classes,
-    optimizer=protocol.optimizer,
-    schedule=_make_schedule(protocol, milestones, steps, epochs),
-    batch_size=batch_size,
-    steps_per_epoch=steps,
-    epochs=epochs,
-  )
-
-
-def _check_heads(widths, protocol) -> None:
-  lrs, decays = protocol.lrs, protocol.weight_decays
-  for name, values in {
-    'widths': tuple(widths),
-    'lrs': lrs,
-    'weight_decays': decays,
-  }.items():
-    if not values or len(set(values)) < len(values):
-      raise UserError(
-        f'{name} are {values}: take one or more different values.'
-      )
-  if not (all(x > 0 for x in lrs) and all(x >= 0 for x in decays)):
-    raise UserError(
-      f'lrs are {lrs} and weight_decays {decays}: take lrs above 0 and '
-      'weight_decays of 0 or more.'
-    )
-
-
-def _make_schedule(protocol, milestones, steps_per_epoch, epochs):
-  """Returns step -> factor of the learning rate."""
-  if protocol.final is not None:
-    if milestones:
-      raise UserError(
-        f'milestones are {tuple(milestones)}: {protocol.name} has a cosine and '
-        'none.'
-      )
-    return schedules.cosine(1.0, protocol.final, epochs * steps_per_epoch)
-  boundaries = [epoch * steps_per_epoch for epoch in milestones]
-  return lambda step: 0.1 ** sum(step >= at for at in boundaries)
+  def schedule(self, step):
+    """Returns the factor of the learning rate at a step, counted from 0."""
+    steps, final = self.steps_per_epoch, self.protocol.final
+    if final is not None:
+      return schedules.cosine(1.0, final, self.epochs * steps)(step)
+    return 0.1 ** sum(step >= epoch * steps for epoch in self.milestones)

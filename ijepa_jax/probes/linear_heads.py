@@ -55,6 +55,7 @@ def init(sweep: HeadSweep, key) -> dict[str, Any]:
     norms/<input>/mean, var     float32 [D], running
   """
   runs = len(sweep.rates)
+  optimizer = make_optimizer(sweep.protocol.optimizer, 0.0, 0.0)
   state = {'heads': {}, 'norms': {}}
   for name, width in sweep.widths.items():
     # Not 0: LARS moves in proportion to the weights.
@@ -63,11 +64,10 @@ def init(sweep: HeadSweep, key) -> dict[str, Any]:
       'kernel': jnp.repeat(kernel[None], runs, 0),
       'bias': jnp.zeros((runs, sweep.classes), jnp.float32),
     }
-    optimizer = jax.vmap(make_optimizer(sweep.optimizer, 0.0, 0.0).init)
     for norm in BATCH_NORM:
       state['heads'][_group_name(name, norm)] = {
         'params': params,
-        'optimizer': optimizer(params),
+        'optimizer': jax.vmap(optimizer.init)(params),
       }
     state['norms'][name] = {
       'mean': jnp.zeros(width, jnp.float32),
@@ -135,7 +135,7 @@ def _update_head(sweep, labels_B, x_BD, head, lr, weight_decay):
     return error, {'loss': error, 'accuracy': correct_B.mean(dtype=jnp.float32)}
 
   grad, metrics = jax.grad(loss, has_aux=True)(head['params'])
-  optimizer = make_optimizer(sweep.optimizer, lr, weight_decay)
+  optimizer = make_optimizer(sweep.protocol.optimizer, lr, weight_decay)
   updates, moments = optimizer.update(grad, head['optimizer'], head['params'])
   params = optax.apply_updates(head['params'], updates)
   return {'params': params, 'optimizer': moments}, metrics

@@ -76,10 +76,10 @@ def train(
   """
   _check(sweep, features, labels_N, 'training')
   n, size, steps = len(labels_N), sweep.batch_size, sweep.steps_per_epoch
-  if n // size != steps:
+  if n != sweep.examples:
     raise UserError(
-      f'{n} training examples make {n // size} batches of {size} and the sweep '
-      f'was made for {steps}: give make_sweep examples={n}.'
+      f'There are {n} training examples and the sweep was made for '
+      f'{sweep.examples}: make it with examples={n}.'
     )
 
   def batches(epoch):

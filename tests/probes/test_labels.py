@@ -46,7 +46,7 @@ def features(n):
 
 
 def make_sweep(n=N):
-  return head_sweep.make_sweep(
+  return head_sweep.HeadSweep(
     head_sweep.get_protocol('transfer'),
     {'last': D},
     classes=3,

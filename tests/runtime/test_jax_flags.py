@@ -71,7 +71,7 @@ def types():
   widths = {'last': 8}
   swept = {}
   for protocol in 'imagenet', 'clevr':  # both optimizers, and a schedule
-    sweep = head_sweep.make_sweep(
+    sweep = head_sweep.HeadSweep(
       head_sweep.get_protocol(protocol),
       widths,
       classes=3,
