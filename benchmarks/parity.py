@@ -96,7 +96,6 @@ def comparisons(golden) -> Iterator[tuple[str, float, float]]:
     predictor_width=int(config['pdim']),
     predictor_depth=int(config['pdepth']),
   )
-  model = ijepa.IJEPA(encoder, predictor)
   steps, warmup = int(config['steps']), int(config['warm'])
   lr = schedules.warmup_cosine(
     *(float(config[k]) for k in ('start_lr', 'lr', 'final_lr')), warmup, steps
@@ -104,6 +103,7 @@ def comparisons(golden) -> Iterator[tuple[str, float, float]]:
   decay = schedules.cosine(float(config['wd']), float(config['fwd']), steps)
   first, last = 1 - config['ema']
   ema_rate = schedules.linear(float(first), float(last), steps)
+  model = ijepa.IJEPA(encoder, predictor, ema_rate=ema_rate)
   tx = optim.adamw(lr=lr, weight_decay=decay)
 
   for name, ours in (
@@ -150,9 +150,8 @@ def comparisons(golden) -> Iterator[tuple[str, float, float]]:
     theirs = golden[f'step0/{name}']
     yield name, largest(np.reshape(ours, theirs.shape), theirs), FLOAT32
 
-  loss, grad, _ = jax.jit(functools.partial(ijepa.loss_and_grad, model))(
-    params, params['encoder'], b
-  )
+  loss_and_grad = jax.value_and_grad(model.loss, has_aux=True)
+  (loss, _), grad = jax.jit(loss_and_grad)(params, params['encoder'], b)
   yield 'loss of the first step', largest(loss, golden['losses'][0]), FLOAT32
   theirs = parameters(golden, 'step0/grad', 'encoder', 'predictor')
   keys, rest = tree_errors(grad, theirs)
@@ -166,11 +165,7 @@ def comparisons(golden) -> Iterator[tuple[str, float, float]]:
     target=params['encoder'],
     opt_state=tx.init(params),
   )
-  step = jax.jit(
-    functools.partial(
-      train_step.train_step, model=model, tx=tx, ema_rate=ema_rate
-    )
-  )
+  step = jax.jit(functools.partial(train_step.train_step, method=model, tx=tx))
   metrics = []
   for s in range(steps):
     state, out = step(state, batch(golden, s))

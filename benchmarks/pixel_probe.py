@@ -14,13 +14,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from configs import tiny
 from ijepa_jax.train import monitors
-from ijepa_jax.train.run import build, make_source
+from ijepa_jax.train.run import make_run
 
 
 def main(grids):
   config = tiny.get_config()
-  run, source = build(config), make_source(config)
-  probe = monitors.make_probe(config, run, source)
+  run = make_run(config)
+  probe = monitors.make_probe(run)
   for grid in grids:
     began = time.monotonic()
     scores = probe.pixels(grid)

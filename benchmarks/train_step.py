@@ -32,7 +32,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from ijepa_jax.runtime import metrics, sharding
 from ijepa_jax.train import compile, monitors, pretrain
-from ijepa_jax.train.run import Run, build
+from ijepa_jax.train.run import PretrainRun, make_run
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
@@ -58,15 +58,15 @@ def transformer_flops(tokens, width, depth, mlp_dim) -> float:
   return depth * (2 * tokens * weights + 4 * tokens**2 * width)
 
 
-def model_flops(config, run: Run, shape: tuple[int, int]) -> float:
+def model_flops(run: PretrainRun, shape: tuple[int, int]) -> float:
   """Of one image in one step."""
-  e, p, s = run.model.encoder, run.model.predictor, run.sampler
-  h, w = config.data.image_size
+  e, p, s = run.method.encoder, run.method.predictor, run.method.sampler
+  h, w, channels = run.image_shape
   n = h * w // e.patch_size**2
   context, targets = shape
 
   def encoder(tokens):
-    embed = 2 * tokens * e.patch_size**2 * config.data.channels * e.width
+    embed = 2 * tokens * e.patch_size**2 * channels * e.width
     return embed + transformer_flops(tokens, e.width, e.depth, e.mlp_dim)
 
   project = 2 * p.width * e.width
@@ -91,37 +91,40 @@ def peak_memory(compiled) -> float:
   ) / 2**30
 
 
-def make_batch(config, run, shape):
-  b, r = config.batch_size, np.random.default_rng(0)
-  h, w = config.data.image_size
-  n = h * w // run.model.encoder.patch_size**2
+def make_batch(run, shapes):
+  b, r = run.batch_size, np.random.default_rng(0)
+  h, w, _ = run.image_shape
+  n = h * w // run.method.encoder.patch_size**2
 
   def tokens(masks, k):
     rows = [r.permutation(n)[:k] for _ in range(b * masks)]
     return np.sort(rows).astype(np.int32).reshape(b, masks, k)
 
   return {
-    'image': r.integers(0, 256, (b, h, w, config.data.channels), np.uint8),
-    'context': tokens(run.sampler.num_contexts, shape[0]),
-    'targets': tokens(run.sampler.num_targets, shape[1]),
+    'image': r.integers(0, 256, shapes['image'].shape, np.uint8),
+    'context': tokens(*shapes['context'].shape[1:]),
+    'targets': tokens(*shapes['targets'].shape[1:]),
   }
 
 
 def time_steps(config) -> dict:
-  run = build(config)
-  drawn = collections.Counter(run.sampler.shape(0, s) for s in range(1000))
-  abstract, make_state = compile.abstract_state(config, run)
+  run = make_run(config, open_images=False)
+  drawn = collections.Counter(
+    run.method.sampler.shape(0, s) for s in range(1000)
+  )
+  abstract, make_state = compile.abstract_state(run)
   device = jax.devices()[0]
   peak = next(
     (v for k, v in PEAK.items() if device.device_kind.startswith(k)), None
   )
   rows = []
   state = make_state(jax.random.key(0))
-  for shape in run.sampler.shapes:
+  for shapes in run.method.batch_shapes(run.batch_size, run.image_shape):
+    shape = shapes['context'].shape[-1], shapes['targets'].shape[-1]
     start = time.perf_counter()
-    step = compile.compile_steps(config, run, abstract, [shape])[shape]
+    (step,) = compile.compile_steps(run, abstract, [shapes]).values()
     seconds = time.perf_counter() - start
-    batch = sharding.to_global(make_batch(config, run, shape), run.mesh)
+    batch = sharding.to_global(make_batch(run, shapes), run.mesh)
     state, _ = step(state, batch)  # the first run of a program is slower
     jax.block_until_ready(state)
     start = time.perf_counter()
@@ -129,7 +132,7 @@ def time_steps(config) -> dict:
       state, _ = step(state, batch)
     jax.block_until_ready(state)
     step_seconds = (time.perf_counter() - start) / FLAGS.steps
-    flops = model_flops(config, run, shape) * config.batch_size
+    flops = model_flops(run, shape) * run.batch_size
     rows.append(
       {
         'context': shape[0],
@@ -163,9 +166,9 @@ def time_steps(config) -> dict:
 
 def time_health(config) -> float:
   """Seconds of one look at the signals of health."""
-  run = build(config)
-  _, make_state = compile.abstract_state(config, run)
-  look, state = monitors.make_health(config, run), make_state(jax.random.key(0))
+  run = make_run(config)
+  _, make_state = compile.abstract_state(run)
+  look, state = monitors.make_health(run), make_state(jax.random.key(0))
   look(state)
   start = time.perf_counter()
   for _ in range(5):

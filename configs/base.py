@@ -111,6 +111,9 @@ def get_config() -> ConfigDict:
   c.log = ConfigDict()
   c.log.tensorboard = True
 
+  c.profile = ConfigDict()
+  c.profile.steps = (0, 0)  # first and last of a trace in <workdir>/profile
+
   # Signals of health on a fixed batch, with alarms in words; docs/health.md.
   c.health = ConfigDict()
   c.health.every_steps = 1000  # 0: off

@@ -44,11 +44,11 @@ def untrained_run():
   from ijepa_jax.runtime.checkpoint import checkpointer
   from ijepa_jax.runtime.config import write_config
   from ijepa_jax.train import compile
-  from ijepa_jax.train.run import build
+  from ijepa_jax.train.run import make_run
 
   def make(config, workdir):
-    run = build(config)
-    _, make_state = compile.abstract_state(config, run)
+    run = make_run(config, open_images=False)
+    _, make_state = compile.abstract_state(run)
     state = make_state(jax.random.key(config.seed))
     write_config(workdir, config.to_json_best_effort())
     with checkpointer.Checkpointer(workdir / 'checkpoints') as checkpoints:

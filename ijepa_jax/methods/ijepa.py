@@ -4,7 +4,9 @@
     context      z = encoder(image, context tokens only)
     prediction   predictor(z, context positions, target positions)
     loss         smooth-L1 between the two, averaged over everything
-    update       AdamW on encoder and predictor; the target follows by EMA
+    update       the target encoder follows the context encoder by EMA
+
+The gradient and AdamW are those of every method: methods/train_step.py.
 
 Shapes in names: B images, E contexts and M targets of an image, K tokens of a
 mask, N patches, D features.
@@ -17,33 +19,43 @@ import jax.numpy as jnp
 import optax
 
 from ijepa_jax.errors import UserError
+from ijepa_jax.methods.schedules import Schedule
 from ijepa_jax.models import vit
 
 
 @dataclasses.dataclass(frozen=True)
 class IJEPA:
-  """The static part: two modules and how the loss is taken.
+  """The method of the paper: a `Method`, see methods/method.py.
 
   Attributes:
     encoder, predictor: Linen modules without parameters.
     mean, std: per channel, of pixels in [0, 1].
-    loss: 'smooth_l1' (release, beta 1) or 'l2' (paper: mean squared error).
+    loss_kind: 'smooth_l1' (release, beta 1) or 'l2' (paper: mean squared
+      error).
     normalize_targets: layer-norm the targets once more (release).
     rescale_init: apply `vit.rescale_residuals` to the initial parameters.
+    sampler: of masks, see masks.py; None: no step is compiled ahead.
+    ema_rate: 1 - momentum as a function of the step counted from 0; one minus
+      it loses no digits as the momentum nears 1. None: not for training.
   """
 
   encoder: vit.Encoder
   predictor: vit.Predictor
   mean: tuple[float, ...] = vit.IMAGENET_MEAN
   std: tuple[float, ...] = vit.IMAGENET_STD
-  loss: str = 'smooth_l1'
+  loss_kind: str = 'smooth_l1'
   normalize_targets: bool = True
   rescale_init: bool = False
+  sampler: object = None
+  ema_rate: Schedule | None = None
+
+  batch_keys = 'image', 'context', 'targets'
+  signal_names = 'loss', 'gap', 'gap_share'
 
   def __post_init__(self):
-    if self.loss not in ('smooth_l1', 'l2'):
+    if self.loss_kind not in ('smooth_l1', 'l2'):
       raise UserError(
-        f"loss.kind is {self.loss!r}: take 'smooth_l1' (release) or 'l2' "
+        f"loss.kind is {self.loss_kind!r}: take 'smooth_l1' (release) or 'l2' "
         '(paper).'
       )
 
@@ -58,6 +70,8 @@ class IJEPA:
     """The encoder on full images: float32 [B, N, D], normed."""
     image = self.normalize(image_BHWC)
     return self.encoder.apply({'params': params}, image, **kwargs)
+
+  # ---- Targets ----
 
   def targets(self, target_params, image_BHWC, targets_BMK):
     """What is to be predicted: [B, M, K, D], and the tokens [B, N, D] it is of.
@@ -75,6 +89,8 @@ class IJEPA:
     mean = h_BND.mean(-1, keepdims=True)
     variance = ((h_BND - mean) ** 2).mean(-1, keepdims=True)
     return (h_BND - mean) / jnp.sqrt(variance + 1e-5)
+
+  # ---- Context and prediction ----
 
   def predict(self, params, image_BHWC, context_BEK, targets_BMK):
     """Predictions of every target from every context: [B, E, M, K, D].
@@ -97,49 +113,108 @@ class IJEPA:
     )
     return predictions.reshape(b, e, *predictions.shape[1:])
 
+  # ---- Loss ----
+
   def distance(self, predictions_BEMKD, targets_BMKD) -> jax.Array:
     error = predictions_BEMKD - targets_BMKD[:, None]
-    if self.loss == 'l2':
+    if self.loss_kind == 'l2':
       return (error**2).mean()
     return optax.losses.huber_loss(error).mean()  # delta 1 is beta 1
 
+  def loss(self, params, target, batch, key=None):
+    """The loss of a batch, to be differentiated by `params` alone.
 
-def init_params(model: IJEPA, key, *, image_shape) -> dict:
-  """Fresh {'encoder', 'predictor'}; arguments as in `init`."""
-  key_encoder, key_predictor = jax.random.split(key)
-  image = jnp.zeros((1, *image_shape), jnp.float32)
-  one = jnp.zeros((1, 1), jnp.int32)
-  z = jnp.zeros((1, 1, model.encoder.width), jnp.float32)
-  params = {
-    'encoder': model.encoder.init(key_encoder, image, one)['params'],
-    'predictor': model.predictor.init(
-      key_predictor, z, one, one[None], model.grid(image)
-    )['params'],
-  }
-  return vit.rescale_residuals(params) if model.rescale_init else params
+    Args:
+      params: {'encoder', 'predictor'}; `encoder` is the context encoder.
+      target: parameters of the target encoder, which no gradient reaches.
+      batch: image [B, H, W, C] uint8 or normalised float, context [B, E, Kc]
+        and targets [B, M, Kt] int32.
+      key: unused; nothing here is random.
 
-
-def loss_and_grad(model: IJEPA, params, target, batch):
-  """Loss, gradient over `params` and the target encoder's tokens.
-
-  Args:
-    batch: image [B, H, W, C] uint8 or normalised float, context [B, E, Kc] and
-      targets [B, M, Kt] int32.
-
-  Returns:
-    (loss [], tree like `params`, `collapse_statistics`).
-  """
-  # Outside what is differentiated: no gradient can reach the target.
-  y_BMKD, h_BND = model.targets(target, batch['image'], batch['targets'])
-
-  def loss(params):
-    predictions = model.predict(
+    Returns:
+      float32 [], and {'feature_std', 'token_std'} of the target's tokens.
+    """
+    y_BMKD, h_BND = self.targets(target, batch['image'], batch['targets'])
+    predictions = self.predict(
       params, batch['image'], batch['context'], batch['targets']
     )
-    return model.distance(predictions, y_BMKD)
+    return self.distance(predictions, y_BMKD), collapse_statistics(h_BND)
 
-  value, grad = jax.value_and_grad(loss)(params)
-  return value, grad, collapse_statistics(h_BND)
+  # ---- Update ----
+
+  def init_params(self, key, image_shape) -> dict:
+    """Fresh {'encoder', 'predictor'} for images of (H, W, C)."""
+    key_encoder, key_predictor = jax.random.split(key)
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+    one = jnp.zeros((1, 1), jnp.int32)
+    z = jnp.zeros((1, 1, self.encoder.width), jnp.float32)
+    params = {
+      'encoder': self.encoder.init(key_encoder, image, one)['params'],
+      'predictor': self.predictor.init(
+        key_predictor, z, one, one[None], self.grid(image)
+      )['params'],
+    }
+    return vit.rescale_residuals(params) if self.rescale_init else params
+
+  def init_target(self, params) -> dict:
+    """The target starts as a copy of the context encoder (paper 3)."""
+    return jax.tree.map(jnp.copy, params['encoder'])
+
+  def update_target(self, target, params, step):
+    """The target moves towards the context encoder: EMA, after each step.
+
+    Returns:
+      The next target and {'momentum': float32 []}.
+    """
+    rate = self.ema_rate(step)
+    target = optax.incremental_update(params['encoder'], target, rate)
+    return target, {'momentum': 1 - rate}
+
+  # ---- What the loop and health.py ask of every method ----
+
+  def evaluated(self, params, target) -> dict:
+    """The encoder that is judged: the target encoder (paper 4)."""
+    return target
+
+  def batch_shapes(self, batch_size: int, image_shape) -> list[dict]:
+    """Every batch that a step may have, in shapes and types."""
+    s, b = self.sampler, batch_size
+    return [
+      {
+        'image': jax.ShapeDtypeStruct((b, *image_shape), jnp.uint8),
+        'context': jax.ShapeDtypeStruct((b, s.num_contexts, kc), jnp.int32),
+        'targets': jax.ShapeDtypeStruct((b, s.num_targets, kt), jnp.int32),
+      }
+      for kc, kt in s.shapes
+    ]
+
+  def signals(self, params, h_BND, batch) -> dict[str, jax.Array]:
+    """Whether more than the position is predicted, on one batch.
+
+    Args:
+      params: {'encoder', 'predictor'}.
+      h_BND: tokens of the target encoder.
+      batch: as in `loss`.
+
+    Returns:
+      float32 [] loss; gap: by how much the loss would be greater against
+      another image's targets at the same positions; gap_share of that loss.
+      Near zero, position alone is predicted.
+    """
+    y_BND = self.standardize(h_BND)
+    predictions = self.predict(
+      params, batch['image'], batch['context'], batch['targets']
+    )
+    own = vit.gather(y_BND, batch['targets'])
+    # At the same positions, of the next image: each gets another one's.
+    swapped = vit.gather(jnp.roll(y_BND, 1, axis=0), batch['targets'])
+    loss = self.distance(predictions, own)
+    other = self.distance(predictions, swapped)
+    return {
+      'loss': loss,
+      'gap': other - loss,
+      'gap_share': (other - loss) / other,
+    }
 
 
 def collapse_statistics(h_BND: jax.Array) -> dict[str, jax.Array]:

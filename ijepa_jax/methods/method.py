@@ -1,44 +1,57 @@
-"""From a config to the method that it names."""
+"""What every method is to the step and to the loop."""
 
-from ijepa_jax.errors import UserError
-from ijepa_jax.methods import ijepa
+from typing import Any, ClassVar, Protocol
+
+import jax
+
 from ijepa_jax.models import vit
 
 
-def build_model(config) -> ijepa.IJEPA:
-  """The modules, from `model`, `data` and `loss` alone."""
-  d = config.data
-  if not len(d.mean) == len(d.std) == d.channels:
-    raise UserError(
-      f'data.mean has {len(d.mean)} and data.std {len(d.std)} numbers: '
-      f'data.channels = {d.channels} needs as many each.'
-    )
-  if not all(0 <= x <= 1 for x in d.mean):
-    raise UserError(
-      f'data.mean is {tuple(d.mean)}: take those of pixels in [0, 1].'
-    )
-  if not all(0 < x <= 1 for x in d.std):
-    raise UserError(
-      f'data.std is {tuple(d.std)}: take those of pixels in [0, 1], above 0.'
-    )
-  size = tuple(d.image_size)
-  if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-    raise UserError(
-      f'data.image_size is {size}: take a height and a width in pixels.'
-    )
-  encoder, predictor = vit.make_models(**config.model.to_dict())
-  p = encoder.patch_size
-  if d.image_size[0] % p or d.image_size[1] % p:
-    raise UserError(
-      f'data.image_size {size} is not a whole number of patches '
-      f'of {p} pixels: change one of the two.'
-    )
-  return ijepa.IJEPA(
-    encoder,
-    predictor,
-    mean=tuple(d.mean),
-    std=tuple(d.std),
-    loss=config.loss.kind,
-    normalize_targets=config.loss.normalize_targets,
-    rescale_init=config.model.init == 'rescaled',
-  )
+class Method(Protocol):
+  """What a training learns: static, frozen and hashable, without arrays.
+
+  A method is added by one file: the step (train_step.py), the loop
+  (train/loop.py) and the signals of health ask for no more than this.
+
+  Attributes:
+    encoder: what evaluations take.
+    batch_keys: of a batch, what the step gets: 'image', 'context', ...
+    signal_names: the keys of `signals`.
+  """
+
+  encoder: vit.Encoder
+  batch_keys: ClassVar[tuple[str, ...]]
+  signal_names: ClassVar[tuple[str, ...]]
+
+  def init_params(self, key: jax.Array, image_shape) -> dict[str, Any]:
+    """Fresh parameters by part: {'encoder': ..., 'predictor': ...}."""
+
+  def init_target(self, params) -> Any:
+    """What follows `params` without a gradient; None: there is no such thing.
+
+    It shares no buffer with `params`.
+    """
+
+  def loss(self, params, target, batch, key) -> tuple[jax.Array, dict]:
+    """float32 [] and metrics; differentiated by `params` alone."""
+
+  def update_target(self, target, params, step) -> tuple[Any, dict]:
+    """The target after a step, `params` being new; and metrics."""
+
+  def evaluated(self, params, target) -> Any:
+    """Parameters of the encoder that is judged."""
+
+  def encode(self, params, image_BHWC: jax.Array) -> jax.Array:
+    """Tokens of full images by that encoder: float32 [B, N, D]."""
+
+  def batch_shapes(self, batch_size: int, image_shape) -> list[dict]:
+    """Every batch that a step may have: {key: jax.ShapeDtypeStruct}.
+
+    Each is compiled before the first step.
+    """
+
+  def signals(self, params, tokens_BND, batch) -> dict[str, jax.Array]:
+    """float32 [] signals of its own health, on one batch.
+
+    `tokens_BND` are `encode`'s of the encoder that is judged.
+    """

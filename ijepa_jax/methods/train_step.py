@@ -1,6 +1,9 @@
-"""The training step, compiled once for every shape of a batch."""
+"""One training step of any method: gradient, optimizer, target.
 
-import functools
+A step is a pure function of (state, batch); it knows no method, and a method
+knows no optimizer.
+"""
+
 from typing import Any
 
 import flax
@@ -8,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ijepa_jax.methods import ijepa
-from ijepa_jax.methods.schedules import Schedule
+from ijepa_jax.methods.method import Method
 
 
 @flax.struct.dataclass
@@ -18,9 +20,10 @@ class State:
 
   Attributes:
     step: int32 [], finished steps.
-    params: {'encoder', 'predictor'}, float32; `encoder` is the context encoder.
-    target: the target encoder's parameters, the tree of `params['encoder']`.
-    opt_state: AdamW's moments and counts over `params`.
+    params: what is trained, float32; {'encoder', 'predictor'} of I-JEPA.
+    target: what follows `params` without a gradient, the target encoder's
+      parameters of I-JEPA; None where a method has no such thing.
+    opt_state: the optimizer's moments and counts over `params`.
   """
 
   step: jax.Array
@@ -29,24 +32,16 @@ class State:
   opt_state: Any
 
 
-def init(
-  model: ijepa.IJEPA, tx: optax.GradientTransformation, key, *, image_shape
-) -> State:
-  """A fresh state; the target starts as a copy of the encoder (paper 3).
+def init(method: Method, tx: optax.GradientTransformation, params) -> State:
+  """Returns the state before the first step.
 
-  Made for `jax.jit`, under which the copy is a buffer of its own, as donation
+  Made for `jax.jit`, under which copies are buffers of their own, as donation
   needs.
-
-  Args:
-    model, tx: the static parts.
-    key: `jax.random.key`.
-    image_shape: (H, W, C).
   """
-  params = ijepa.init_params(model, key, image_shape=image_shape)
   return State(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    target=jax.tree.map(jnp.copy, params['encoder']),
+    target=method.init_target(params),
     opt_state=tx.init(params),
   )
 
@@ -55,55 +50,66 @@ def train_step(
   state: State,
   batch,
   *,
-  model: ijepa.IJEPA,
+  method: Method,
   tx: optax.GradientTransformation,
-  ema_rate: Schedule,
+  seed: int = 0,
   accumulate: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
-  """One step of I-JEPA: loss, gradient, AdamW, EMA of the target.
+  """One step: loss and gradient, optimizer, target.
 
   Args:
     state: donated by the caller.
-    batch: as in `loss_and_grad`.
-    ema_rate: 1 - momentum as a function of the step counted from 0; one minus
-      it loses no digits as the momentum nears 1.
+    batch: what `method.batch_keys` name.
+    method, tx: the static parts.
+    seed: what is random in the loss is a function of (seed, step).
     accumulate: micro-batches that the batch is cut into; their gradients are
       averaged, which equals the whole batch's.
 
   Returns:
-    The next state and float32 [] metrics: loss, grad_norm (of all, and of
-    encoder and predictor), momentum, feature_std, token_std.
+    The next state and float32 [] metrics: loss, grad_norm (of all, and of each
+    part of the parameters), and those of the method.
   """
-  compute = functools.partial(
-    ijepa.loss_and_grad, model, state.params, state.target
-  )
+
+  def loss_and_grad(batch, key):
+    (loss, metrics), grad = jax.value_and_grad(method.loss, has_aux=True)(
+      state.params, state.target, batch, key
+    )
+    return loss, metrics, grad
+
+  key = jax.random.fold_in(jax.random.key(seed), state.step)
   if accumulate == 1:
-    loss, grad, stats = compute(batch)
+    loss, metrics, grad = loss_and_grad(batch, key)
   else:
-    # Every accumulate-th image: each device keeps to its own part of the batch.
-    split = jax.tree.map(
-      lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0),
-      batch,
-    )
-
-    def add(total, micro):
-      return jax.tree.map(jnp.add, total, compute(micro)), None
-
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(compute, jax.tree.map(lambda x: x[0], split)),
-    )
-    total, _ = jax.lax.scan(add, zeros, split)
-    loss, grad, stats = jax.tree.map(lambda x: x / accumulate, total)
+    loss, metrics, grad = _mean(loss_and_grad, batch, key, accumulate)
   updates, opt_state = tx.update(grad, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  rate = ema_rate(state.step)
-  target = optax.incremental_update(params['encoder'], state.target, rate)
+  target, target_metrics = method.update_target(
+    state.target, params, state.step
+  )
   metrics = {
     'loss': loss,
     'grad_norm': optax.tree.norm(grad),
     **{f'grad_norm/{k}': optax.tree.norm(grad[k]) for k in grad},
-    'momentum': 1 - rate,
-    **stats,
+    **target_metrics,
+    **metrics,
   }
   return State(state.step + 1, params, target, opt_state), metrics
+
+
+def _mean(function, batch, key, pieces: int):
+  """The mean of function(micro-batch, key) over a batch cut into pieces."""
+  # Every n-th image: each device keeps to its own part of the batch.
+  batches = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), batch
+  )
+  micro_batches = batches, jax.random.split(key, pieces)
+
+  def add(total, micro_batch):
+    return jax.tree.map(jnp.add, total, function(*micro_batch)), None
+
+  first = jax.tree.map(lambda x: x[0], micro_batches)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first)
+  )
+  total, _ = jax.lax.scan(add, zeros, micro_batches)
+  return jax.tree.map(lambda x: x / pieces, total)

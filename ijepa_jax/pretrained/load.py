@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import ijepa, method
+from ijepa_jax.methods import from_config
 from ijepa_jax.models import positions, vit
 from ijepa_jax.pretrained.formats import (
   huggingface,
@@ -132,7 +132,7 @@ def _from_run(path, mesh, which, step) -> dict:
     raise UserError(f'which is {which!r}: only a training run can give that.')
   if mesh.devices.flat[0].platform != 'gpu':  # the same, without cuDNN
     config.model.attention = 'xla'
-  d, model = config.data, method.build_model(config)
+  d, model = config.data, from_config.make_method(config)
   found = {'image_size': tuple(d.image_size), 'channels': d.channels}
   if which == 'pixels':
     return found
@@ -217,7 +217,7 @@ def _params(path, config, model, mesh, which, step):
   def init(key):
     d = config.data
     shape = *d.image_size, d.channels
-    return ijepa.init_params(model, key, image_shape=shape)['encoder']
+    return model.init_params(key, shape)['encoder']
 
   # As jobs draw, whatever generator JAX is told to use.
   key = jax.random.key(config.seed, impl='threefry2x32')

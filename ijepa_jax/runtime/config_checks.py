@@ -40,6 +40,7 @@ RANGES = {
     'schedule_scale': (1e-6, math.inf),
   },
   'ema': each(SHARE, 'first', 'last'),
+  'profile': {'steps': AT_LEAST_0},
   'data': {
     **each(AT_LEAST_1, 'count', 'channels', 'prefetch', 'image_size'),
     **each(AT_LEAST_0, 'workers', 'max_pixels'),

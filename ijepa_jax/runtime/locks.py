@@ -88,8 +88,7 @@ def _enter(stack, path, place, wait):
     return
   stack.enter_context(_temporary_folder(path.parent))
   while True:
-    # Its previous owner may have removed the empty folder.
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)  # its previous owner may have removed it
     # Not 'w', which would erase the name of the owner.
     try:
       file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
@@ -117,13 +116,21 @@ def _temporary_folder(path):
   A job that refuses its config inside its lock leaves nothing behind.
   """
   new = [p for p in (path, *path.parents) if not p.exists()]
-  path.mkdir(parents=True, exist_ok=True)
+  _make_folder(path)
   try:
     yield
   finally:
     with contextlib.suppress(OSError):
       for parent in new:
         os.rmdir(parent)
+
+
+def _make_folder(path) -> None:
+  """Makes a folder, whose parents other processes may remove meanwhile."""
+  for _ in range(100):
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+      return path.mkdir(parents=True, exist_ok=True)
+  path.mkdir(parents=True, exist_ok=True)
 
 
 def _remove(path):

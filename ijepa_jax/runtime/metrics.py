@@ -54,6 +54,7 @@ class MetricWriter:
       enabled: False, on processes other than 0: nothing is written.
     """
     self._file = self._board = self._remote = None
+    self.folder = None  # on this machine, where the files are written
     if not enabled:
       return
     local = pathlib.Path(workdir)
@@ -64,7 +65,7 @@ class MetricWriter:
       if remote.exists():
         (local / 'metrics.jsonl').write_bytes(remote.read_bytes())
     local.mkdir(parents=True, exist_ok=True)
-    self._local = local
+    self.folder = local
     path = local / 'metrics.jsonl'
     if path.exists():
       with path.open(encoding='utf-8') as lines:
@@ -101,9 +102,9 @@ class MetricWriter:
       return
     if self._board is not None:
       self._board.flush()
-    for path in self._local.rglob('*'):
+    for path in self.folder.rglob('*'):
       if path.is_file():
-        remote = self._remote / path.relative_to(self._local)
+        remote = self._remote / path.relative_to(self.folder)
         remote.parent.mkdir(parents=True, exist_ok=True)
         remote.write_bytes(path.read_bytes())
 
@@ -116,7 +117,7 @@ class MetricWriter:
       self._board = None
     self.sync()
     if self._remote is not None:
-      shutil.rmtree(self._local)
+      shutil.rmtree(self.folder)
 
   def __enter__(self):
     return self

@@ -5,40 +5,59 @@ import functools
 import os
 
 import jax
-import jax.numpy as jnp
 
 from ijepa_jax.methods import train_step
 from ijepa_jax.runtime import sharding
 from ijepa_jax.train.run import Run
 
 
-def abstract_state(config, run: Run):
-  """The state's shapes, types and shardings, and the function that makes it."""
-  make = functools.partial(
-    train_step.init,
-    run.model,
-    run.tx,
-    image_shape=(*config.data.image_size, config.data.channels),
-  )
-  shapes = jax.eval_shape(make, jax.random.key(config.seed))
-  abstract = sharding.with_shardings(shapes, run.mesh)
+def abstract_state(run: Run, make_params=None, *args):
+  """Returns the state's shapes and shardings, and the function that makes it.
+
+  Args:
+    run: of any method.
+    make_params: args -> parameters; None: fresh ones of a `jax.random.key`.
+    *args: arrays, or their shapes, that the function takes.
+
+  Returns:
+    A State of jax.ShapeDtypeStruct, and args -> State on the devices.
+  """
+  if make_params is None:
+    make_params = functools.partial(
+      run.method.init_params, image_shape=run.image_shape
+    )
+    args = (jax.random.key(run.seed),)
+
+  def make(*args):
+    return train_step.init(run.method, run.tx, make_params(*args))
+
+  abstract = sharding.with_shardings(jax.eval_shape(make, *args), run.mesh)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   return abstract, jax.jit(make, out_shardings=shardings)
 
 
-def compile_steps(config, run: Run, abstract, shapes=None) -> dict:
-  """One compiled step for each shape of masks: {(Kc, Kt): callable}.
+def batch_shape(run: Run, batch) -> tuple:
+  """What a compiled step is found by: the shapes of a batch."""
+  return tuple(batch[k].shape for k in run.method.batch_keys)
 
-  All that the sampler can draw, unless `shapes` are given; before the first
-  step and side by side, so that none stalls the run later.
+
+def compile_steps(run: Run, abstract, batches: list[dict] | None = None):
+  """Compiles a step for each shape of a batch: {`batch_shape`: callable}.
+
+  Before the first step and side by side, so that none stalls the run later.
+
+  Args:
+    run: of any method.
+    abstract: from `abstract_state`.
+    batches: of jax.ShapeDtypeStruct; None: all that the method may have.
   """
   step = jax.jit(
     functools.partial(
       train_step.train_step,
-      model=run.model,
+      method=run.method,
       tx=run.tx,
-      ema_rate=run.ema_rate,
-      accumulate=config.accumulate,
+      seed=run.seed,
+      accumulate=run.accumulate,
     ),
     out_shardings=(
       jax.tree.map(lambda x: x.sharding, abstract),
@@ -46,26 +65,20 @@ def compile_steps(config, run: Run, abstract, shapes=None) -> dict:
     ),
     donate_argnums=0,
   )
-  batch_sharding = sharding.batch_sharding(run.mesh)
+  rows = sharding.batch_sharding(run.mesh)
 
-  def compile_one(shape):
-    b, sampler = config.batch_size, run.sampler
-    image = (b, *config.data.image_size, config.data.channels)
+  def compile_one(batch):
     batch = {
-      'image': (image, jnp.uint8),
-      'context': ((b, sampler.num_contexts, shape[0]), jnp.int32),
-      'targets': ((b, sampler.num_targets, shape[1]), jnp.int32),
-    }
-    batch = {
-      k: jax.ShapeDtypeStruct(*v, sharding=batch_sharding)
-      for k, v in batch.items()
+      k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
+      for k, x in batch.items()
     }
     return step.lower(abstract, batch).compile()
 
-  shapes = shapes or run.sampler.shapes
+  batches = batches or run.method.batch_shapes(run.batch_size, run.image_shape)
+  keys = [batch_shape(run, batch) for batch in batches]
   pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
   try:
-    return dict(zip(shapes, pool.map(compile_one, shapes), strict=True))
+    return dict(zip(keys, pool.map(compile_one, batches), strict=True))
   finally:
     # Who stops the job now does not wait for XLA.
     pool.shutdown(wait=False, cancel_futures=True)

@@ -13,47 +13,36 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 
-from ijepa_jax.methods.ijepa import IJEPA
-from ijepa_jax.models import vit
+from ijepa_jax.methods.method import Method
 from ijepa_jax.probes import statistics
 from ijepa_jax.runtime import sharding
 
+# Of every method; a method adds its own.
+SIGNALS = (
+  *('rankme', 'rankme_share', 'feature_std', 'image_cosine', 'token_cosine'),
+)
 
-def signals(model: IJEPA, params, target, batch) -> dict[str, jax.Array]:
+
+def signals(method: Method, params, target, batch) -> dict[str, jax.Array]:
   """All signals; pure, for `jax.jit`.
 
   Args:
-    model: the static part.
-    params: {'encoder', 'predictor'}.
-    target: the target encoder's parameters.
-    batch: as in `ijepa.loss_and_grad`, of B images.
+    method: the static part.
+    params, target: of a train_step.State.
+    batch: what `method.batch_keys` name, of B images.
 
   Returns:
-    float32 []:
+    float32 [], of the encoder that is judged, whose features are the average
+    pools of its output; then those of `method.signals`:
     rankme: effective rank of the images' features, 1 to min(B, D) (Garrido et
       al., ICML 2023), and rankme_share of that.
     feature_std: of the images' features, averaged over features.
     image_cosine: mean cosine between features of two images.
     token_cosine: mean cosine between two tokens of an image.
-    loss: of this batch.
-    gap: by how much the loss would be greater against another image's targets
-      at the same positions, and gap_share of that loss. Near zero, position
-      alone is predicted.
-    Features are average pools of the target encoder's output.
   """
-  h_BND = model.encode(target, batch['image'])
-  y_BND = model.standardize(h_BND)
-  predictions = model.predict(
-    params, batch['image'], batch['context'], batch['targets']
-  )
-  own = vit.gather(y_BND, batch['targets'])
-  # At the same positions, of the next image: each gets another one's.
-  swapped = vit.gather(jnp.roll(y_BND, 1, axis=0), batch['targets'])
-  loss = model.distance(predictions, own)
-  other = model.distance(predictions, swapped)
+  h_BND = method.encode(method.evaluated(params, target), batch['image'])
   x_BD = h_BND.mean(1)
   rank = statistics.rankme(x_BD)
   return {
@@ -62,46 +51,38 @@ def signals(model: IJEPA, params, target, batch) -> dict[str, jax.Array]:
     'feature_std': x_BD.std(0).mean(),
     'image_cosine': statistics.mean_cosine(x_BD[None])[0],
     'token_cosine': statistics.mean_cosine(h_BND).mean(),
-    'loss': loss,
-    'gap': other - loss,
-    'gap_share': (other - loss) / other,
+    **method.signals(params, h_BND, batch),
   }
 
 
-SIGNALS = (
-  *('rankme', 'rankme_share', 'feature_std', 'image_cosine', 'token_cosine'),
-  *('loss', 'gap', 'gap_share'),
-)
-
-
 class Health:
-  """The signals of a run, `names`, on one batch, and its alarms in the
-  log.
+  """A monitor: the signals of a run on one batch, and its alarms in the log.
 
   Args:
-    model: the static part.
+    method: the static part.
     batch: on the devices; see `signals`.
     mesh: of these devices.
-    quiet: steps before any alarm: an untrained predictor tells nothing.
+    warmup_steps: before any alarm: an untrained predictor says nothing.
   """
 
-  def __init__(self, model: IJEPA, batch, mesh, quiet: int = 0):
-    self.names = [f'health/{k}' for k in SIGNALS]
-    self._batch, self._quiet, self._rung = batch, quiet, set()
+  def __init__(self, method: Method, batch, mesh, warmup_steps: int = 0):
+    names = (*SIGNALS, *method.signal_names)
+    self.names = [f'health/{name}' for name in names]
+    self._batch, self._warmup_steps, self._active = batch, warmup_steps, set()
     self._run = jax.jit(
-      functools.partial(signals, model),
+      functools.partial(signals, method),
       out_shardings=sharding.replicated(mesh),
     )
 
   def __call__(self, state) -> dict[str, float]:
-    """{'health/<signal>': value} of an train_step.State."""
+    """{'health/<signal>': value} of a train_step.State."""
     values = jax.device_get(self._run(state.params, state.target, self._batch))
     step = int(state.step)
-    rung = alarms(values) if step > self._quiet else {}
-    # Each once, until it has been quiet again.
-    for name in rung.keys() - self._rung:
-      logging.warning('Step %d: %s', step, rung[name])
-    self._rung = set(rung)
+    active = alarms(values) if step > self._warmup_steps else {}
+    # Warns once per alarm, and again only after it has cleared.
+    for name in active.keys() - self._active:
+      logging.warning('Step %d: %s', step, active[name])
+    self._active = set(active)
     return {f'health/{k}': float(v) for k, v in values.items()}
 
 
@@ -114,7 +95,7 @@ class Alarm:
   above: bool
   words: str
 
-  def rings(self, values) -> bool:
+  def is_triggered(self, values) -> bool:
     value = values[self.signal]
     return not (value > self.limit if self.above else value < self.limit)
 
@@ -161,5 +142,5 @@ def alarms(values: dict[str, float]) -> dict[str, str]:
       f'{"below" if a.above else "above"} {a.limit:g}: {a.words}.'
     )
     for a in ALARMS
-    if a.rings(values)
+    if a.signal in values and a.is_triggered(values)
   }

@@ -13,23 +13,23 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.methods import train_step
 from ijepa_jax.pretrained import anything
 from ijepa_jax.pretrained.formats import weights
-from ijepa_jax.train.run import Run
+from ijepa_jax.train.run import PretrainRun
 
 _MAY_DIFFER = 'image_size', 'mean', 'std'  # what another run may have otherwise
 
 
 def state_from_weights(
-  path, config, run: Run, abstract: train_step.State, make_state
+  run: PretrainRun, abstract: train_step.State, make_state
 ) -> train_step.State:
-  """Reads weights and, with config.init_optimizer, where AdamW was.
+  """Reads weights and, with run.init_optimizer, where AdamW was.
 
   Where there is one encoder only, the target encoder and the context encoder
   both begin with it; where there is no predictor, it is a fresh one. Images of
   another size are no hindrance: the position tables are computed.
 
   Args:
-    path: of a workdir, an export, a .pth.tar file or a Hugging Face folder.
-    config, run: of the run that begins.
+    run: that begins; its init_from is a workdir, an export, a .pth.tar file or
+      a Hugging Face folder.
     abstract, make_state: from `compile.abstract_state`.
 
   Returns:
@@ -39,14 +39,15 @@ def state_from_weights(
     UserError: there is nothing of the kind, it is of another model, or the
       optimiser's state is asked for and can't be had. Nothing was compiled.
   """
+  path = run.init_from
   if not path:
     raise UserError('init_optimizer is set: say in init_from where it is.')
   loaded = anything.read(
-    path, optimizer=config.init_optimizer, heads=config.model.heads
+    path, optimizer=run.init_optimizer, heads=run.model['heads']
   )
-  _check(path, config, loaded)
+  _check(run, loaded)
   found, optimizer = loaded.params, loaded.optimizer
-  _log_what_is_missing(path, config, loaded)
+  _log_what_is_missing(run, loaded)
 
   step = np.int32(optimizer.step if optimizer else 0)
   context = found.get('encoder', found.get('target'))
@@ -57,7 +58,7 @@ def state_from_weights(
       abstract.opt_state, count=step, mu=optimizer.mu, nu=optimizer.nu
     )
   if predictor is None or opt_state is None:
-    made = make_state(jax.random.key(config.seed))
+    made = make_state(jax.random.key(run.seed))
     predictor = predictor or made.params['predictor']
     opt_state = opt_state or made.opt_state
     del made  # The devices never hold more than one state.
@@ -75,14 +76,14 @@ def state_from_weights(
   return jax.tree.map(place, state, abstract)
 
 
-def _check(path, config, loaded: weights.Weights) -> None:
-  """Whether these weights are of the config's model."""
-  d, found = config.data, loaded.config
+def _check(run: PretrainRun, loaded: weights.Weights) -> None:
+  """Whether these weights are of the run's model."""
+  path, found = run.init_from, loaded.config
   ours = weights.complete_config(
     {
-      **config.model.to_dict(),
-      'image_size': tuple(d.image_size),
-      'channels': d.channels,
+      **run.model,
+      'image_size': run.image_shape[:2],
+      'channels': run.image_shape[2],
     },
     loaded.params,
   )
@@ -96,29 +97,29 @@ def _check(path, config, loaded: weights.Weights) -> None:
       f'{path} is of another model: {"; ".join(differences)}: change config.'
       'model or take other weights.'
     )
-  if not config.init_optimizer:
+  if not run.init_optimizer:
     return
   if loaded.optimizer is None:
     raise UserError(
       f'{path} holds no state of AdamW over encoder and predictor that can be '
       'taken: set init_optimizer=False to begin with a fresh one.'
     )
-  if loaded.optimizer.step >= config.total_steps:
+  if loaded.optimizer.step >= run.total_steps:
     raise UserError(
       f'{path} has made {loaded.optimizer.step} steps already and total_steps '
-      f'is {config.total_steps}: take more, or init_optimizer=False to begin '
+      f'is {run.total_steps}: take more, or init_optimizer=False to begin '
       'again from step 0.'
     )
 
 
-def _log_what_is_missing(path, config, loaded: weights.Weights) -> None:
+def _log_what_is_missing(run: PretrainRun, loaded: weights.Weights) -> None:
   """In words, what the weights do not bring or were not made for."""
-  found = loaded.params
+  path, found = run.init_from, loaded.params
   if 'predictor' not in found:
     logging.warning(
       'There is no predictor in %s: a fresh one begins, from seed %d.',
       path,
-      config.seed,
+      run.seed,
     )
   if len(found.keys() & {'encoder', 'target'}) == 1:
     logging.warning(
@@ -127,7 +128,7 @@ def _log_what_is_missing(path, config, loaded: weights.Weights) -> None:
       'context encoder' if 'encoder' in found else 'target encoder',
     )
   for name in 'mean', 'std':
-    theirs, ours = loaded.config.get(name), tuple(config.data[name])
+    theirs, ours = loaded.config.get(name), getattr(run.method, name)
     if theirs is not None and not np.allclose(theirs, ours):
       logging.warning(
         'The pixels of %s had the %s %s, here data.%s is %s: the features '

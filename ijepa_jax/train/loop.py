@@ -1,22 +1,29 @@
-"""The loop of every training."""
+"""The loop of every training: batches, steps, records, saves."""
 
 import contextlib
 import math
 import time
 
 import jax
+import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 from ijepa_jax.data import loader
-from ijepa_jax.methods import train_step
+from ijepa_jax.errors import UserError
+from ijepa_jax.methods.train_step import State
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.progress import Progress, Throughput
-from ijepa_jax.train import compile, monitors
+from ijepa_jax.train import compile
+from ijepa_jax.train.run import Run
 
-_MEND = (
-  'try a lower optim.peak_lr, a longer optim.warmup_steps, optim.clip_norm=1 '
-  'or model.dtype=float32, and start again to go on from it.'
-)
+
+class NotFinite(UserError):
+  """The loss, the gradient or the state is no finite number any more."""
+
+
+class MonitorFailed(Exception):
+  """A monitor of the run has failed, on every process alike."""
 
 
 class Compilations:
@@ -32,124 +39,253 @@ class Compilations:
     self.count += event == self.EVENT
 
 
-def loop(
-  config,
-  run,
+def train(
+  run: Run,
+  state: State,
+  abstract: State,
   dataset,
-  state,
-  start,
-  abstract,
   checkpoints,
   writer,
-  watchers,
-  watched,
-) -> train_step.State:
-  """Steps `start` to `config.total_steps`; returns early when asked to stop."""
-  if start >= config.total_steps:
+  preemption,
+  monitors=(),
+) -> State:
+  """Trains from the state's step to `run.total_steps`.
+
+  Args:
+    run, abstract: of any method; abstract is from `compile.abstract_state`.
+    state: on the devices; its buffers are taken over.
+    dataset: of batches from the state's step on, on the host.
+    checkpoints, writer: checkpointer.Checkpointer and metrics.MetricWriter.
+    preemption: from preemption.watch.
+    monitors: [(every so many steps, State -> {metric: float})].
+
+  Returns:
+    The last state; that of an earlier step when the job is asked to stop.
+
+  Raises:
+    NotFinite: a number of the training is not finite; the last good
+      checkpoint stays.
+    UserError: the images or the disk are at fault.
+  """
+  start = int(state.step)
+  if start >= run.total_steps:
     logging.info(
-      'Step %d is done already, and total_steps is %d.',
-      start,
-      config.total_steps,
+      'Step %d is done already, and total_steps is %d.', start, run.total_steps
     )
     return state
-  watched.check()
+  preemption.check()
+  journal = _Journal(run, checkpoints, writer, start)
+  steps = _compile(run, abstract)
+  preemption.check()
+  preemption.keep()
+  batches = loader.device_batches(
+    dataset, run.mesh, *run.method.batch_keys, depth=run.prefetch
+  )
+  with batches as batches, _profiler(run, writer) as profiler, journal:
+    for step in range(start + 1, run.total_steps + 1):
+      # The order of these lines is relied upon: by who goes on from a save, and
+      # by several processes, which have to agree.
+      with journal.throughput.waiting():
+        batch = next(batches)
+      compiled = steps[compile.batch_shape(run, batch)]
+      with profiler(step), jax.transfer_guard('disallow'):
+        state, metrics = compiled(state, batch)
+      # The step before is recorded while this one runs.
+      journal.record_pending(state)
+      last = step == run.total_steps
+      stop = preemption.requested() or last
+      saving = stop or checkpoints.should_save(step)
+      # The best checkpoint is chosen by what its own state is worth.
+      all_due = last or (saving and checkpoints.keeps_best)
+      due = [look for every, look in monitors if all_due or step % every == 0]
+      if not due and not saving:
+        journal.pending = step, metrics
+        continue
+      values = journal.record(step, metrics, due)
+      if saving:
+        journal.save(step, values)
+      if stop:
+        break
+  if step < run.total_steps:
+    logging.info('Stopped at step %d; the same command goes on from it.', step)
+  return state
+
+
+def _compile(run: Run, abstract: State) -> dict:
   began = time.monotonic()
-  compilations = Compilations()
-  steps = compile.compile_steps(config, run, abstract)
+  steps = compile.compile_steps(run, abstract)
   logging.info(
-    'Compiled the step for %d shapes of masks in %.0f s.',
+    'Compiled the step for %d shapes of a batch in %.0f s.',
     len(steps),
     time.monotonic() - began,
   )
-  progress = Progress(
-    config.total_steps, start, enabled=jax.process_index() == 0
-  )
+  return steps
 
-  def record(step, values, looks=()):
-    """Waits for the metrics of a step; refuses what is no number.
+
+class _Journal:
+  """Records steps and saves states; on its exit by an error, what was lost.
+
+  Attributes:
+    throughput: of the training alone.
+    pending: (step, its metrics) not yet recorded, or None.
+  """
+
+  def __init__(self, run, checkpoints, writer, start):
+    self._run, self._checkpoints, self._writer = run, checkpoints, writer
+    self._compilations, self._start = Compilations(), start
+    self._state = None  # after the newest step
+    self._progress = Progress(
+      run.total_steps, start, enabled=jax.process_index() == 0
+    )
+    self.pending = None
+
+  def __enter__(self):
+    self._progress.__enter__()
+    self.throughput = Throughput(self._run.batch_size)
+    return self
+
+  def record_pending(self, state) -> None:
+    """Records the step before `state`'s, where it is not yet."""
+    self._state = state
+    if self.pending:
+      before, self.pending = self.pending, None
+      self.record(*before)
+
+  def record(self, step: int, metrics, monitors=()) -> dict[str, float]:
+    """Waits for the metrics of a step and writes them down.
 
     Returns:
-      What `looks` find in the state, which is that after this step.
+      What `monitors` say of the state, which is that after this step.
+
+    Raises:
+      NotFinite: the loss or the gradient is.
     """
-    values = {k: float(v) for k, v in jax.device_get(values).items()}
-    meter.step()
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    self.throughput.step()
     values = {
-      'loss': values.pop('loss'),
-      'lr': float(run.lr(step)),
-      'weight_decay': float(run.weight_decay(step)),
-      **values,
-      'compilations': compilations.count,
-      **meter.rates(),
+      'loss': metrics.pop('loss'),
+      **{k: float(f(step)) for k, f in self._run.schedules.items()},
+      **metrics,
+      'compilations': self._compilations.count,
+      **self.throughput.rates(),
     }
-    if not (
-      math.isfinite(values['loss']) and math.isfinite(values['grad_norm'])
-    ):
-      writer.write(step, values)
-      raise monitors.NotFinite(
+    # Of the gradient too: it may spoil the state that is saved next.
+    if not math.isfinite(values['loss'] + values['grad_norm']):
+      self._writer.write(step, values)
+      raise NotFinite(
         f'At step {step} the loss is {values["loss"]} and the gradient norm '
         f'{values["grad_norm"]}; the last good checkpoint is '
-        f'{max(checkpoints.steps(), default="none")}: {_MEND}'
+        f'{max(self._checkpoints.steps(), default="none")}: {self._run.advice}'
       )
-    found = {}
+    monitored = {}
     try:
-      with meter.pausing():
-        found = monitors.run_all(state, looks)
+      with self.throughput.pausing():
+        monitored = run_monitors(self._state, monitors)
     finally:
-      writer.write(step, values | found)
-      progress.update(step, values)
-    return found
+      self._writer.write(step, values | monitored)
+      self._progress.update(step, values)
+    return monitored
 
-  def save(step, found):
-    """Only a state of finite numbers is worth keeping."""
+  def save(self, step: int, values: dict[str, float]) -> None:
+    """Saves the state after `step`; only finite numbers are worth keeping."""
+    with self.throughput.pausing():
+      try:
+        self._checkpoints.save(step, self._state, values)
+      except checkpointer.NotFinite as error:
+        raise NotFinite(f'{error} To go on: {self._run.advice}') from error
+      self._writer.sync()
+
+  def __exit__(self, kind, error, traceback):
+    self._progress.__exit__(kind, error, traceback)
+    if not isinstance(error, Exception) or isinstance(
+      error, (NotFinite, checkpointer.CheckpointError)
+    ):
+      return
+    # Of several processes the others join in saving only where all failed.
+    if jax.process_count() > 1 and not isinstance(error, MonitorFailed):
+      return
     try:
-      checkpoints.save(step, state, found)
-    except checkpointer.NotFinite as error:
-      raise monitors.NotFinite(f'{error} To go on: {_MEND}') from error
-    writer.sync()
+      self._save_what_is_not()
+    except NotFinite:
+      raise  # of which the other error is a consequence
+    except Exception as another:
+      logging.error('What was not saved yet is lost: %s', another)
 
-  def keep():
-    """Saves what an error that is on its way out would lose."""
+  def _save_what_is_not(self) -> None:
     with contextlib.suppress(OSError):  # of a full disk, perhaps
-      if pending:
-        record(*pending)
-    if step := monitors.unsaved(checkpoints, state, start):
-      save(step, {})
+      if self.pending:
+        self.record(*self.pending)
+    if step := unsaved_step(self._checkpoints, self._state, self._start):
+      self.save(step, {})
 
-  # The step before is recorded while this one runs.
-  pending = None
-  keys = 'image', 'context', 'targets'
-  depth = config.data.prefetch
-  watched.check()
-  watched.keep()
-  with (
-    progress,
-    loader.device_batches(dataset, run.mesh, *keys, depth=depth) as batches,
-    monitors.keeping(keep),
-  ):
-    meter = Throughput(config.batch_size)
-    for step in range(start + 1, config.total_steps + 1):
-      with meter.waiting():
-        batch = next(batches)
-      shape = batch['context'].shape[-1], batch['targets'].shape[-1]
-      state, values = steps[shape](state, batch)
-      if pending:
-        before, pending = pending, None
-        record(*before)
-      last = step == config.total_steps
-      stop = watched.requested() or last
-      saving = stop or checkpoints.should_save(step)
-      # The best checkpoint is chosen by what its own state is worth.
-      wanted = last or (saving and config.checkpoint.keep_best)
-      looks = [look for n, look in watchers if wanted or step % n == 0]
-      if not looks and not saving:
-        pending = step, values
-        continue
-      found = record(step, values, looks)
-      if saving:
-        with meter.pausing():
-          save(step, found)
-      if stop:
-        break
-  if step < config.total_steps:
-    logging.info('Stopped at step %d; the same command goes on from it.', step)
-  return state
+
+def unsaved_step(checkpoints, state, start: int) -> int:
+  """The step of a state that no checkpoint holds; 0: nothing would be lost.
+
+  Args:
+    checkpoints: checkpointer.Checkpointer; a save under way is waited for.
+    state: a step that failed may have taken its arrays; None: no step was made.
+    start: step that the run began with or goes on from.
+  """
+  leaves = jax.tree.leaves(state)
+  if not leaves or any(getattr(x, 'is_deleted', bool)() for x in leaves):
+    return 0
+  checkpoints.wait()
+  step = int(state.step)
+  return step if step > start and step not in checkpoints.steps() else 0
+
+
+def run_monitors(state, monitors) -> dict[str, float]:
+  """What all of `monitors` say of a state.
+
+  Raises:
+    MonitorFailed: from the error of one of them, on every process.
+  """
+  values, reason = {}, None
+  try:
+    for monitor in monitors:
+      values |= monitor(state)
+  except Exception as error:
+    reason = error
+  failed = reason is not None
+  if monitors and jax.process_count() > 1:
+    failed = multihost_utils.process_allgather(np.int32(failed)).any()
+  if failed:
+    raise MonitorFailed(
+      'The probe or the signals of health failed.'
+    ) from reason
+  return values
+
+
+@contextlib.contextmanager
+def _profiler(run, writer):
+  """Traces `run.profile_steps` into <workdir>/profile, on process 0.
+
+  TensorBoard's profile plugin opens that folder, and Perfetto the
+  perfetto_trace.json.gz in it.
+
+  Yields:
+    step -> a context manager around the start of that step.
+  """
+  first, last = run.profile_steps
+  tracing = False
+
+  @contextlib.contextmanager
+  def around(step):
+    nonlocal tracing
+    if tracing and step > last:
+      jax.profiler.stop_trace()
+      tracing = False
+    if first and step == first and writer.folder:
+      jax.profiler.start_trace(
+        str(writer.folder / 'profile'), create_perfetto_trace=True
+      )
+      tracing = True
+    with jax.profiler.StepTraceAnnotation('train', step_num=step):
+      yield
+
+  try:
+    yield around
+  finally:
+    if tracing:
+      jax.profiler.stop_trace()

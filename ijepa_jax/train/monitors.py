@@ -1,58 +1,83 @@
-"""What looks at a run while it trains: the probe, the signals of health; and
-what is kept of the run when something fails.
+"""The monitors of a pre-training: the online probe and the signals of health.
+
+A monitor is a function of the state with the `names` of the metrics that it
+returns.
 """
 
-import contextlib
-
-import jax
 import numpy as np
-from absl import logging
-from jax.experimental import multihost_utils
 
-from ijepa_jax.data import loader, sources
+from ijepa_jax.data import loader
 from ijepa_jax.data.scenes import scene
 from ijepa_jax.data.sources import base
 from ijepa_jax.data.transforms import crop
 from ijepa_jax.errors import UserError
-from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.train import health, online_probe
-from ijepa_jax.train.run import Run
+from ijepa_jax.train.run import PretrainRun
 
 
-def make_probe(config, run: Run, source) -> online_probe.Probe | None:
-  """The probe of labelled images, or None where it is off.
+def make_monitors(run: PretrainRun, probe) -> list:
+  """Makes what looks at the state every so many steps.
+
+  Args:
+    run: of pre-training.
+    probe: from `make_probe`.
+
+  Returns:
+    [(steps, State -> {metric: float})].
+
+  Raises:
+    UserError: `checkpoint.keep_best` is none of the metrics.
+  """
+  monitors, names = [], []
+  if probe:
+    monitors.append((run.probe.every_steps, probe.monitor))
+    names += probe.names
+  if run.health.every_steps:
+    signals = make_health(run)
+    monitors.append((run.health.every_steps, signals))
+    names += signals.names
+  best = run.checkpoint['keep_best']
+  if best and best not in names:
+    raise UserError(
+      f'checkpoint.keep_best is {best!r}: take one of '
+      f'{", ".join(names) or "none, with probe and health off"}.'
+    )
+  return monitors
+
+
+def make_probe(run: PretrainRun) -> online_probe.Probe | None:
+  """Makes the probe of labelled images, or None where it is off.
 
   Raises:
     UserError: there are no such images, or they have no labels from which a
       probe could follow.
   """
-  p = config.probe
+  p, source = run.probe, run.source
   if not p.every_steps:
     return None
-  # Pictures are in no order, and images of a folder in that of its classes.
+  # Scenes are in no order, and images of a folder in that of its classes.
   order = np.arange(len(source))
-  if config.data.source != 'scenes':
+  if run.source_kind != 'scenes':
     order = np.random.default_rng(0).permutation(len(source))
-  other = held_out(config, p.split, p.test_count, 'probe.split')
-  same = config.data.source != 'scenes' and p.split == config.data.split
-  if same or other.identity == source.identity:
+  held_out = open_held_out(run, p.split, p.test_count, 'probe.split')
+  same = run.source_kind != 'scenes' and p.split == run.split
+  if same or held_out.identity == source.identity:
     raise UserError(
       f'probe.split {p.split!r} names the images that are trained on: name a '
       'split that is not, or set probe.every_steps=0.'
     )
+  transform, channels = center_crop(run), run.image_shape[2]
   train, test = (
-    online_probe.load_images(
-      images, rows, centre_crop(config), config.data.channels
-    )
+    online_probe.load_images(images, rows, transform, channels)
     for images, rows in (
       (source, order[: p.train_count]),
-      (other, spread_rows(len(other), p.test_count)),
+      (held_out, spread_rows(len(held_out), p.test_count)),
     )
   )
-  if one := base.class_of_one_only(source, other):
+  if name := base.class_of_one_only(source, held_out):
     raise UserError(
       f'Only one of the training images and probe.split {p.split!r} has a '
-      f'class {one!r}: give both the same folders.'
+      f'class {name!r}: give both the same folders.'
     )
   if train.names != test.names:
     raise UserError(
@@ -60,41 +85,22 @@ def make_probe(config, run: Run, source) -> online_probe.Probe | None:
       f'images have {train.names}: give both the same classes.'
     )
   try:
-    return online_probe.Probe(run.model, run.mesh, train, test)
-  except ValueError as error:
+    return online_probe.Probe(run.method, run.mesh, train, test)
+  except UserError as error:
     raise UserError(
       f'The probe: {error} Give it other images, or set probe.every_steps=0.'
     ) from error
 
 
-def make_monitors(config, run: Run, probe) -> list:
-  """What looks at the state every so many steps: [(steps, state -> metrics)].
+def make_health(run: PretrainRun) -> health.Health:
+  """Makes the signals on a fixed batch of images, held out where possible.
 
   Raises:
-    UserError: `checkpoint.keep_best` is none of the metrics.
+    UserError: there are fewer than two images for each device.
   """
-  watchers, names = [], []
-  if probe:
-    watchers.append((config.probe.every_steps, lambda s: probe(s.target)))
-    names += probe.names
-  if config.health.every_steps:
-    look = make_health(config, run)
-    watchers.append((config.health.every_steps, look))
-    names += look.names
-  best = config.checkpoint.keep_best
-  if best and best not in names:
-    raise UserError(
-      f'checkpoint.keep_best is {best!r}: take one of '
-      f'{", ".join(names) or "none, with probe and health off"}.'
-    )
-  return watchers
-
-
-def make_health(config, run: Run) -> health.Health:
-  """The signals on a fixed batch of images, held out where there are such."""
-  h, d = config.health, config.data
-  count = -(-h.images // run.mesh.size) * run.mesh.size
-  images = held_out(config, h.split or d.split, count, 'health.split')
+  count = -(-run.health.images // run.mesh.size) * run.mesh.size
+  split = run.health.split or run.split
+  images = open_held_out(run, split, count, 'health.split')
   # No image twice: signals are of differences between images.
   count = min(count, len(images) // run.mesh.size * run.mesh.size)
   if count < 2:
@@ -105,30 +111,37 @@ def make_health(config, run: Run) -> health.Health:
     )
   dataset = loader.local_batches(
     images,
-    run.sampler,
-    transform=centre_crop(config),
+    run.method.sampler,
+    transform=center_crop(run),
     batch_size=count,
-    channels=d.channels,
+    channels=run.image_shape[2],
   )
-  keys = 'image', 'context', 'targets'
-  with loader.device_batches(dataset, run.mesh, *keys) as batches:
+  batches = loader.device_batches(dataset, run.mesh, *run.method.batch_keys)
+  with batches as batches:
     batch = next(batches)
-  return health.Health(run.model, batch, run.mesh, config.optim.warmup_steps)
+  return health.Health(run.method, batch, run.mesh, run.health.warmup_steps)
 
 
-def held_out(config, split: str, count: int, knob: str):
-  """Images that are not trained on: pictures of another seed, or a split."""
-  d = config.data
-  if d.source == 'scenes':
-    return sources.make_source(
-      'scenes', flavour=d.flavour, count=count, seed=scene.TEST_SEED
-    )
+def open_held_out(run: PretrainRun, split: str, count: int, knob: str):
+  """Opens images that are not trained on: scenes of another seed, or a split.
+
+  Args:
+    run: of pre-training.
+    split: of the images; scenes have none.
+    count: of scenes.
+    knob: the name of the config that gives the split, for the sentence.
+
+  Raises:
+    UserError: no split is named, or it can't be had.
+  """
+  if run.source_kind == 'scenes':
+    return run.open_source(list_file='', count=count, seed=scene.TEST_SEED)
   if not split:
     raise UserError(
-      f'{knob} is empty: name a split of {d.path!r} that is not trained on, or '
-      f'set {knob.split(".")[0]}.every_steps=0.'
+      f'{knob} is empty: name a split that is not trained on, or set '
+      f'{knob.split(".")[0]}.every_steps=0.'
     )
-  return sources.make_source(d.source, path=d.path, split=split)
+  return run.open_source(list_file='', split=split)
 
 
 def spread_rows(length: int, count: int) -> np.ndarray:
@@ -136,70 +149,6 @@ def spread_rows(length: int, count: int) -> np.ndarray:
   return np.linspace(0, length - 1, min(length, count)).astype(int)
 
 
-def centre_crop(config) -> crop.CenterCrop:
-  size = tuple(config.data.image_size)
+def center_crop(run: PretrainRun) -> crop.CenterCrop:
+  size = run.image_shape[:2]
   return crop.CenterCrop(size, max(size))
-
-
-class NotFinite(UserError):
-  """The loss, the gradient or the state is no number any more."""
-
-
-class MonitorFailed(Exception):
-  """What looks at the run has failed, on every process alike."""
-
-
-def run_all(state, looks) -> dict[str, float]:
-  """What all of `looks` find in a state.
-
-  Raises:
-    LookFailed: from the error of one of them, on every process.
-  """
-  found, reason = {}, None
-  try:
-    for look in looks:
-      found |= look(state)
-  except Exception as error:
-    reason = error
-  failed = reason is not None
-  if looks and jax.process_count() > 1:
-    failed = multihost_utils.process_allgather(np.int32(failed)).any()
-  if failed:
-    raise MonitorFailed(
-      'The probe or the signals of health failed.'
-    ) from reason
-  return found
-
-
-@contextlib.contextmanager
-def keeping(keep):
-  """Calls `keep` when the loop fails by what is not the state's fault."""
-  try:
-    yield
-  except (NotFinite, checkpointer.CheckpointError):
-    raise
-  except Exception as error:
-    # Of several processes the others join in saving only where all failed.
-    if jax.process_count() == 1 or isinstance(error, MonitorFailed):
-      try:
-        keep()
-      except NotFinite:
-        raise  # of which the other error is a consequence
-      except Exception as another:
-        logging.error('What was not saved yet is lost: %s', another)
-    raise
-
-
-def unsaved(checkpoints, state, start: int) -> int:
-  """The step of a state that no checkpoint holds; 0: nothing would be lost.
-
-  Args:
-    checkpoints: checkpointer.Checkpointer; a save under way is waited for.
-    state: with `step`; a step that failed may have taken its arrays.
-    start: step that the run began with or goes on from.
-  """
-  if any(getattr(x, 'is_deleted', bool)() for x in jax.tree.leaves(state)):
-    return 0
-  checkpoints.wait()
-  step = int(state.step)
-  return step if step > start and step not in checkpoints.steps() else 0

@@ -12,7 +12,7 @@ import numpy as np
 from ijepa_jax.data import loader, pipeline
 from ijepa_jax.data.sources import subset
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods.ijepa import IJEPA
+from ijepa_jax.methods.method import Method
 from ijepa_jax.probes import knn, logistic, statistics
 from ijepa_jax.probes.labels import check_probe, majority_baseline
 from ijepa_jax.runtime import sharding
@@ -69,7 +69,7 @@ class Probe:
   """Probes encoders on one fixed set of images; `names` are its metrics.
 
   Args:
-    model: whose encoder is probed.
+    method: whose encoder is probed.
     mesh: devices that share the work; every process calls alike.
     train, test: with the same names of labels.
 
@@ -78,9 +78,9 @@ class Probe:
   """
 
   def __init__(
-    self, model: IJEPA, mesh, train: LabelledImages, test: LabelledImages
+    self, method: Method, mesh, train: LabelledImages, test: LabelledImages
   ):
-    self.train, self.test = train, test
+    self.train, self.test, self._method = train, test, method
     kinds = 'probe', 'knn'
     self.names = [f'{k}/{name}' for k in kinds for name in train.names]
     self.names.append('rankme')
@@ -89,7 +89,7 @@ class Probe:
       check_probe(y, z, train.names[name])
     self._ks = knn.limit_ks((NEIGHBOURS,), len(train.labels))
     self._pool = jax.jit(
-      lambda params, image: model.encode(params, image).mean(1),
+      lambda params, image: method.encode(params, image).mean(1),
       out_shardings=sharding.replicated(mesh),
     )
 
@@ -102,6 +102,10 @@ class Probe:
       batch = sharding.shard_rows(np.pad(batch, pad), self._mesh, np.uint8)
       pooled.append(np.asarray(self._pool(params, batch)))
     return np.concatenate(pooled)[: len(images)]
+
+  def monitor(self, state) -> dict[str, float]:
+    """Probes the encoder of a train_step.State that is judged."""
+    return self(self._method.evaluated(state.params, state.target))
 
   def __call__(self, params) -> dict[str, float]:
     """{'probe/<label>', 'knn/<label>': test accuracies, 'rankme': of the test

@@ -1,7 +1,4 @@
-"""The loop of pre-training: the machine around the step, and all its I/O.
-
-What a run is made of stands in train/run.py; the story of a run is `pretrain`.
-"""
+"""The story of a pre-training, from the config to the report."""
 
 import contextlib
 import json
@@ -12,21 +9,18 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import ijepa, method, train_step
+from ijepa_jax.methods import from_config
+from ijepa_jax.methods.ijepa import IJEPA
+from ijepa_jax.methods.train_step import State
 from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.config import read_config, write_config
 from ijepa_jax.train import compile, loop, monitors, report
 from ijepa_jax.train.initial_state import state_from_weights
-from ijepa_jax.train.run import (
-  build,
-  make_dataset,
-  make_source,
-  with_packed_statistics,
-)
+from ijepa_jax.train.run import PretrainRun, make_run
 
 
-def run(config, workdir: str) -> train_step.State:
+def run(config, workdir: str) -> State:
   """Trains as `config` says, going on from what `workdir` holds.
 
   Where it holds nothing yet, config.init_from may say what weights to begin
@@ -42,9 +36,9 @@ def run(config, workdir: str) -> train_step.State:
     The last state.
 
   Raises:
-    UserError: a mistake in the config, see `run.build`; data or checkpoints
-      that can't be read, or a disk that is full; monitors.NotFinite of them:
-      the loss, the gradient or the state was.
+    UserError: a mistake in the config, see `make_run`; data or checkpoints
+      that can't be read, or a disk that is full; loop.NotFinite of them: the
+      loss, the gradient or the state was.
     Stopped: SIGTERM or Ctrl-C came before the last step; what was trained is
       saved.
   """
@@ -52,84 +46,87 @@ def run(config, workdir: str) -> train_step.State:
     return _run(config, workdir, watched)
 
 
-def _run(config, workdir, watched) -> train_step.State:
+def _run(config, workdir, watched) -> State:
   began = time.monotonic()
   if not workdir:
     raise UserError('--workdir is empty: say where the run is kept.')
-  config = with_packed_statistics(config)
-  run = build(config)
-  source = make_source(config)
-  workdir = files.resolve(workdir)
-  files.check_checkpoints(workdir)
-  sharding.check_alike(source.listing, len(source))
-  there = read_config(workdir)
-  if there and there.get('job') != 'pretrain':
-    raise UserError(
-      f'{workdir} holds something else: its config.json is of no run of '
-      'pre-training. Take another --workdir.'
-    )
-  abstract, make_state = compile.abstract_state(config, run)
+  run = make_run(config)
+  del config  # it goes no further
+  workdir, earlier_config = _open_workdir(workdir, run)
+  abstract, make_state = compile.abstract_state(run)
   checkpoints = checkpointer.Checkpointer(
-    workdir / 'checkpoints', **config.checkpoint.to_dict()
+    workdir / 'checkpoints', **run.checkpoint
   )
-  with watched.together(), locks.only_writer(workdir, job=True), checkpoints:
-    restored = checkpoints.restore(abstract)
-    if restored:
+  with (
+    watched.together(),
+    locks.only_writer(workdir, job=True),
+    checkpoints,
+  ):
+    if restored := checkpoints.restore(abstract):
       state, start = restored
-      require_same_function(there, run.model)
+      require_same_function(earlier_config, run.method)
       logging.info('Going on from step %d of %s.', start, workdir)
-    elif config.init_from or config.init_optimizer:
-      state = state_from_weights(
-        config.init_from, config, run, abstract, make_state
-      )
+    elif run.init_from or run.init_optimizer:
+      state = state_from_weights(run, abstract, make_state)
       start = int(state.step)
     else:
-      state, start = make_state(jax.random.key(config.seed)), 0
-    dataset = make_dataset(config, run, source, start)
-    probe = monitors.make_probe(config, run, source)
-    watchers = monitors.make_monitors(config, run, probe)
-    if len(source) < config.batch_size:
-      logging.warning(
-        '%d training images are fewer than a batch of %d: a batch has some of '
-        'them several times.',
-        len(source),
-        config.batch_size,
-      )
-    count = sum(x.size for x in jax.tree.leaves(state.params['encoder']))
-    logging.info(
-      'Encoder of %.1f M parameters, %d images, mask shapes %s.',
-      count / 1e6,
-      len(source),
-      run.sampler.shapes,
-    )
-    first = jax.process_index() == 0
-    if first and start < config.total_steps:
-      for change in write_config(workdir, config.to_json_best_effort()):
+      state, start = make_state(jax.random.key(run.seed)), 0
+    dataset = run.batches(start)
+    probe = monitors.make_probe(run)
+    looks = monitors.make_monitors(run, probe)
+    _log_sizes(run, state)
+    first_process = jax.process_index() == 0
+    if first_process and start < run.total_steps:
+      for change in write_config(workdir, run.config_json):
         logging.warning('Not as in the run so far: %s.', change)
-      note_images(workdir, source, start)
+      note_images(workdir, run.source, start)
     with metrics.MetricWriter(
       workdir,
       start_step=start,
-      tensorboard=config.log.tensorboard,
-      enabled=first,
+      tensorboard=run.tensorboard,
+      enabled=first_process,
     ) as writer:
-      state = loop.loop(
-        config,
-        run,
-        dataset,
-        state,
-        start,
-        abstract,
-        checkpoints,
-        writer,
-        watchers,
-        watched,
+      state = loop.train(
+        run, state, abstract, dataset, checkpoints, writer, watched, looks
       )
-  if int(state.step) < config.total_steps:
+  if int(state.step) < run.total_steps:
     watched.check()
-  if probe and int(state.step) == config.total_steps:
-    report.report(config, workdir, probe, state, make_state, began)
+  if probe and int(state.step) == run.total_steps:
+    report.report(
+      run, workdir, probe, state, make_state, lambda: time.monotonic() - began
+    )
   return state
+
+
+def _open_workdir(workdir: str, run: PretrainRun):
+  """The absolute path, and the config.json there; {} where there is none."""
+  path = files.resolve(workdir)
+  files.check_checkpoints(path)
+  sharding.check_alike(run.source.listing, len(run.source))
+  config = read_config(path)
+  if config and config.get('job') != 'pretrain':
+    raise UserError(
+      f'{path} holds something else: its config.json is of no run of '
+      'pre-training. Take another --workdir.'
+    )
+  return path, config
+
+
+def _log_sizes(run: PretrainRun, state: State) -> None:
+  if len(run.source) < run.batch_size:
+    logging.warning(
+      '%d training images are fewer than a batch of %d: a batch has some of '
+      'them several times.',
+      len(run.source),
+      run.batch_size,
+    )
+  count = sum(x.size for x in jax.tree.leaves(state.params['encoder']))
+  logging.info(
+    'Encoder of %.1f M parameters, %d images, mask shapes %s.',
+    count / 1e6,
+    len(run.source),
+    run.method.sampler.shapes,
+  )
 
 
 def note_images(workdir, source, start: int) -> None:
@@ -160,28 +157,33 @@ def note_images(workdir, source, start: int) -> None:
     files.atomic_write_text(path, json.dumps(history, indent=2))
 
 
-def require_same_function(there: dict, model: ijepa.IJEPA) -> None:
-  """Refuses to go on with a model that computes something else with the same
-  arrays: those are compared already.
+def require_same_function(earlier_config: dict, method: IJEPA) -> None:
+  """Refuses to resume with settings that change the output but no array.
 
   Args:
-    there: the workdir's config.json, {} where it is lost.
+    earlier_config: the workdir's config.json; {} where it is lost.
+    method: of the run that goes on.
+
+  Raises:
+    UserError: heads, mean or std are others.
   """
-
-  def traits(m):
-    return {
-      'model.heads': m.encoder.heads,
-      'model.predictor_heads': m.predictor.heads,
-      'data.mean': m.mean,
-      'data.std': m.std,
-    }
-
-  if not there:
+  if not earlier_config:
     return
-  old = traits(method.build_model(ConfigDict(there)))
-  for name, now in traits(model).items():
-    if now != old[name]:
+  earlier = _settings_without_arrays(
+    from_config.make_method(ConfigDict(earlier_config))
+  )
+  for name, value in _settings_without_arrays(method).items():
+    if value != earlier[name]:
       raise UserError(
-        f'{name} is {now}, and the run in --workdir was trained with '
-        f'{old[name]}: set it to that, or take another --workdir.'
+        f'{name} is {value}, and the run in --workdir was trained with '
+        f'{earlier[name]}: set it to that, or take another --workdir.'
       )
+
+
+def _settings_without_arrays(method: IJEPA) -> dict:
+  return {
+    'model.heads': method.encoder.heads,
+    'model.predictor_heads': method.predictor.heads,
+    'data.mean': method.mean,
+    'data.std': method.std,
+  }

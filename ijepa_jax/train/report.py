@@ -3,7 +3,6 @@
 import fnmatch
 import io
 import json
-import time
 
 import jax
 import matplotlib
@@ -37,16 +36,28 @@ def _cell(column: str, value: float | None) -> str:
   return f'{scale * value:.1f}'
 
 
-def report(config, workdir, probe, state, make_state, began) -> None:
-  """The table of what was learned, as text, report.json and curves.png."""
-  untrained = make_state(jax.random.key(config.seed)).target
+def report(run, workdir, probe, state, make_state, seconds) -> None:
+  """Writes what was learned: a table as text, report.json and curves.png.
+
+  Args:
+    run: of pre-training.
+    workdir: of it.
+    probe: online_probe.Probe.
+    state: the last one.
+    make_state: key -> State, of the untrained encoder.
+    seconds: -> seconds since the start; called when all is computed.
+  """
+  untrained = make_state(jax.random.key(run.seed))
+  untrained = run.method.evaluated(untrained.params, untrained.target)
   rows = {
     'chance (commonest label)': probe.chance(),
     'raw pixels': probe.pixels(),
     'encoder, untrained': probe(untrained),
-    'target encoder, trained': probe(state.target),
+    'target encoder, trained': probe(
+      run.method.evaluated(state.params, state.target)
+    ),
   }
-  seconds = time.monotonic() - began
+  seconds = seconds()
   if jax.process_index():
     return
   n, steps = len(probe.test.images), int(state.step)

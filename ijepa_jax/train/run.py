@@ -1,10 +1,12 @@
-"""What a run is made of: from its config alone, nothing written yet.
+"""Everything static of a training, made from its config once.
 
-The jobs (train/pretrain.py, evals/) see the config; here it becomes modules,
-functions and arrays' shapes, or one sentence about what is wrong with it.
+After `make_run` the config goes no further: modules, functions, shapes and
+settings go down instead.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import optax
@@ -13,38 +15,199 @@ from absl import logging
 from ijepa_jax.data import decode, loader, sources
 from ijepa_jax.data.transforms import color_jitter, crop
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import ijepa, masks, method, optim, schedules
+from ijepa_jax.methods import from_config, masks, optim, schedules
+from ijepa_jax.methods.method import Method
 from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.config_checks import check_numbers, check_void
 
+_ADVICE = (
+  'try a lower optim.peak_lr, a longer optim.warmup_steps, optim.clip_norm=1 '
+  'or model.dtype=float32, and start again to go on from it.'
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """What the loop needs to know of a training, of any method.
+
+  Attributes:
+    method, tx: what is learned, and by which optimizer.
+    schedules: name -> function of the step from 1, for the log.
+    mesh: the devices.
+    image_shape: (H, W, C) of a batch.
+    batch_size: images a step, over all devices.
+    total_steps: of the whole training.
+    seed: of all that is random.
+    accumulate: micro-batches of a step.
+    prefetch: batches on the devices ahead of the step.
+    advice: what to try where the loss is not finite.
+    profile_steps: first and last step of a trace; (0, 0): none.
+  """
+
+  method: Method
+  tx: optax.GradientTransformation
+  schedules: Mapping[str, schedules.Schedule]
+  mesh: jax.sharding.Mesh
+  image_shape: tuple[int, int, int]
+  batch_size: int
+  total_steps: int
+  seed: int
+  advice: str
+  accumulate: int = 1
+  prefetch: int = 2
+  profile_steps: tuple[int, int] = (0, 0)
+
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """What a config means: everything static of a run."""
+class ProbeSettings:
+  """The section `probe` of a config, see configs/base.py."""
 
-  model: ijepa.IJEPA
-  tx: optax.GradientTransformation
-  lr: schedules.Schedule
-  weight_decay: schedules.Schedule
-  ema_rate: schedules.Schedule
-  sampler: object
-  mesh: jax.sharding.Mesh
+  every_steps: int
+  train_count: int
+  test_count: int
+  split: str
 
 
-def build(config) -> Run:
-  """Makes the static parts, or says what is wrong with the config.
+@dataclasses.dataclass(frozen=True)
+class HealthSettings:
+  """The section `health` of a config; no alarm before `warmup_steps`."""
+
+  every_steps: int
+  images: int
+  split: str
+  warmup_steps: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainRun(Run):
+  """A pre-training: also its images, and what is kept and looked at.
+
+  Attributes:
+    open_source: opens the images, or others like them by arguments of
+      sources.make_source that take the place of the run's.
+    source: the images; None where they were not opened.
+    source_kind, split: data.source and data.split.
+    transform: from an image to the pixels of a batch.
+    reading: other arguments of pipeline.make_dataset.
+    checkpoint: arguments of checkpointer.Checkpointer.
+    probe, health: what looks at the run.
+    init_from, init_optimizer: weights to begin with.
+    tensorboard: whether scalars are written for it too.
+    model: the section of the config, as it is written in an export.
+    config_json: the config that config.json keeps.
+  """
+
+  open_source: Callable
+  source: Any
+  source_kind: str
+  split: str
+  transform: Callable
+  reading: Mapping[str, Any]
+  checkpoint: Mapping[str, Any]
+  probe: ProbeSettings
+  health: HealthSettings
+  init_from: str
+  init_optimizer: bool
+  tensorboard: bool
+  model: Mapping[str, Any]
+  config_json: str
+
+  def batches(self, start: int):
+    """This process's batches from step `start`, on the host.
+
+    Raises:
+      UserError: the source and the settings don't go together.
+    """
+    return loader.local_batches(
+      self.source,
+      self.method.sampler,
+      transform=self.transform,
+      batch_size=self.batch_size,
+      seed=self.seed,
+      start=start,
+      **self.reading,
+    )
+
+
+def make_run(config, devices=None, *, open_images: bool = True) -> PretrainRun:
+  """Makes a pre-training from its config; nothing is written.
+
+  Args:
+    config: see configs/base.py.
+    devices: to train on; None: all that are here.
+    open_images: False leaves the images alone: for a plan. Packed images whose
+      statistics are asked for are opened all the same.
 
   Raises:
     UserError: one sentence with the value, the limit and what to do.
   """
-  c, d = config.optim, config.data
   check_numbers(config)
-  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-  on = mesh.devices.flat[0].platform
-  if config.model.attention == 'cudnn' and on != 'gpu':
+  check_void(config)
+  open_source = _opener(config.data)
+  source = None
+  if config.data.from_manifest:
+    _check_packed(config.data)
+    source = open_source()
+    config = _with_statistics(config, source.manifest)
+  d = config.data
+  mesh = sharding.make_mesh(
+    data=config.mesh.data, fsdp=config.mesh.fsdp, devices=devices
+  )
+  _check_steps(config, mesh)
+  total = int(config.optim.schedule_scale * config.total_steps)
+  method = _make_method(config, total)
+  lr, weight_decay = _make_schedules(config.optim, total)
+  if open_images:
+    decode.limit_pixels(d.max_pixels)  # in this process
+    source = open_source() if source is None else source
+  return PretrainRun(
+    method=method,
+    tx=optim.adamw(
+      lr=lr,
+      weight_decay=weight_decay,
+      **_pick(config.optim, 'b1', 'b2', 'eps', 'clip_norm'),
+    ),
+    schedules={'lr': lr, 'weight_decay': weight_decay},
+    mesh=mesh,
+    image_shape=(*d.image_size, d.channels),
+    **_pick(config, 'batch_size', 'total_steps', 'seed', 'accumulate'),
+    **_pick(config, 'init_from', 'init_optimizer'),
+    prefetch=d.prefetch,
+    advice=_ADVICE,
+    profile_steps=tuple(config.profile.steps),
+    open_source=open_source,
+    source=source,
+    source_kind=d.source,
+    split=d.split,
+    transform=_make_transform(d),
+    reading=_pick(d, 'channels', 'fast', 'workers', 'max_bad_share'),
+    checkpoint=config.checkpoint.to_dict(),
+    probe=ProbeSettings(**config.probe),
+    health=HealthSettings(
+      **config.health, warmup_steps=config.optim.warmup_steps
+    ),
+    tensorboard=config.log.tensorboard,
+    model=config.model.to_dict(),
+    config_json=config.to_json_best_effort(),
+  )
+
+
+def _pick(section, *knobs: str) -> dict:
+  return {knob: section[knob] for knob in knobs}
+
+
+def _check_steps(config, mesh) -> None:
+  """Whether the devices can make the steps, and which are traced."""
+  first, last = config.profile.steps
+  if first > last:
     raise UserError(
-      f"model.attention is 'cudnn' and the devices are of the kind {on}: take "
-      'xla.'
+      f'profile.steps is {(first, last)}: take a first and a last step.'
+    )
+  platform = mesh.devices.flat[0].platform
+  if config.model.attention == 'cudnn' and platform != 'gpu':
+    raise UserError(
+      f"model.attention is 'cudnn' and the devices are of the kind {platform}: "
+      'take xla.'
     )
   pieces = config.accumulate * mesh.size
   if config.batch_size % pieces:
@@ -53,20 +216,28 @@ def build(config) -> Run:
       f'devices times accumulate = {config.accumulate}: take a multiple of '
       f'{pieces}.'
     )
-  model = method.build_model(config)
-  p = model.encoder.patch_size
-  mask = config.mask.to_dict()
+
+
+def _make_method(config, total: int) -> Method:
+  """The method, with its masks and the course of its momentum."""
+  method = from_config.make_method(config)
+  p = method.encoder.patch_size
+  settings = config.mask.to_dict()
+  h, w = config.data.image_size
   sampler = masks.make_sampler(
-    mask.pop('sampler'),
-    grid=(d.image_size[0] // p, d.image_size[1] // p),
-    **mask,
+    settings.pop('sampler'), grid=(h // p, w // p), **settings
   )
+  rate = schedules.linear(1 - config.ema.first, 1 - config.ema.last, total)
+  return dataclasses.replace(method, sampler=sampler, ema_rate=rate)
+
+
+def _make_schedules(c, total: int):
+  """Learning rate and weight decay over `total` steps."""
   if c.weight_decay_schedule not in schedules.BY_NAME:
     raise UserError(
       f'optim.weight_decay_schedule is {c.weight_decay_schedule!r}: take one '
       f'of {", ".join(schedules.BY_NAME)}.'
     )
-  total = int(c.schedule_scale * config.total_steps)
   if c.warmup_steps >= total:
     logging.warning(
       'optim.warmup_steps = %d is not below the %d steps of the schedule: the '
@@ -80,82 +251,43 @@ def build(config) -> Run:
   weight_decay = schedules.BY_NAME[c.weight_decay_schedule](
     c.weight_decay, c.final_weight_decay, total
   )
-  ema_rate = schedules.linear(1 - config.ema.first, 1 - config.ema.last, total)
-  tx = optim.adamw(
-    lr=lr,
-    weight_decay=weight_decay,
-    b1=c.b1,
-    b2=c.b2,
-    eps=c.eps,
-    clip_norm=c.clip_norm,
-  )
-  return Run(model, tx, lr, weight_decay, ema_rate, sampler, mesh)
+  return lr, weight_decay
 
 
-def make_dataset(config, run: Run, source, start: int):
-  """This process's batches from step `start`, on the host.
-
-  Raises:
-    UserError: the source and the config don't go together.
-  """
-  d = config.data
+def _make_transform(d):
+  """From an image to the pixels of a batch: crop, flip, colors."""
   transform = crop.RandomResizedCrop(
     tuple(d.image_size), tuple(d.crop_scale), tuple(d.crop_ratio), d.flip
   )
   if d.jitter or d.grey or d.blur:
     transform = color_jitter.ColorJitter(transform, d.jitter, d.grey, d.blur)
     transform.check(d.channels)
-  return loader.local_batches(
-    source,
-    run.sampler,
-    transform=transform,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    channels=d.channels,
-    fast=d.fast,
-    start=start,
-    workers=d.workers,
-    max_bad_share=d.max_bad_share,
-  )
+  return transform
 
 
-def make_source(config):
-  """The images, as `data` has them; in this process none may be larger.
-
-  Raises:
-    UserError: they can't be had; or a knob says what they are, and is void.
-  """
-  d = config.data
-  check_void(config)
-  decode.limit_pixels(d.max_pixels)
-  return sources.make_source(
-    d.source,
-    path=d.path,
-    split=d.split,
-    list_file=d.list_file,
-    flavour=d.flavour,
-    count=d.count,
-  )
+def _opener(d) -> Callable:
+  """A function that opens the images of the config, or others like them."""
+  settings = {
+    'kind': d.source,
+    **_pick(d, 'path', 'split', 'list_file', 'flavour', 'count'),
+  }
+  return lambda **changes: sources.make_source(**settings | changes)
 
 
-def with_packed_statistics(config):
-  """The config, with what packed images say of themselves where it asks for it.
-
-  Raises:
-    UserError: the images are not packed.
-  """
-  d = config.data
-  if not d.from_manifest:
-    return config
+def _check_packed(d) -> None:
+  """Whether there are statistics as `data.from_manifest` asks for."""
   if d.source != 'arrayrecord':
     raise UserError(
       'data.from_manifest needs packed images, and data.source is '
       f'{d.source!r}: take arrayrecord, or set data.mean and data.std.'
     )
-  packed = sources.make_source(d.source, path=d.path, split=d.split).manifest
+
+
+def _with_statistics(config, manifest):
+  """The config, with what packed images say of themselves."""
   config = config.copy_and_resolve_references()
   config.data.mean, config.data.std = map(
-    tuple, (packed['mean'], packed['std'])
+    tuple, (manifest['mean'], manifest['std'])
   )
-  config.data.channels = packed['channels']
+  config.data.channels = manifest['channels']
   return config

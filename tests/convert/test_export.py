@@ -22,7 +22,7 @@ from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.config import write_config
 from ijepa_jax.train import compile
-from ijepa_jax.train.run import build
+from ijepa_jax.train.run import make_run
 from tests.close import close
 from tests.methods.test_parity import GOLDEN
 from tests.pretrained.formats.test_huggingface import GIVEN
@@ -92,7 +92,7 @@ def trained(tmp_path_factory, cpus):
   c.init_from = '/private/of/mine/first'
   c.data.path = '/private/images'
   path = tmp_path_factory.mktemp('trained')
-  abstract, _ = compile.abstract_state(c, build(c))
+  abstract, _ = compile.abstract_state(make_run(c, open_images=False))
 
   def value(x):
     if x.dtype == np.int32:
@@ -109,8 +109,8 @@ def trained(tmp_path_factory, cpus):
 def restored(config, workdir, devices):
   """As pretrain does."""
   mesh = sharding.make_mesh(data=1, fsdp=len(devices), devices=devices)
-  run = build(config)
-  abstract, _ = compile.abstract_state(config, run)
+  run = make_run(config, open_images=False)
+  abstract, _ = compile.abstract_state(run)
   abstract = sharding.with_shardings(abstract, mesh)
   with checkpointer.Checkpointer(workdir / 'checkpoints') as checkpoints:
     state, step = checkpoints.restore(abstract)

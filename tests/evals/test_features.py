@@ -17,7 +17,7 @@ from ijepa_jax.pretrained.formats import huggingface
 from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.config import write_config
-from ijepa_jax.train import run
+from ijepa_jax.train.run import make_run
 from tests.close import close
 
 SOURCE_COUNT = 45
@@ -44,7 +44,7 @@ def workdir(tmp_path_factory, untrained_run):
 
 @pytest.fixture(scope='module')
 def source():
-  return run.make_source(make_config())
+  return make_run(make_config()).source
 
 
 def extract(frozen, source, cache, *, devices=None, crop=(48, 48), **kwargs):
@@ -116,7 +116,7 @@ def test_a_cache_belongs_to_one_encoder_data_set_and_transform(
   context = load.load(workdir, which='context')
   config = make_config()
   config.data.count = SOURCE_COUNT - 1
-  shorter = run.make_source(config)
+  shorter = make_run(config).source
   keys = {
     again.key,
     extract(other_step, source, tmp_path).key,

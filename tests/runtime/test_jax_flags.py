@@ -19,7 +19,7 @@ from ijepa_jax.probes import head_sweep, knn, labels, linear_heads, logistic
 from ijepa_jax.runtime import cli
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.train import compile, health
-from ijepa_jax.train.run import build
+from ijepa_jax.train.run import make_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -45,25 +45,25 @@ def config():
 def types():
   """Of whatever is kept, trained or reported; nothing is compiled."""
   c = config()
-  run = build(c)
-  state, _ = compile.abstract_state(c, run)
+  run = make_run(c)
+  state, _ = compile.abstract_state(run)
   float32, int32 = np.dtype('float32'), np.dtype('int32')
 
   def array(dtype, *shape):
     return jax.ShapeDtypeStruct(shape, dtype)
 
   images, labels_B = array('uint8', 16, 48, 48, 3), array(int32, 16)
-  (kc, kt), *_ = run.sampler.shapes
+  (kc, kt), *_ = run.method.sampler.shapes
   batch = {
     'image': images,
-    'context': array(int32, 16, run.sampler.num_contexts, kc),
-    'targets': array(int32, 16, run.sampler.num_targets, kt),
+    'context': array(int32, 16, run.method.sampler.num_contexts, kc),
+    'targets': array(int32, 16, run.method.sampler.num_targets, kt),
   }
   accumulated = {}
   for n in 1, 2:
     accumulated[n] = jax.eval_shape(
       lambda s, b, n=n: train_step.train_step(
-        s, b, model=run.model, tx=run.tx, ema_rate=run.ema_rate, accumulate=n
+        s, b, method=run.method, tx=run.tx, accumulate=n
       ),
       state,
       batch,
@@ -111,14 +111,14 @@ def types():
     updates, after = tuned.update(params, tuned.init(params), params)
     return optax.apply_updates(params, updates), after
 
-  encoder = run.model.encoder
+  encoder = run.method.encoder
   return {
     'state': state,
     'steps': accumulated,
     'heads': swept,
     'tuned': jax.eval_shape(tune, state.params),
     'features': jax.eval_shape(
-      lambda p, x: run.model.encode(p, x, layers='pooled', drop_path=0.0),
+      lambda p, x: run.method.encode(p, x, layers='pooled', drop_path=0.0),
       state.target,
       images,
     ),
@@ -150,15 +150,19 @@ def types():
       lambda x, y: knn.nearest(x, y, x, 3), array(float32, 16, 8), labels_B
     ),
     'health': jax.eval_shape(
-      lambda p, t, b: health.signals(run.model, p, t, b),
+      lambda p, t, b: health.signals(run.method, p, t, b),
       state.params,
       state.target,
       batch,
     ),
-    'normalized': jax.eval_shape(run.model.normalize, images),
+    'normalized': jax.eval_shape(run.method.normalize, images),
     'rates': [
       jax.eval_shape(f, array(int32))
-      for f in (run.lr, run.ema_rate, schedules.linear(0.0, 1.0, 5))
+      for f in (
+        run.schedules['lr'],
+        run.method.ema_rate,
+        schedules.linear(0.0, 1.0, 5),
+      )
     ],
   }
 
@@ -236,8 +240,8 @@ def test_a_run_with_the_flags_is_the_run_without(images, tmp_path):
     check=True,
     capture_output=True,
   )
-  run = build(c)
-  abstract, make_state = compile.abstract_state(c, run)
+  run = make_run(c)
+  abstract, make_state = compile.abstract_state(run)
   with checkpointer.Checkpointer(tmp_path / 'checkpoints') as checkpoints:
     state, step = checkpoints.restore(abstract)
   assert step == 1

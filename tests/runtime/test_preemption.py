@@ -125,7 +125,7 @@ def test_signals_are_given_back():
   [
     # Traced in a thread of those that compile, which is not waited for.
     ('main.py', 'methods.train_step.train_step', 'configs/tiny.py'),
-    ('main.py', 'train.run.make_source', 'configs/tiny.py'),
+    ('main.py', 'data.sources.make_source', 'configs/tiny.py'),
     ('main.py', EVALUATION, 'configs/evals/knn.py'),
     ('main.py', EVALUATION, 'configs/evals/finetune_full.py'),
     ('ijepa_jax.convert', 'convert.export.export', ''),

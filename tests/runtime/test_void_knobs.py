@@ -9,7 +9,6 @@ from PIL import Image
 from configs import base, tiny
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime.config_checks import PASSED_OVER, REFUSED, check_void
-from ijepa_jax.train import run
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
@@ -25,7 +24,7 @@ def test_void_knobs(caplog):
     config = tiny.get_config()
     config.data.update(changes)
     with pytest.raises(UserError, match=words):
-      run.make_source(config)
+      check_void(config)
   for changes, words in (
     ({'data.from_manifest': True}, 'data.mean = (0.5, 0.5, 0.5), data.std'),
     ({'mask.sampler': 'rasterized'}, 'mask.num_targets = 1, mask.context_'),

@@ -47,9 +47,9 @@ def make_batch(n=24):
 @pytest.fixture(scope='module')
 def setting():
   model, batch = make_model(), make_batch()
-  params = jax.jit(
-    lambda key: ijepa.init_params(model, key, image_shape=(16, 16, 3))
-  )(jax.random.key(0))
+  params = jax.jit(lambda key: model.init_params(key, (16, 16, 3)))(
+    jax.random.key(0)
+  )
   run = jax.jit(lambda p, t, b: health.signals(model, p, t, b))
   return model, params, batch, run
 

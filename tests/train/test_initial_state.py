@@ -13,7 +13,7 @@ from ijepa_jax.pretrained.formats.weights import Optimizer
 from ijepa_jax.runtime import sharding
 from ijepa_jax.train import compile, pretrain
 from ijepa_jax.train.initial_state import state_from_weights
-from ijepa_jax.train.run import build
+from ijepa_jax.train.run import make_run
 from tests.train import test_pretrain
 from tests.train.test_pretrain import assert_same, losses, params
 
@@ -32,9 +32,10 @@ def make_config(**changes):
 
 def begin(path, config):
   """The first state, and what else it could have been."""
-  run = build(config)
-  abstract, make_state = compile.abstract_state(config, run)
-  return state_from_weights(path, config, run, abstract, make_state), make_state
+  config.init_from = str(path)
+  run = make_run(config)
+  abstract, make_state = compile.abstract_state(run)
+  return state_from_weights(run, abstract, make_state), make_state
 
 
 def sizes(config):
@@ -153,16 +154,16 @@ def test_torch_file(trained, tmp_path):
 def test_split_over_devices(straight, trained):
   """The layout is the run's own, whatever it was where the weights are from."""
   changes = {'mesh.data': 1, 'mesh.fsdp': 8, 'total_steps': 9}
-  config = make_config(init_optimizer=True, **changes)
-  run = build(config)
-  abstract, make_state = compile.abstract_state(config, run)
+  config = make_config(init_from=str(straight), init_optimizer=True, **changes)
+  run = make_run(config)
+  abstract, make_state = compile.abstract_state(run)
   # As large arrays would be.
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     abstract,
     sharding.state_sharding(abstract, run.mesh, min_size=8),
   )
-  state = state_from_weights(straight, config, run, abstract, make_state)
+  state = state_from_weights(run, abstract, make_state)
   assert_same(jax.device_get(state), trained)
   laid_out = [(x.dtype, x.sharding) for x in jax.tree.leaves(state)]
   assert laid_out == [(x.dtype, x.sharding) for x in jax.tree.leaves(abstract)]

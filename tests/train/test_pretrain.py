@@ -21,8 +21,8 @@ from ijepa_jax.data import loader
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import metrics, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
-from ijepa_jax.train import compile, monitors, pretrain
-from ijepa_jax.train.run import build, make_dataset, make_source
+from ijepa_jax.train import compile, loop, pretrain
+from ijepa_jax.train.run import make_run
 from tests.close import TRAINED, close, trees_close
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -77,8 +77,8 @@ def losses(workdir) -> dict[int, float]:
 
 def params(config, workdir):
   """The last checkpoint, on one device."""
-  run = build(config)
-  abstract, _ = compile.abstract_state(config, run)
+  run = make_run(config)
+  abstract, _ = compile.abstract_state(run)
   with checkpointer.Checkpointer(workdir / 'checkpoints') as checkpoints:
     state, step = checkpoints.restore(abstract)
   assert step == config.total_steps
@@ -133,11 +133,11 @@ def test_killed_in_the_middle_of_step_15(straight, tmp_path):
   # Step 14 is recorded while step 15 runs.
   script = (
     'import os, signal, sys; from ijepa_jax.runtime import metrics\n'
-    'write = metrics.Metrics.write\n'
+    'write = metrics.MetricWriter.write\n'
     'def dying(self, step, values):\n'
     '  write(self, step, values)\n'
     '  step == 14 and os.kill(os.getpid(), signal.SIGKILL)\n'
-    'metrics.Metrics.write = dying\n'
+    'metrics.MetricWriter.write = dying\n'
     'import runpy; runpy.run_path(sys.argv[0], run_name="__main__")\n'
   )
   line = command(tmp_path, config)
@@ -210,11 +210,11 @@ def test_fsdp_splits_the_state_and_equals_one_device(cpus):
   config = make_config(**{'model.width': 128, 'model.heads': 4})
   results = []
   for devices, fsdp in ((cpus[:1], 1), (cpus, 8)):
-    run = build(config)
+    run = make_run(config)
     mesh = sharding.make_mesh(data=1, fsdp=fsdp, devices=devices)
     run = dataclasses.replace(run, mesh=mesh)
-    abstract, make_state = compile.abstract_state(config, run)
-    steps = compile.compile_steps(config, run, abstract)
+    abstract, make_state = compile.abstract_state(run)
+    steps = compile.compile_steps(run, abstract)
     state = make_state(jax.random.key(0))
     if fsdp == 8:
       kernel = state.opt_state[0][0].mu['encoder']['blocks']['fc1']['kernel']
@@ -222,15 +222,13 @@ def test_fsdp_splits_the_state_and_equals_one_device(cpus):
       for tree in state.params['encoder'], state.target:
         shard = tree['blocks']['fc1']['kernel'].addressable_shards[0]
         assert shard.data.size == kernel.size // 8
-    source = make_source(config)
     out = []
-    dataset = make_dataset(config, run, source, 0)
-    keys = 'image', 'context', 'targets'
-    with loader.device_batches(dataset, run.mesh, *keys) as batches:
+    keys = run.method.batch_keys
+    batches = loader.device_batches(run.batches(0), run.mesh, *keys)
+    with batches as batches:
       for _ in range(5):
         batch = next(batches)
-        shape = batch['context'].shape[-1], batch['targets'].shape[-1]
-        state, values = steps[shape](state, batch)
+        state, values = steps[compile.batch_shape(run, batch)](state, batch)
         out.append(float(values['loss']))
     mu = optax.tree_utils.tree_get(state.opt_state, 'mu')
     results.append((out, jax.device_get(mu)))
@@ -282,9 +280,7 @@ def test_two_processes_train_as_one(tmp_path):
 def test_not_a_number_stops_the_run(tmp_path):
   config = make_config(**{'checkpoint.every_steps': 2})
   config.optim.start_lr = config.optim.peak_lr = 1e30
-  with pytest.raises(
-    monitors.NotFinite, match=r'At step \d+ the loss.*peak_lr'
-  ):
+  with pytest.raises(loop.NotFinite, match=r'At step \d+ the loss.*peak_lr'):
     pretrain.run(config, tmp_path)
   with checkpointer.Checkpointer(tmp_path / 'checkpoints') as checkpoints:
     steps = checkpoints.steps()
@@ -438,8 +434,8 @@ def test_recipes_make_sense(path):
   module = __import__(f'configs.{path}', fromlist=['get_config'])
   assert f'--config=configs/{path}.py' in module.__doc__
   config = module.get_config()
-  run = build(config)
-  assert len(run.sampler.shapes) <= 12
+  run = make_run(config, open_images=False)
+  assert len(run.method.sampler.shapes) <= 12
   assert 0 < config.optim.warmup_steps < config.total_steps
 
 

@@ -15,6 +15,7 @@ class Subset:
     self._source, self._indices = source, np.asarray(indices)
     self.labels = source.labels
     self.class_names = getattr(source, 'class_names', ())
+    self.manifest = getattr(source, 'manifest', None)  # of packed images
     self.unlabelled = getattr(source, 'unlabelled', '')
     digest = hashlib.sha256(self._indices.astype(np.int64).tobytes())
     self._digest = digest.hexdigest()

@@ -104,6 +104,11 @@ class Checkpointer(CheckpointReader):
         raise
       logging.error('%s', error)  # The error that is raised matters more.
 
+  @property
+  def keeps_best(self) -> bool:
+    """Whether the best checkpoint is chosen by a metric."""
+    return bool(self._keep_best)
+
   def should_save(self, step: int) -> bool:
     """Returns whether the rules say to save finished `step`, alike everywhere.
 

@@ -25,9 +25,9 @@ from ijepa_jax.data.sources import arrayrecord, make_source
 from ijepa_jax.data.sources import remote as sources_remote
 from ijepa_jax.data.transforms import crop
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import masks, method
+from ijepa_jax.methods import masks
 from ijepa_jax.runtime import locks
-from ijepa_jax.train.run import with_packed_statistics
+from ijepa_jax.train.run import make_run
 from tests.close import FLOAT64, close
 from tests.data.sources.test_sources import (  # noqa: F401
   cache_folder,
@@ -116,14 +116,14 @@ def test_manifest(packed):
 def test_a_run_takes_mean_and_std_from_the_manifest(packed):
   _, out, manifest = packed
   config = tiny.get_config()
-  assert with_packed_statistics(config) is config
   config.data.from_manifest = True
   with pytest.raises(UserError, match=r"data.source is 'scenes'"):
-    with_packed_statistics(config)
+    make_run(config)
   config.data.source, config.data.path = 'arrayrecord', str(out)
-  model = method.build_model(with_packed_statistics(config))
-  assert list(model.mean) == manifest['mean']
-  assert list(model.std) == manifest['std']
+  run = make_run(config)
+  assert list(run.method.mean) == manifest['mean']
+  assert list(run.method.std) == manifest['std']
+  assert json.loads(run.config_json)['data']['mean'] == manifest['mean']
   assert tuple(config.data.mean) == (0.5, 0.5, 0.5)
 
 
@@ -295,8 +295,8 @@ def test_arrays_of_many_channels(tmp_path):
   with config.unlocked():
     config.data.update(source='arrayrecord', path=str(tmp_path / 'out'))
     config.data.from_manifest = True
-  config = with_packed_statistics(config)
-  assert config.data.channels == len(config.data.mean) == 5
+  packed_run = make_run(config)
+  assert packed_run.image_shape[2] == len(packed_run.method.mean) == 5
   smaller = tmp_path / 'smaller'
   run(Given(arrays), smaller, encoding=Encoding(resize=4))
   whole = (0, 0, 10, 9)

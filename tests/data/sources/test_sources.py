@@ -23,7 +23,7 @@ from ijepa_jax.data.sources import folder as sources_folder
 from ijepa_jax.data.sources.folder import ENDINGS
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import tasks
-from ijepa_jax.train import run
+from ijepa_jax.train.run import make_run
 
 tfds.disable_progress_bar()
 
@@ -615,7 +615,7 @@ def test_a_list_restricts_any_source(named, tmp_path):
     config = tiny.get_config()
     config.data.source, config.data.path = kind, named[kind]
     config.data.list_file = str(path)
-    assert run.make_source(config).identity == source.identity
+    assert make_run(config).source.identity == source.identity
   path.write_text('0/11\n')
   source = make_source('scenes', count=12, list_file=str(path))
   assert source.keys() == ['scenes/0/11'] == [source[0]['key']]

@@ -12,7 +12,7 @@ from ijepa_jax.data.scenes import scene
 from ijepa_jax.data.transforms import color_jitter
 from ijepa_jax.data.transforms import crop as transforms_crop
 from ijepa_jax.errors import UserError
-from ijepa_jax.train.run import build, make_dataset, make_source
+from ijepa_jax.train.run import make_run
 from tests.close import close
 from tests.data.sources.test_sources import png
 
@@ -200,14 +200,12 @@ def test_knobs(setting, words):
   assert not (config.data.jitter or config.data.grey or config.data.blur)
   config.data.update(setting)
   with pytest.raises(UserError, match=words):
-    make_dataset(config, None, None, 0)
+    make_run(config)
 
 
 def test_knobs_reach_the_batches():
   config = tiny.get_config()
   config.data.update(grey=1.0, workers=0, count=64)
   config.batch_size = 8
-  source = make_source(config)
-  run = build(config)
-  batches = iter(make_dataset(config, run, source, 0))
+  batches = iter(make_run(config).batches(0))
   assert (np.ptp(next(batches)['image'], axis=-1) == 0).all()
