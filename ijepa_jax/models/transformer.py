@@ -30,7 +30,7 @@ class Block(nn.Module):
   dtype: Any
   kernel_init: Callable
   attention: str
-  keep: Callable | None = None  # of the output, what to return for `layers`
+  block_output: Callable | None = None  # what to return of the output too
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, drop_path: jax.Array | None = None):
@@ -46,7 +46,8 @@ class Block(nn.Module):
     y = norm('norm2', self.dtype)(x_BTD)
     y = nn.gelu(dense('fc1', self.mlp_dim, self)(y), approximate=False)
     x_BTD = x_BTD + self.drop(dense('fc2', d, self)(y), drop_path)
-    return x_BTD, self.keep(x_BTD) if self.keep else None
+    output = self.block_output(x_BTD) if self.block_output else None
+    return x_BTD, output
 
   def drop(self, y_BTD: jax.Array, rate: jax.Array | None) -> jax.Array:
     """Stochastic depth: of some images the branch is left out."""
@@ -73,13 +74,17 @@ def norm(name: str, dtype: Any) -> nn.LayerNorm:
 def pool_standardized(x_BTD: jax.Array) -> jax.Array:
   """The average over tokens of LayerNorm without scale and offset: [B, D]."""
   x = x_BTD.astype(jnp.float32)
-  centred = x - x.mean(-1, keepdims=True)
-  variance = (centred**2).mean(-1, keepdims=True)
-  return (centred / jnp.sqrt(variance + 1e-6)).mean(1)
+  centered = x - x.mean(-1, keepdims=True)
+  variance = (centered**2).mean(-1, keepdims=True)
+  return (centered / jnp.sqrt(variance + 1e-6)).mean(1)
 
 
-# What is kept of each block's output.
-LAYERS = {'': None, 'tokens': lambda x_BTD: x_BTD, 'pooled': pool_standardized}
+# What is returned of each block's output, by the name of `layers`.
+BLOCK_OUTPUTS = {
+  '': None,
+  'tokens': lambda x_BTD: x_BTD,
+  'pooled': pool_standardized,
+}
 
 
 class Transformer(nn.Module):
@@ -98,7 +103,7 @@ class Transformer(nn.Module):
   def blocks(
     self,
     x_BTD: jax.Array,
-    keep: Callable | None = None,
+    block_output: Callable | None = None,
     drop_path: float = 0.0,
   ):
     """All blocks by one scan: compile time does not grow with the depth."""
@@ -119,7 +124,7 @@ class Transformer(nn.Module):
       self.dtype,
       self.kernel_init,
       self.attention,
-      keep,
+      block_output,
       name='blocks',
     )(
       x_BTD,

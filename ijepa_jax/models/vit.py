@@ -111,7 +111,7 @@ class Encoder(transformer.Transformer):
       position = position[context_BK]
     x = transformer.dense('patch_embed', self.width, self)(patches)
     x = x + position.astype(x.dtype)
-    x, outputs = self.blocks(x, transformer.LAYERS[layers], drop_path)
+    x, outputs = self.blocks(x, transformer.BLOCK_OUTPUTS[layers], drop_path)
     last = transformer.norm('norm', jnp.float32)
     x = last(x)
     if layers == 'pooled':
@@ -195,40 +195,34 @@ def make_models(
   depth: int | None = None,
   heads: int | None = None,
   mlp_dim: int | None = None,
-  init: str = 'release',
-  dtype: str = 'float32',
-  remat: str = 'none',
-  attention: str = 'xla',
-  unroll: int = 1,
+  **computation,
 ) -> tuple[Encoder, Predictor]:
-  """Encoder and predictor by name, any of the sizes also settable by hand.
+  """Makes encoder and predictor: an argument for each knob of config.model.
 
-  The predictor has the encoder's number of heads unless told otherwise, and an
-  MLP four times its width (release). A width set by hand brings an MLP four
-  times as wide unless `mlp_dim` is set too.
+  Args:
+    size: a name of SIZES; width to mlp_dim, where given, take the place of the
+      size's. A width brings an MLP four times as wide unless mlp_dim is given.
+    patch_size: in pixels.
+    predictor_depth, predictor_width, predictor_heads: of the predictor, which
+      has the encoder's number of heads by default, and an MLP four times its
+      width (release).
+    **computation: see `_computation`.
 
   Raises:
     UserError: an unknown name, or a width that the heads do not divide.
   """
-  for name, value, known in (
-    ('model.size', size, SIZES),
-    ('model.init', init, transformer.INITS),
-    ('model.remat', remat, transformer.REMAT),
-    ('model.dtype', dtype, ('float32', 'bfloat16')),
-    ('model.attention', attention, ('xla', 'cudnn')),
-  ):
-    if value not in known:
-      raise UserError(f'{name} is {value!r}: take one of {", ".join(known)}.')
+  if size not in SIZES:
+    raise UserError(f'model.size is {size!r}: take one of {", ".join(SIZES)}.')
+  computation = _computation(**computation)
   sizes = dict(SIZES[size])
   if width:
     sizes |= dict(width=width, mlp_dim=4 * width)
   by_hand = dict(depth=depth, heads=heads, mlp_dim=mlp_dim)
   sizes |= {k: v for k, v in by_hand.items() if v}
-  heads = sizes['heads']
   predictor_sizes = dict(
     width=predictor_width,
     depth=predictor_depth,
-    heads=predictor_heads or heads,
+    heads=predictor_heads or sizes['heads'],
     mlp_dim=4 * predictor_width,
   )
   for name, s in (('model', sizes), ('predictor', predictor_sizes)):
@@ -237,13 +231,35 @@ def make_models(
         f'{name}.width is {s["width"]}: it must be a multiple of 4 and of the '
         f'{s["heads"]} heads.'
       )
-  common = dict(
-    dtype=jnp.dtype(dtype),
+  return (
+    Encoder(**sizes, **computation, patch_size=patch_size),
+    Predictor(**predictor_sizes, **computation, out_width=sizes['width']),
+  )
+
+
+def _computation(
+  *,
+  init: str = 'release',
+  dtype: str = 'float32',
+  remat: str = 'none',
+  attention: str = 'xla',
+  unroll: int = 1,
+) -> dict:
+  """Fields of the modules that say how they compute, see configs/base.py."""
+  for name, value, known in (
+    ('init', init, transformer.INITS),
+    ('remat', remat, transformer.REMAT),
+    ('dtype', dtype, ('float32', 'bfloat16')),
+    ('attention', attention, ('xla', 'cudnn')),
+  ):
+    if value not in known:
+      raise UserError(
+        f'model.{name} is {value!r}: take one of {", ".join(known)}.'
+      )
+  return dict(
     kernel_init=transformer.INITS[init],
+    dtype=jnp.dtype(dtype),
     remat=remat,
     attention=attention,
     unroll=unroll,
   )
-  encoder = Encoder(**sizes, **common, patch_size=patch_size)
-  predictor = Predictor(**predictor_sizes, **common, out_width=sizes['width'])
-  return encoder, predictor

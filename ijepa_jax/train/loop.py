@@ -97,7 +97,7 @@ def train(
       saving = stop or checkpoints.should_save(step)
       # The best checkpoint is chosen by what its own state is worth.
       all_due = last or (saving and checkpoints.keeps_best)
-      due = [look for every, look in monitors if all_due or step % every == 0]
+      due = [m for every, m in monitors if all_due or step % every == 0]
       if not due and not saving:
         journal.pending = step, metrics
         continue
@@ -155,7 +155,7 @@ class _Journal:
     """Waits for the metrics of a step and writes them down.
 
     Returns:
-      What `monitors` say of the state, which is that after this step.
+      What `monitors` say of the state, taken after this step.
 
     Raises:
       NotFinite: the loss or the gradient is.

@@ -121,12 +121,14 @@ class Probe:
   def chance(self) -> dict[str, float]:
     """Of always answering the commonest label."""
     train, test = self.train.labels, self.test.labels
-    found = {
+    accuracies = {
       name: majority_baseline(train[:, i], test[:, i])
       for i, name in enumerate(self.train.names)
     }
     return {
-      f'{kind}/{k}': v for kind in ('probe', 'knn') for k, v in found.items()
+      f'{kind}/{k}': v
+      for kind in ('probe', 'knn')
+      for k, v in accuracies.items()
     }
 
   def pixels(self, grid: int = PIXEL_GRID) -> dict[str, float]:
@@ -146,13 +148,13 @@ class Probe:
 
   def _knn(self, train_ND, test_ND) -> dict[str, float]:
     classes = max(self.train.names.values())
-    found = {}
+    accuracies = {}
     for name, y, z in self._columns():
       result = knn.knn(
         train_ND, y, test_ND, z, classes=classes, ks=self._ks, mesh=self._mesh
       )
-      found[f'knn/{name}'] = result.accuracies[result.best]
-    return found
+      accuracies[f'knn/{name}'] = result.accuracies[result.best]
+    return accuracies
 
   def _columns(self):
     for i, name in enumerate(self.train.names):

@@ -73,7 +73,7 @@ def _run(config, workdir, watched) -> State:
       state, start = make_state(jax.random.key(run.seed)), 0
     dataset = run.batches(start)
     probe = monitors.make_probe(run)
-    looks = monitors.make_monitors(run, probe)
+    all_monitors = monitors.make_monitors(run, probe)
     _log_sizes(run, state)
     first_process = jax.process_index() == 0
     if first_process and start < run.total_steps:
@@ -87,7 +87,8 @@ def _run(config, workdir, watched) -> State:
       enabled=first_process,
     ) as writer:
       state = loop.train(
-        run, state, abstract, dataset, checkpoints, writer, watched, looks
+        *(run, state, abstract, dataset),
+        *(checkpoints, writer, watched, all_monitors),
       )
   if int(state.step) < run.total_steps:
     watched.check()

@@ -120,12 +120,12 @@ def draw_curves(
   Raises:
     UserError: none of the metrics is there.
   """
-  found = {k for row in rows for k, value in row.items() if value is not None}
+  recorded = {k for row in rows for k, v in row.items() if v is not None}
   panels = []
   for label, names in PANELS:
     present = [
       metric
-      for metric in sorted(found)
+      for metric in sorted(recorded)
       if any(fnmatch.fnmatch(metric, name) for name in names)
     ]
     if present:

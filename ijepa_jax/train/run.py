@@ -271,7 +271,16 @@ def _opener(d) -> Callable:
     'kind': d.source,
     **_pick(d, 'path', 'split', 'list_file', 'flavour', 'count'),
   }
-  return lambda **changes: sources.make_source(**settings | changes)
+  opened = {}
+
+  def open_source(**changes):
+    arguments = settings | changes
+    key = tuple(arguments.items())
+    if key not in opened:  # the same images are opened once
+      opened[key] = sources.make_source(**arguments)
+    return opened[key]
+
+  return open_source
 
 
 def _check_packed(d) -> None:

@@ -113,14 +113,21 @@ def test_manifest(packed):
     assert path.stat().st_size == shard['bytes']
 
 
-def test_a_run_takes_mean_and_std_from_the_manifest(packed):
+def test_a_run_takes_mean_and_std_from_the_manifest(packed, monkeypatch):
+  """And opens the packed images once, for its statistics and for itself."""
   _, out, manifest = packed
   config = tiny.get_config()
   config.data.from_manifest = True
   with pytest.raises(UserError, match=r"data.source is 'scenes'"):
     make_run(config)
   config.data.source, config.data.path = 'arrayrecord', str(out)
+  opened, read = [], arrayrecord.read_manifest
+  monkeypatch.setattr(
+    arrayrecord, 'read_manifest', lambda p: opened.append(p) or read(p)
+  )
   run = make_run(config)
+  assert run.open_source(list_file='', split='train') is run.source
+  assert len(opened) == 1
   assert list(run.method.mean) == manifest['mean']
   assert list(run.method.std) == manifest['std']
   assert json.loads(run.config_json)['data']['mean'] == manifest['mean']
