@@ -32,10 +32,9 @@ flags.DEFINE_integer('process_id', -1, 'Of this process, by hand.')
 @cli.one_sentence()
 def main(argv):
   # Here, since the workers of the input pipeline import this file again.
-  from ijepa_jax.runtime import jax_flags
   from ijepa_jax.runtime.distributed import start
 
-  jax_flags.settle()
+  cli.reset_jax_flags()
   if len(argv) > 1:
     sys.exit(f'{argv[1]!r} is not a flag: see main.py --helpshort.')
   name = one_of('job', FLAGS.config.job, JOBS)

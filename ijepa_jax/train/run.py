@@ -19,7 +19,7 @@ from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.methods import from_config, masks, optim, schedules
 from ijepa_jax.methods.method import Method
 from ijepa_jax.runtime import sharding
-from ijepa_jax.runtime.config import check_numbers, check_void
+from ijepa_jax.runtime.config_checks import check_numbers, check_void
 
 _ADVICE = (
   'try a lower optim.peak_lr, a longer optim.warmup_steps, optim.clip_norm=1 '

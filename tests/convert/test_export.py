@@ -500,7 +500,7 @@ def test_a_run_that_trains_meanwhile(small_run, tmp_path, monkeypatch):
 
   monkeypatch.setattr(checkpointer.Checkpointer, 'read', trained)
 
-  def gone(self, step=None, names=checkpointer.Checkpointer._these):
+  def gone(self, step=None, names=checkpointer.Checkpointer._select_steps):
     if (run / 'checkpoints/1').exists():
       return names(self, step)
     found = names(self, None)
@@ -510,7 +510,7 @@ def test_a_run_that_trains_meanwhile(small_run, tmp_path, monkeypatch):
     return found if step is None else [step]
 
   seen = []
-  monkeypatch.setattr(checkpointer.Checkpointer, '_these', gone)
+  monkeypatch.setattr(checkpointer.Checkpointer, '_select_steps', gone)
   loaded, step = orbax.read(run)
   assert step == 2
   assert_equal(loaded.params, anything.read(small_run).params)
