@@ -140,7 +140,8 @@ def make_run(config, devices=None, *, open_images: bool = True) -> PretrainRun:
     UserError: one sentence with the value, the limit and what to do.
   """
   check_numbers(config)
-  check_void(config)
+  if open_images:
+    check_void(config)
   open_source = _opener(config.data)
   source = None
   if config.data.from_manifest:
