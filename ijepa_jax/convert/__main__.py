@@ -42,9 +42,8 @@ def main(argv):
   jax.config.update('jax_platforms', 'cpu')
 
   from ijepa_jax.convert import export
-  from ijepa_jax.runtime import jax_flags
 
-  jax_flags.settle()
+  cli.reset_jax_flags()
   summary = export.export(
     *argv[1:],
     FLAGS.to,

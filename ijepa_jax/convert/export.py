@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 
 from ijepa_jax.convert import model_card, provenance, verify
-from ijepa_jax.errors import UserError
+from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.models import positions
 from ijepa_jax.pretrained import load
 from ijepa_jax.pretrained.formats import huggingface, orbax, release, weights
@@ -97,8 +97,7 @@ def _resolve_local(out, to: str) -> pathlib.Path:
 
 def _check_arguments(out, to, encoder, optimizer) -> None:
   """Refuses arguments before anything is read."""
-  if to not in FORMATS:
-    raise UserError(f'to is {to!r}: take one of {", ".join(FORMATS)}.')
+  one_of('to', to, FORMATS)
   empty = out.is_dir() and not any(out.iterdir()) and to != 'release'
   taken = [] if empty else [out]
   if to == 'release':

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from ijepa_jax.errors import UserError
+from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.pretrained import pictures
 from ijepa_jax.pretrained.frozen_encoder import FrozenEncoder
 from ijepa_jax.runtime import sharding
@@ -78,9 +78,8 @@ class ImageEncoder:
       UserError: there are none, they don't fit the encoder, or one can't be
         read, with its name.
     """
-    if kind not in self._run:
-      raise UserError(f'kind is {kind!r}: take {", ".join(self._run)}.')
-    run, params = self._run[kind], self._frozen.params
+    run = self._run[one_of('kind', kind, self._run)]
+    params = self._frozen.params
     done, running = [], None
     for batch in self._batches(images, normalized):
       size = self._batch_size if running else self._padded(len(batch))

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from ijepa_jax.errors import UserError
+from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.methods import from_config
 from ijepa_jax.models import vit
 from ijepa_jax.pretrained.formats import huggingface, orbax, release, weights
@@ -160,15 +160,9 @@ def load_frozen(
   Raises:
     UserError: see `load_encoder`.
   """
-  for name, value, known in (
-    ('which', which, WHICH),
-    ('pos_embed', pos_embed, POS_EMBED),
-    ('dtype', dtype, (None, 'float32', 'bfloat16')),
-  ):
-    if value not in known:
-      raise UserError(
-        f'{name} is {value!r}: take one of {", ".join(map(str, known))}.'
-      )
+  one_of('which', which, WHICH)
+  one_of('pos_embed', pos_embed, POS_EMBED)
+  one_of('dtype', dtype, (None, 'float32', 'bfloat16'))
   path, mesh = files.resolve(path), mesh or sharding.make_mesh()
   size = _height_and_width(image_size)
   if detect_format(path) != 'orbax':

@@ -135,7 +135,7 @@ def test_a_run_that_trains_meanwhile(small_run, tmp_path, monkeypatch):
 
   monkeypatch.setattr(checkpointer.Checkpointer, 'read', trained)
 
-  def gone(self, step=None, names=checkpointer.Checkpointer._these):
+  def gone(self, step=None, names=checkpointer.Checkpointer._select_steps):
     if (run / 'checkpoints/1').exists():
       return names(self, step)
     steps = names(self, None)
@@ -145,7 +145,7 @@ def test_a_run_that_trains_meanwhile(small_run, tmp_path, monkeypatch):
     return steps if step is None else [step]
 
   seen = []
-  monkeypatch.setattr(checkpointer.Checkpointer, '_these', gone)
+  monkeypatch.setattr(checkpointer.Checkpointer, '_select_steps', gone)
   loaded = orbax.read(run)
   assert loaded.step == 2
   assert_equal(loaded.params, load.read_weights(small_run).params)

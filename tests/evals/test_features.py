@@ -62,24 +62,24 @@ def extract(frozen, source, cache, *, devices=None, crop=(48, 48), **kwargs):
 def test_they_are_the_encoders(workdir, source, tmp_path):
   frozen = load.load_frozen(workdir)
   assert '2, target' in frozen.name
-  found = extract(frozen, source, tmp_path)
-  assert found.last.shape == (SOURCE_COUNT, 32)
-  assert found.last4.shape == (SOURCE_COUNT, 4 * 32)
+  actual = extract(frozen, source, tmp_path)
+  assert actual.last.shape == (SOURCE_COUNT, 32)
+  assert actual.last4.shape == (SOURCE_COUNT, 4 * 32)
   images = np.stack([source[i]['image'] for i in range(SOURCE_COUNT)])
   tokens, layers = jax.jit(
     lambda p, x: frozen.encoder.apply(
       {'params': p}, frozen.normalize(x), layers='tokens'
     )
   )(frozen.params, images)
-  close(found.last, tokens.mean(1))
+  close(actual.last, tokens.mean(1))
   norm = frozen.params['norm']
   x = layers[-4:]
   x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1)[..., None] + 1e-6)
   x = (x * norm['scale'] + norm['bias']).mean(2)
   expected = np.moveaxis(np.asarray(x), 0, 1).reshape(SOURCE_COUNT, -1)
-  close(found.last4, expected)
+  close(actual.last4, expected)
   labels = np.stack([source[i]['label'] for i in range(SOURCE_COUNT)])
-  np.testing.assert_array_equal(found.labels, labels)
+  np.testing.assert_array_equal(actual.labels, labels)
 
 
 def test_what_to_compare_with(workdir, source, tmp_path):
@@ -87,9 +87,8 @@ def test_what_to_compare_with(workdir, source, tmp_path):
   untrained = load.load_frozen(workdir, which='untrained')
   before = load.load_frozen(workdir, step=1)
   assert untrained.fingerprint == before.fingerprint
-  pixels = extract(
-    load.load_frozen(workdir, which='pixels'), source, tmp_path
-  ).last
+  raw = load.load_frozen(workdir, which='pixels')
+  pixels = extract(raw, source, tmp_path).last
   first = source[0]['image'].reshape(-1) / 255
   close(pixels[0], first)
 
@@ -143,14 +142,30 @@ def test_an_interrupted_pass_goes_on(workdir, source, tmp_path, monkeypatch):
     return to_global(batch, mesh)
 
   monkeypatch.setattr(sharding, 'to_global', dying)
-  with pytest.raises(UserError, match='power'):
+  with pytest.raises(RuntimeError, match='power'):
     extract(frozen, source, tmp_path / 'broken')
   (note,) = (tmp_path / 'broken').rglob('done.json')
   assert json.loads(note.read_text())['rows'] == 16
-  found = extract(frozen, source, tmp_path / 'broken')
+  actual = extract(frozen, source, tmp_path / 'broken')
   assert len(calls) == 3 + 2  # the first of the three batches is not done again
-  np.testing.assert_array_equal(found.last, straight.last)
-  np.testing.assert_array_equal(found.labels, straight.labels)
+  np.testing.assert_array_equal(actual.last, straight.last)
+  np.testing.assert_array_equal(actual.labels, straight.labels)
+
+
+def test_a_lost_array_is_computed_anew(workdir, source, tmp_path, monkeypatch):
+  """Interrupted at that, it does not take the empty rows for features."""
+  frozen = load.load_frozen(workdir)
+  first = np.array(extract(frozen, source, tmp_path).last4)
+  (path,) = tmp_path.rglob('last4.npy')
+  path.unlink()
+
+  def dying(batch, mesh):
+    raise RuntimeError('the power is gone')
+
+  with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    patch.setattr(sharding, 'to_global', dying)
+    extract(frozen, source, tmp_path)
+  np.testing.assert_array_equal(extract(frozen, source, tmp_path).last4, first)
 
 
 def test_a_hugging_face_folder(workdir, source, tmp_path):
@@ -161,11 +176,11 @@ def test_a_hugging_face_folder(workdir, source, tmp_path):
   config |= {k: getattr(frozen, k) for k in names}
   params = {'target': jax.device_get(frozen.params)}
   huggingface.write(tmp_path / 'hf', params, config)
-  found = load.load_frozen(tmp_path / 'hf')
-  assert found.name == 'hf, target encoder'
-  assert found.image_size == (48, 48)
+  actual = load.load_frozen(tmp_path / 'hf')
+  assert actual.name == 'hf, target encoder'
+  assert actual.image_size == (48, 48)
   expected = extract(frozen, source, tmp_path / '1')
-  again = extract(found, source, tmp_path / '2')
+  again = extract(actual, source, tmp_path / '2')
   close(again.last4, expected.last4)
   with pytest.raises(UserError, match='only a training run'):
     load.load_frozen(tmp_path / 'hf', which='untrained')

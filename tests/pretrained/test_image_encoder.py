@@ -124,7 +124,7 @@ def test_what_it_says_of_itself(encoder, folder):
 @pytest.mark.parametrize(
   ('images', 'kwargs', 'words'),
   [
-    (pixels(2), {'kind': 'mean'}, "'mean': take pooled, tokens, last4"),
+    (pixels(2), {'kind': 'mean'}, "'mean': take one of pooled, tokens, last4"),
     ('a.jpg', {}, r'give a list of it, \[picture\]'),
     (PIL.Image.new('RGB', (9, 9)), {}, 'give a list of it'),
     ([], {}, 'no images'),

@@ -230,9 +230,9 @@ def test_evaluations_at_another_resolution(small_run, images, one):
   c.init_from, c.task, c.data.path = str(small_run), 'folder', str(images)
   c.data.test = 'test'
   c.image_size, c.pos_embed = (24, 64), 'interpolate'
-  bench = evaluation.set_up(c, '')
-  assert bench.frozen.fingerprint == last.fingerprint
-  assert bench.frozen.name.endswith('at 24 x 64, positions interpolated')
+  frozen = evaluation.Evaluation.from_config(c, '').frozen
+  assert frozen.fingerprint == last.fingerprint
+  assert frozen.name.endswith('at 24 x 64, positions interpolated')
 
 
 def test_nothing_is_imported_before_it_is_needed():
