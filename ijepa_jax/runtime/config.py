@@ -21,7 +21,7 @@ def read_run_config(workdir) -> ConfigDict:
     if {'model', 'data'} <= set(config):
       return ConfigDict(config)
     reason = 'it has no model or no data'
-  except (OSError, ValueError, TypeError) as error:
+  except (OSError, ValueError, TypeError, RecursionError) as error:
     reason = type(error).__name__
   raise UserError(
     f'{workdir} is no training workdir, its config.json can not be read or is '
@@ -52,7 +52,7 @@ def read_config(workdir) -> dict:
   path = epath.Path(workdir) / 'config.json'
   try:
     config = json.loads(path.read_text())
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return {}
   return config if isinstance(config, dict) else {}
 

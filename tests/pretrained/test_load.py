@@ -246,6 +246,13 @@ def test_nothing_is_imported_before_it_is_needed():
     ijepa_jax.encode_all  # noqa: B018
 
 
+@pytest.mark.parametrize('text', ['', '3', '[' * 10**5, '{"model": {}}'])
+def test_a_folder_of_something_else(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(UserError, match='no training workdir'):
+    load.load_encoder(tmp_path)
+
+
 @pytest.mark.parametrize(
   ('kwargs', 'words'),
   [
