@@ -39,14 +39,22 @@ class Part(NamedTuple):
   width: str
 
 
-_ENCODER = 'encoder', 'pos_embed', 'width'
+_ENCODER = dict(network='encoder', table='pos_embed', width='width')
 PARTS = {
-  'encoder': Part('context encoder', 'params/encoder/', 'encoder', *_ENCODER),
-  'predictor': Part(
-    *('predictor', 'params/predictor/', 'predictor'),
-    *('predictor', 'predictor_pos_embed', 'predictor_width'),
+  'encoder': Part(
+    'context encoder', 'params/encoder/', release_key='encoder', **_ENCODER
   ),
-  'target': Part('target encoder', 'target/', 'target_encoder', *_ENCODER),
+  'predictor': Part(
+    'predictor',
+    'params/predictor/',
+    release_key='predictor',
+    network='predictor',
+    table='predictor_pos_embed',
+    width='predictor_width',
+  ),
+  'target': Part(
+    'target encoder', 'target/', release_key='target_encoder', **_ENCODER
+  ),
 }
 TRAINED = 'encoder', 'predictor'  # the parts that have an optimizer's state
 # The two encoders as `which` of load_encoder and --which name them -> part.
