@@ -18,6 +18,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ijepa_jax.errors import UserError
+from ijepa_jax.methods import train_step
 from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 
@@ -299,6 +300,20 @@ def test_faults_of_the_machine_are_no_damage(tmp_path, monkeypatch, fault):
   ):
     checkpoints.restore(abstract(make_state()))
   assert checkpoints.steps() == [1, 2]
+
+
+def test_a_field_that_is_none_is_not_stored(tmp_path):
+  """Of a method without a target; its name is in no checkpoint."""
+  one = jnp.ones(3)
+  state = train_step.State(jnp.int32(1), {'head': one}, None, {'mu': one})
+  with checkpointer.Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    names = {'step', 'params/head', 'opt_state/mu'}
+    assert checkpoints.names() == names
+    restored, step = checkpoints.restore(abstract(state))
+  assert step == 1 and restored.target is None
+  np.testing.assert_array_equal(restored.params['head'], one)
 
 
 def test_of_another_model(tmp_path, errors):

@@ -26,6 +26,7 @@ from ijepa_jax.runtime.checkpoint.reader import (
   CheckpointError,
   CheckpointReader,
   describe,
+  without_none,
 )
 
 # Several processes agree on the clock only this often: it stalls the devices.
@@ -157,7 +158,7 @@ class Checkpointer(CheckpointReader):
       best = best if best is not None and math.isfinite(best) else None
       response = self._orbax.save_async(
         step,
-        state,
+        without_none(state),
         force=True,
         metrics=None if best is None else {self._keep_best: float(best)},
         custom_metadata={'checksums': sums},

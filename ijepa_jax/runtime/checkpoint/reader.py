@@ -4,6 +4,7 @@ Every checkpoint carries a checksum of each array, because compressed data with
 a flipped bit may still decompress. checkpointer.py says what a directory holds.
 """
 
+import dataclasses
 import os
 
 import jax
@@ -178,7 +179,10 @@ class CheckpointReader:
       context = ocp.Context()
       context.pytree.loading.partial_load = partial
       with context:
-        state = ocp.load(path, abstract_state)
+        present = without_none(abstract_state)
+        state = ocp.load(path, present)
+      if present is not abstract_state:
+        state = dataclasses.replace(abstract_state, **state)
       sums, not_finite = checksums.inspect(state)
       wrong = [k for k, value in sums.items() if expected_sums.get(k) != value]
       if wrong:
@@ -241,6 +245,18 @@ def describe(error: BaseException) -> str:
   if len(words) > _MAX_ERROR_LENGTH:
     words = words[:_MAX_ERROR_LENGTH] + '...'
   return f'{type(root).__name__}: {words}'
+
+
+def without_none(state):
+  """Returns a state as it is stored: without the fields that are None.
+
+  Orbax would store that there is nothing, and refuse checkpoints without it.
+  """
+  if not dataclasses.is_dataclass(state):
+    return state
+  fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+  present = {name: x for name, x in fields.items() if x is not None}
+  return state if present.keys() == fields.keys() else present
 
 
 def _differences(abstract_state, stored, partial: bool) -> list[str]:
