@@ -13,7 +13,8 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # The rooms whose tests compare computed numbers, and what they run on: all that
 # the CPU has, and what older ones have (in XLA, NumPy, OpenBLAS and PyTorch).
 NUMERIC := $(addprefix tests/,$(addsuffix .py,test_close \
-  pretrained/test_image_encoder evals/test_features evals/test_finetune \
+  pretrained/test_image_encoder pretrained/test_load \
+  evals/test_features evals/test_finetune \
   probes/test_linear_heads train/test_health methods/test_ijepa \
   probes/test_knn probes/test_logistic methods/test_parity \
   models/test_positions methods/test_schedules \

@@ -11,7 +11,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ijepa_jax.errors import UserError
+from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.runtime import cli, preemption
 
 FLAGS = flags.FLAGS
@@ -32,15 +32,12 @@ flags.DEFINE_integer('process_id', -1, 'Of this process, by hand.')
 @cli.one_sentence()
 def main(argv):
   # Here, since the workers of the input pipeline import this file again.
-  from ijepa_jax.runtime import jax_flags
   from ijepa_jax.runtime.distributed import start
 
-  jax_flags.settle()
+  cli.reset_jax_flags()
   if len(argv) > 1:
     sys.exit(f'{argv[1]!r} is not a flag: see main.py --helpshort.')
-  name = FLAGS.config.job
-  if name not in JOBS:
-    raise UserError(f'job is {name!r}: take one of {", ".join(JOBS)}.')
+  name = one_of('job', FLAGS.config.job, JOBS)
   if name != 'pretrain' and name not in FLAGS.config:
     raise UserError(
       f'job is {name!r} and the config has no settings of it: take one of '

@@ -30,6 +30,8 @@ setup(
     'optax>=0.2.7,<0.4',
     'orbax-checkpoint>=0.12,<0.14',
     'pillow>=10.3',
+    'pyyaml>=6.0.1',
+    'safetensors>=0.4.3',
     'tensorboardX>=2.6.2',
     # The first that needs neither TensorFlow nor an old protobuf.
     'tensorflow-datasets>=4.9.10',

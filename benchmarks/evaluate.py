@@ -17,8 +17,7 @@ from absl import app, flags, logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
-import main as entry
-from ijepa_jax.errors import UserError
+from ijepa_jax.runtime import cli
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('init_from', None, 'Workdir of the run.', required=True)
@@ -46,23 +45,20 @@ COLUMNS = {
 }
 
 
+@cli.one_sentence()
 def main(_):
   table = [['', *COLUMNS], ['---'] * (1 + len(COLUMNS))]
-  for title, which in ROWS.items():
+  for title, encoder in ROWS.items():
     cells = []
     for job, changes in COLUMNS.values():
       config = importlib.import_module(f'configs.evals.{job}').get_config()
       config.init_from, config.task = FLAGS.init_from, FLAGS.task
       config.data.path, config.data.workers = FLAGS.path, FLAGS.workers
-      config.data.test, config.which = FLAGS.test, which
+      config.data.test, config.which = FLAGS.test, encoder
       config.update_from_flattened_dict(changes)
-      module, function = entry.JOBS[job].split(':')
-      run = getattr(importlib.import_module(module), function)
-      try:
-        found = run(config, '')
-      except UserError as error:
-        sys.exit(str(error))
-      cells.append(f'{100 * found["accuracy"][job]:.1f}')
+      module = importlib.import_module(f'ijepa_jax.evals.{job}')
+      result = module.run(config, '')
+      cells.append(f'{100 * result["accuracy"][job]:.1f}')
     table.append([title, *cells])
   print('\n'.join(f'| {" | ".join(row)} |' for row in table))
 

@@ -1,4 +1,4 @@
-"""Every size handed on at full depth, from and onto 1 and 8 devices.
+"""Exports every size at full depth, from and onto 1 and 8 devices.
 
     python benchmarks/exports.py tiny small base large [--to orbax ...]
 
@@ -49,7 +49,7 @@ FORMATS = [
 ]
 
 
-def recipe_of(size: str):
+def config_of(size: str):
   c = base.get_config()
   c.model.size = size
   c.model.patch_size = 14 if size == 'huge' else 16
@@ -63,8 +63,8 @@ def mesh_of(devices: int):
 
 
 def save(workdir, size: str, devices: int) -> list[str]:
-  """A checkpoint of random weights; the target encoder's digests."""
-  c, r = recipe_of(size), np.random.default_rng(0)
+  """Saves random weights; returns the target encoder's digests."""
+  c, r = config_of(size), np.random.default_rng(0)
   sizes = {**c.model.to_dict(), 'image_size': (224, 224), 'channels': 3}
   shapes = {k: weights.shapes(sizes, k) for k in weights.PARTS}
   tree = orbax.nested(shapes)
@@ -79,8 +79,8 @@ def save(workdir, size: str, devices: int) -> list[str]:
   return digests(tree['target'])
 
 
-def hand_on(workdir, out, to: str) -> tuple[float, float]:
-  """Seconds, and the most memory in use in GB."""
+def export_timed(workdir, out, to: str) -> tuple[float, float]:
+  """Exports; returns seconds, and the most memory in use in GB."""
   began = time.perf_counter()
   assert 'read back bit-equal' in export.export(workdir, out, to)
   seconds = time.perf_counter() - began
@@ -88,11 +88,11 @@ def hand_on(workdir, out, to: str) -> tuple[float, float]:
   return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def open_again(out, devices: int) -> tuple[float, list[str]]:
-  """Seconds, and digests of what lies on the devices."""
+def load_timed(out, devices: int) -> tuple[float, list[str]]:
+  """Loads; returns seconds, and digests of the arrays on the devices."""
   mesh = mesh_of(devices)
   began = time.perf_counter()
-  params = load.load(out, mesh=mesh).params
+  params = load.load_frozen(out, mesh=mesh).params
   jax.block_until_ready(params)
   seconds = time.perf_counter() - began
   for x in jax.tree.leaves(params):
@@ -107,8 +107,8 @@ def digests(tree) -> list[str]:
   ]
 
 
-def apart(function, *args):
-  """In a process of its own, whose memory is then free again."""
+def in_own_process(function, *args):
+  """Calls in a process of its own, whose memory is then free again."""
   context = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(
     1, context, initializer=logging.set_verbosity, initargs=(logging.ERROR,)
@@ -116,7 +116,7 @@ def apart(function, *args):
     return pool.submit(function, *args).result()
 
 
-def main(sizes: list[str], to: list[str]) -> None:
+def main(sizes: list[str], formats: list[str]) -> None:
   print(
     '| size | saved from | to | MB | export, s | memory, GB | loaded onto 1, s '
     '| onto 8, s |\n|---|---|---|---|---|---|---|---|'
@@ -124,20 +124,20 @@ def main(sizes: list[str], to: list[str]) -> None:
   for size, devices in itertools.product(sizes, (1, 8)):
     with tempfile.TemporaryDirectory() as root:
       root = pathlib.Path(root)
-      wanted = apart(save, root / 'run', size, devices)
-      for form in to:
-        out = root / form
-        seconds, memory = apart(hand_on, root / 'run', out, form)
-        took = []
+      expected = in_own_process(save, root / 'run', size, devices)
+      for to in formats:
+        out = root / to
+        seconds, memory = in_own_process(export_timed, root / 'run', out, to)
+        load_seconds = []
         for onto in 1, 8:
-          opened, found = apart(open_again, out, onto)
-          assert found == wanted, (size, devices, form, onto)
-          took.append(f'{opened:.1f}')
+          loading, actual = in_own_process(load_timed, out, onto)
+          assert actual == expected, (size, devices, to, onto)
+          load_seconds.append(f'{loading:.1f}')
         files = [p for p in [out, *out.rglob('*')] if p.is_file()]
         size_mb = sum(p.stat().st_size for p in files) / 1e6
         print(
-          f'| {size} | {devices} | {form} | {size_mb:.0f} | {seconds:.1f} | '
-          f'{memory:.1f} | {" | ".join(took)} |',
+          f'| {size} | {devices} | {to} | {size_mb:.0f} | {seconds:.1f} | '
+          f'{memory:.1f} | {" | ".join(load_seconds)} |',
           flush=True,
         )
         shutil.rmtree(out, ignore_errors=True)
@@ -149,4 +149,5 @@ if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('sizes', nargs='+', choices=list(vit.SIZES))
   parser.add_argument('--to', nargs='+', choices=FORMATS, default=FORMATS)
-  main(**vars(parser.parse_args()))
+  arguments = parser.parse_args()
+  main(arguments.sizes, arguments.to)

@@ -10,14 +10,14 @@ ArrayRecord shards and a TFDS data set; and once more as the shards that pack
 uint8 with masks, with Pillow alone and, where the extra [fast] is installed,
 with data.fast.
 
-Beside them PyTorch's usual way in plain words: Pillow opens a file, converts
-it to RGB, cuts and resizes a RandomResizedCrop; then float32 [C, H, W] / 255,
-normalised, collated. By NumPy, and by PyTorch where it is installed.
+PyTorch's usual way is measured beside them: Pillow opens a file, converts it to
+RGB, cuts and resizes a RandomResizedCrop; then float32 [C, H, W] / 255,
+normalized, collated. By NumPy, and by PyTorch if it is installed.
 
-Every way is a process of its own on one and the same core. They take turns, a
-batch each; a rate is images by seconds of CPU, the median of the rounds, and
-its share that of the same round's PyTorch way (NumPy's, which needs nothing
-installed), so that what else is running matters little.
+Every way is a process of its own, all on the same core. They take turns, a
+batch each. A rate is images by seconds of CPU, the median of the rounds; its
+ratio is to PyTorch's way in the same round (that of NumPy, which needs nothing
+installed), so that other load matters little.
 
 With --batches, two workers and small batches: does memory grow? Linux only.
 """
@@ -50,7 +50,7 @@ flags.DEFINE_integer('rounds', 9, 'Batches that each way makes.')
 flags.DEFINE_integer('images', 256, 'Different JPEGs.')
 flags.DEFINE_integer('quality', 95, 'Of the JPEGs.')
 flags.DEFINE_integer('batch_size', 64, 'Images.')
-flags.DEFINE_integer('batches', 0, 'Look at the memory of so many instead.')
+flags.DEFINE_integer('batches', 0, 'Watch the memory of so many instead.')
 
 SIZE = 224, 224
 CROP = crop.RandomResizedCrop(SIZE)
@@ -58,26 +58,24 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
 
 
-def ours(kind, path, fast, batch_size):
-  """Endless batches in this process."""
+def pipeline_batches(kind, path, fast, batch_size):
+  """Endless batches of the pipeline, in this process."""
   source = sources.make_source(kind, path=path)
-  # As long as ImageNet's, or the shuffle of so few would be what is measured.
+  # As long as ImageNet: else the shuffle of few images is measured.
   source = subset.Subset(source, np.arange(1_281_167) % len(source))
   sampler = masks.make_sampler('release', grid=(14, 14))
   return iter(
     pipeline.make_dataset(
-      source, sampler, transform=CROP, batch_size=batch_size, fast=fast
+      source, sampler, pipeline.Reading(CROP, fast=fast), batch_size=batch_size
     )
   )
 
 
-def usual(path, batch_size, in_torch):
+def pytorch_way_batches(path, batch_size, in_torch):
   """Endless batches in PyTorch's usual way."""
-  paths, rng = (
-    sorted(pathlib.Path(path).rglob('*.jpg')),
-    np.random.default_rng(),
-  )
-  normalised, collate = _torch() if in_torch else (_numpy, np.stack)
+  paths = sorted(pathlib.Path(path).rglob('*.jpg'))
+  rng = np.random.default_rng()
+  normalize, collate = _torch() if in_torch else (_numpy, np.stack)
   while True:
     batch = []
     for i in rng.integers(len(paths), size=batch_size):
@@ -85,7 +83,7 @@ def usual(path, batch_size, in_torch):
         image = Image.open(file).convert('RGB')
       box = CROP.box(*image.size, rng)
       image = image.crop(box).resize(SIZE[::-1], Image.Resampling.BILINEAR)
-      batch.append(normalised(image))
+      batch.append(normalize(image))
     yield collate(batch)
 
 
@@ -104,16 +102,16 @@ def _torch():
   torch.set_num_threads(1)
   mean, std = torch.from_numpy(MEAN), torch.from_numpy(STD)
 
-  def normalised(image):
+  def normalize(image):
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     pixels = pixels.to(torch.float32).div(255)
     return pixels.clone().sub_(mean).div_(std)
 
-  return normalised, torch.stack
+  return normalize, torch.stack
 
 
 def serve(pipe, core, make, arguments):
-  """Makes a batch whenever asked, and tells the seconds of CPU."""
+  """Makes a batch at each request and sends the seconds of CPU it took."""
   os.sched_setaffinity(0, {core})
   batches = make(*arguments)
   next(batches)
@@ -127,16 +125,21 @@ def serve(pipe, core, make, arguments):
 
 
 def race(ways: dict, rounds: int) -> dict[str, tuple[list[float], float]]:
-  """name: (function of batches, its arguments) -> the seconds of its batches,
-  and its peak memory in MiB.
+  """Lets all ways take turns.
+
+  Args:
+    ways: name -> (function that returns batches, its arguments).
+
+  Returns:
+    Name -> (seconds of each batch, peak memory in MiB).
   """
   spawn = multiprocessing.get_context('spawn')
   core = max(os.sched_getaffinity(0))
   pipes, seconds = {}, {name: [] for name in ways}
   for name, way in ways.items():
-    pipes[name], theirs = spawn.Pipe()
-    spawn.Process(target=serve, args=(theirs, core, *way), daemon=True).start()
-    theirs.close()  # or nobody would hear that it died
+    pipes[name], end = spawn.Pipe()
+    spawn.Process(target=serve, args=(end, core, *way), daemon=True).start()
+    end.close()  # else recv would not notice that the process died
   for i in range(rounds):
     for name in list(ways)[:: 1 if i % 2 else -1]:
       pipes[name].send(True)
@@ -149,7 +152,7 @@ def race(ways: dict, rounds: int) -> dict[str, tuple[list[float], float]]:
 
 
 def parts(path, fast, batch_size, rounds) -> dict[str, float]:
-  """Milliseconds of CPU that an image from the folder takes, and in what."""
+  """Returns the milliseconds of CPU of an image from the folder, by part."""
   spent = collections.Counter()
 
   def timed(name, function):
@@ -162,17 +165,16 @@ def parts(path, fast, batch_size, rounds) -> dict[str, float]:
     return call
 
   with contextlib.ExitStack() as stack:
-    for where, attribute, name in (
+    for owner, attribute, name in (
       (decode.Encoded, '__init__', 'decode'),
       (decode.Encoded, 'pixels', 'pixels'),
       (crop, 'crop', 'crop'),  # which asks for the pixels
       (masks.MultiBlock, '__call__', 'masks'),
     ):
-      function = timed(name, getattr(where, attribute))
-      patch = mock.patch.object(where, attribute, function)
-      stack.enter_context(patch)
+      function = timed(name, getattr(owner, attribute))
+      stack.enter_context(mock.patch.object(owner, attribute, function))
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    batches = ours('folder', path, fast, batch_size)
+    batches = pipeline_batches('folder', path, fast, batch_size)
     next(batches)
     spent.clear()
     start = time.thread_time()
@@ -191,17 +193,17 @@ def compare(root: pathlib.Path) -> None:
   files = photographs.make(FLAGS.images, FLAGS.quality)
   stores, size = photographs.store(root, files), FLAGS.batch_size
   folder = stores['folder'][1]
-  ways = {'PyTorch way, NumPy': (usual, (folder, size, False))}
+  ways = {'PyTorch way, NumPy': (pytorch_way_batches, (folder, size, False))}
   try:
     import torch  # noqa: F401
 
-    ways['PyTorch way, torch'] = (usual, (folder, size, True))
+    ways['PyTorch way, torch'] = (pytorch_way_batches, (folder, size, True))
   except ImportError:
     pass
   fasts = (False,) if decode.missing_fast_packages() else (False, True)
   for fast in fasts:
     for name, store in stores.items():
-      ways[name + ', fast' * fast] = (ours, (*store, fast, size))
+      ways[name + ', fast' * fast] = (pipeline_batches, (*store, fast, size))
   kilobytes = sum(map(len, files)) / len(files) / 1000
   print(
     f'{len(files)} JPEGs of 500 x 375, {kilobytes:.0f} kB each; load '
@@ -216,25 +218,24 @@ def compare(root: pathlib.Path) -> None:
     print(f'{name:20} {rate:15.0f} {ratio:21.2f} {peak:10.0f}')
   for fast in fasts:
     spent = parts(folder, fast, size, FLAGS.rounds)
-    whole = spent.pop('all')
-    told = ', '.join(f'{k} {v / whole:.1%}' for k, v in spent.items())
+    total = spent.pop('all')
+    shares = ', '.join(f'{k} {v / total:.1%}' for k, v in spent.items())
     name = 'folder' + ', fast' * fast
-    print(f'\n{name}: {whole:.2f} ms an image: {told}')
+    print(f'\n{name}: {total:.2f} ms an image: {shares}')
 
 
 def watch_memory(root: pathlib.Path) -> None:
-  """Of this process and its workers, without what they share."""
+  """Prints the memory of this process and its workers that they don't share."""
   from benchmarks import photographs
 
   for i, file in enumerate(photographs.make(FLAGS.images, FLAGS.quality)):
     (root / f'{i:05}.jpg').write_bytes(file)
-  me, count = psutil.Process(), FLAGS.batches
+  process, count = psutil.Process(), FLAGS.batches
   dataset = pipeline.make_dataset(
     sources.make_source('folder', path=str(root)),
     masks.make_sampler('release', grid=(6, 6), min_keep=4),
-    transform=crop.RandomResizedCrop((96, 96)),
+    pipeline.Reading(crop.RandomResizedCrop((96, 96)), workers=2),
     batch_size=8,
-    workers=2,
   )
   with loader.prefetch(dataset, lambda batch: batch) as batches:
     for i in range(count + 1):
@@ -242,10 +243,10 @@ def watch_memory(root: pathlib.Path) -> None:
       if i % max(count // 10, 1) == 0:
         sizes = [
           p.memory_full_info().uss / 2**20
-          for p in (me, *me.children(recursive=True))
+          for p in (process, *process.children(recursive=True))
         ]
-        told = ', '.join(f'{size:.0f}' for size in sizes)
-        print(f'{i:6} batches: {sum(sizes):5.0f} MiB ({told})', flush=True)
+        each = ', '.join(f'{size:.0f}' for size in sizes)
+        print(f'{i:6} batches: {sum(sizes):5.0f} MiB ({each})', flush=True)
 
 
 def main(_):

@@ -1,9 +1,9 @@
-"""How long it takes to open a tree of many images, first and again.
+"""Measures how long it takes to open a tree of many images, first and again.
 
     python benchmarks/open_folder.py --images=200000 --folders=1000
 
-Files of one byte, in a temporary folder (TMPDIR says where): only their names
-are looked at.
+The files are of one byte, in a temporary folder (TMPDIR says where): only their
+names are read.
 """
 
 import argparse
@@ -28,13 +28,13 @@ def main(images: int, folders: int) -> None:
       (tree / f'{i:08}').mkdir(parents=True)
       for k in range(i, images, folders):
         (tree / f'{i:08}' / f'{i:08}_{k}.JPEG').write_bytes(b'x')
-    time.sleep(3)  # or its folders are too young to be trusted
-    for which in ('first', 'second'):
+    time.sleep(3)  # else its folders are too young for a kept listing
+    for ordinal in ('first', 'second'):
       start = time.perf_counter()
       source = sources.make_source('folder', path=str(tree))
       seconds = time.perf_counter() - start
       print(
-        f'{which} time: {seconds:.2f} s for {len(source)} images in '
+        f'{ordinal} time: {seconds:.2f} s for {len(source)} images in '
         f'{len(source.class_names)} folders'
       )
     size = sum(p.stat().st_size for p in pathlib.Path(root, 'cache').iterdir())

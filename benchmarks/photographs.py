@@ -65,7 +65,7 @@ def store(root: pathlib.Path, files: list[bytes]) -> dict[str, tuple[str, str]]:
     pack.pack(
       sources.make_source('folder', path=str(root / 'folder')),
       str(root / name),
-      words='photographs',
+      description='photographs',
       encoding=encoding.Encoding(resize),
     )
   return {

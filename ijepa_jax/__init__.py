@@ -8,7 +8,7 @@ features = encoder.features(['a.jpg', 'b.jpg'])
 def __getattr__(name: str):
   # Only when asked for: Grain's workers import this package and need no JAX.
   if name == 'load_encoder':
-    from ijepa_jax.pretrained.image_encoder import load_encoder
+    from ijepa_jax.pretrained.load import load_encoder
 
     return load_encoder
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

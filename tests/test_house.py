@@ -99,3 +99,40 @@ def test_workers_have_no_jax():
     "sys.exit('jax' in sys.modules)"
   )
   assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+
+
+# Their arguments are the knobs of a user, one each.
+MANY_ARGUMENTS = {'make_models', 'load_encoder'}
+
+
+def test_rooms_are_small():
+  """At most nine files a folder, 300 lines a file, 60 of code a function."""
+  folders = {p.parent for p in files()}
+  for folder in folders:
+    rooms = [p for p in folder.glob('*.py') if not p.stem.startswith('__')]
+    assert len(rooms) <= 9, folder
+  for path in files():
+    text = path.read_text()
+    assert text.count('\n') <= 300, path
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.FunctionDef):
+        where = f'{path.relative_to(PACKAGE)}: {node.name}'
+        docstring = ast.get_docstring(node, clean=False) or ''
+        lines = node.end_lineno - node.lineno + 1 - docstring.count('\n')
+        assert lines <= 60, where
+        a = node.args
+        names = {x.arg for x in a.posonlyargs + a.args + a.kwonlyargs}
+        many = len(names - {'self', 'cls'}) > 8
+        assert not many or node.name in MANY_ARGUMENTS, where
+
+
+def test_names_are_no_pronouns():
+  """The names of a reader who must not look back to see what they stand for."""
+  pronouns = {'there', 'found', 'theirs', 'ours', 'said', 'wanted', 'told'}
+  pronouns |= {'whole', 'what', 'asked', 'made', 'look'}
+  for path in files():
+    for node in ast.walk(ast.parse(path.read_text())):
+      names = {
+        getattr(node, key, None) for key in ('id', 'arg', 'attr', 'name')
+      }
+      assert not names & pronouns, f'{path}: {names & pronouns}'

@@ -1,4 +1,4 @@
-"""Hands a model on in another form: python -m ijepa_jax.convert.
+"""Converts a model to another form: python -m ijepa_jax.convert.
 
-May import pretrained, methods, models and runtime.
+May import pretrained, data, methods, models and runtime.
 """

@@ -1,4 +1,4 @@
-"""Hands a model on, in one of three forms.
+"""Converts a model to one of three forms.
 
     python -m ijepa_jax.convert runs/vit_l16 vit_l16_hf --to=huggingface
 
@@ -42,10 +42,9 @@ def main(argv):
   jax.config.update('jax_platforms', 'cpu')
 
   from ijepa_jax.convert import export
-  from ijepa_jax.runtime import jax_flags
 
-  jax_flags.settle()
-  words = export.export(
+  cli.reset_jax_flags()
+  summary = export.export(
     *argv[1:],
     FLAGS.to,
     which=FLAGS.which,
@@ -53,7 +52,7 @@ def main(argv):
     optimizer=FLAGS.optimizer,
     heads=FLAGS.heads,
   )
-  print(words)
+  print(summary)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""Hands a model on: to orbax, to the released code, to Hugging Face.
+"""Converts a model: to orbax, to the released code's form, to Hugging Face's.
 
 Every file is written under another name, read back by the reader that anybody
-would use, and compared with what it was made of, tensor by tensor and bit by
-bit; only then it gets its name.
+would use, and compared with its source, tensor by tensor and bit by bit; only
+then it gets its name.
 """
 
 import contextlib
@@ -14,18 +14,15 @@ import threading
 import jax
 import numpy as np
 import tqdm
-from absl import logging
 
 from ijepa_jax.convert import model_card, provenance, verify
-from ijepa_jax.errors import UserError
+from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.models import positions
-from ijepa_jax.pretrained import anything
+from ijepa_jax.pretrained import load
 from ijepa_jax.pretrained.formats import huggingface, orbax, release, weights
 from ijepa_jax.runtime import files, locks
-from ijepa_jax.runtime.config import read_run_config
 
-FORMATS = 'orbax', 'release', 'huggingface'
-WHICH = {'target': 'target', 'context': 'encoder'}
+FORMATS = load.FORMATS
 
 
 def export(
@@ -38,112 +35,93 @@ def export(
   optimizer: bool = False,
   heads: int | None = None,
 ) -> str:
-  """Writes what `source` holds as `to`, checked, with a model card.
+  """Writes the weights of `source` as `to`, checked, with a model card.
 
   It needs memory of about three times the weights (benchmarks/exports.py).
 
   Args:
-    source: see anything.read.
+    source: see load.read_weights.
     out: folder, or for 'release' a file, which must not be there; an empty
       folder may be.
     to: 'orbax', a folder that every job takes as init_from; 'release', a file
       of PyTorch named as the released ones; 'huggingface', a folder of
       transformers.
     which: of 'huggingface', which holds one encoder: 'target' or 'context';
-      None: the target encoder, or what there is.
-    step, heads: see anything.read.
+      None: the target encoder, or the one that there is.
+    step, heads: see load.read_weights.
     optimizer: take AdamW's state along; 'orbax' is then a whole state, from
       which a run of the same recipe goes on.
 
   Returns:
-    What was written, in words.
+    A sentence on what was written.
 
   Raises:
     UserError: something does not fit; with its name. Nothing is left at `out`.
     OSError, checkpointer.CheckpointError: reading or writing failed; the same.
   """
-  if '://' in os.fspath(out):
-    raise UserError(f'{out} is no place on this machine: copy it afterwards.')
-  source, out = files.resolve(source), pathlib.Path(files.resolve(out))
-  if to == 'orbax':
-    files.check_checkpoints(out)
-  if out.is_symlink() and out.is_dir():
-    out = out.resolve()  # a name can be given to a folder, not to a link
-  _check_asked(out, to, which, optimizer)
-  loaded, config, step = _read(source, step, optimizer, heads)
+  source, out = files.resolve(source), _resolve_local(out, to)
+  _check_arguments(out, to, which, optimizer)
+  loaded = load.read_weights(
+    source, step=step, optimizer=optimizer, heads=heads
+  )
+  loaded.log_notes(source)
   loaded = _select_parts(source, loaded, to, which, optimizer)
-  if to == 'orbax' and config is None:
-    name = provenance.public_name(source)
-    size = weights.size_name(loaded.config)
-    config = orbax.plain_config(loaded.config, name, size)
-  wanted = verify.tensors_by_written_name(loaded, to)
+  expected = verify.tensors_by_written_name(loaded, to)
   out.parent.mkdir(parents=True, exist_ok=True)
   with (
     locks.only_writer(out, beside=True),
     tempfile.TemporaryDirectory(dir=out.parent, prefix='.partial-') as partial,
     tqdm.tqdm(
-      total=2 * len(wanted), desc='writing', unit='tensor', disable=None
+      total=2 * len(expected), desc='writing', unit='tensor', disable=None
     ) as bar,
   ):
-    _check_asked(out, to, which, optimizer)  # another may just have ended
-    made = pathlib.Path(partial) / 'made'
-    with _progress_of_disk(bar, made.parent, wanted):
-      _write(made, loaded, to, config, step)
-    size = _bytes(made.parent)
-    bar.set_description('checking')
-    with _without_notes():
-      back = anything.read(made, optimizer=optimizer)
-    verify.verify_sizes(loaded, back)
-    for _ in verify.verify_tensors(
-      wanted, verify.tensors_by_written_name(back, to)
-    ):
-      bar.update()
-    name = pathlib.Path(os.path.abspath(out)).name
-    words = model_card.render(
-      loaded, source=source, name=name, to=to, config=config, step=step
-    )
-    beside = provenance.card_path(made)
-    # Names of folders may be of any bytes.
-    beside.write_text(words, encoding='utf-8', errors='surrogateescape')
-    if made.is_file():
-      os.replace(beside, provenance.card_path(out))
-    os.replace(made, out)  # Over an empty folder, if there is one.
-  return _summary(out, loaded, wanted, size)
+    _check_arguments(out, to, which, optimizer)  # another may just have ended
+    written = pathlib.Path(partial) / 'written'
+    with _progress_of_disk(bar, written.parent, expected):
+      _write(written, loaded, to)
+    size = _bytes(written.parent)
+    _verify(written, loaded, to, expected, bar)
+    _publish(written, out, loaded, source, to)
+  return _summary(out, loaded, len(expected), size)
 
 
-def _check_asked(out, to, which, optimizer) -> None:
-  """Before anything is read."""
-  if to not in FORMATS:
-    raise UserError(f'to is {to!r}: take one of {", ".join(FORMATS)}.')
+def _resolve_local(out, to: str) -> pathlib.Path:
+  if files.is_url(out):
+    raise UserError(f'{out} is no place on this machine: copy it afterwards.')
+  out = pathlib.Path(files.resolve(out))
+  if to == 'orbax':
+    files.check_checkpoints(out)
+  # A name can be given to a folder, not to a link.
+  return out.resolve() if out.is_symlink() and out.is_dir() else out
+
+
+def _check_arguments(out, to, encoder, optimizer) -> None:
+  """Refuses arguments before anything is read."""
+  one_of('to', to, FORMATS)
   empty = out.is_dir() and not any(out.iterdir()) and to != 'release'
   taken = [] if empty else [out]
   if to == 'release':
     taken.append(provenance.card_path(out))
   if taken := [path for path in taken if os.path.lexists(path)]:
     raise UserError(f'{taken[0]} is there already: take another name.')
-  if which and (to != 'huggingface' or which not in WHICH):
+  if encoder and (to != 'huggingface' or encoder not in weights.ENCODERS):
     raise UserError(
-      f'which is {which!r}: for huggingface, which holds one encoder, it is '
+      f'which is {encoder!r}: for huggingface, which holds one encoder, it is '
       'target or context; the others hold all that there is.'
     )
   if optimizer and to == 'huggingface':
     raise UserError(
-      'A Hugging Face folder has no place for an optimiser: leave --optimizer '
+      'A Hugging Face folder has no place for an optimizer: leave --optimizer '
       'away, or take --to=orbax or release.'
     )
 
 
-def _read(source, step, optimizer, heads):
-  """What there is, the run's config or None, and its step or 0."""
-  if anything.kind(source) is orbax.read:
-    loaded, step = orbax.read(source, step=step, optimizer=optimizer)
-    return loaded, read_run_config(source), step
-  loaded = anything.read(source, step=step, optimizer=optimizer, heads=heads)
-  return loaded, None, loaded.optimizer.step if loaded.optimizer else 0
+def _select_parts(source, loaded, to, encoder, optimizer) -> weights.Weights:
+  """Returns the parts that the format has a place for, and what it needs.
 
-
-def _select_parts(source, loaded, to, which, optimizer) -> weights.Weights:
-  """What of it has a place there; or a refusal, before anything is written."""
+  Raises:
+    UserError: the source lacks something, before anything is written.
+  """
   params, tables = loaded.params, loaded.tables
   if optimizer and loaded.optimizer is None:
     raise UserError(
@@ -151,10 +129,10 @@ def _select_parts(source, loaded, to, which, optimizer) -> weights.Weights:
       'away.'
     )
   if to == 'huggingface':
-    part = WHICH[which or 'target']
+    part = weights.ENCODERS[encoder or 'target']
     if part not in params:
-      if which:
-        raise UserError(f'{source} has no {which} encoder: take the other.')
+      if encoder:
+        raise UserError(f'{source} has no {encoder} encoder: take the other.')
       part = 'encoder'
     params, tables = (
       {k: v for k, v in x.items() if k == part} for x in (params, tables)
@@ -164,57 +142,93 @@ def _select_parts(source, loaded, to, which, optimizer) -> weights.Weights:
     missing = [k for k in weights.PARTS if k not in params]
     if loaded.optimizer and missing:
       raise UserError(
-        f'{source} has no {orbax.WORDS[missing[0]]}, without which no run goes '
-        'on: leave --optimizer away.'
+        f'{source} has no {weights.PARTS[missing[0]].words}, without which no '
+        'run goes on: leave --optimizer away.'
       )
+    if loaded.run_config is None:
+      plain = orbax.plain_config(
+        loaded.config,
+        provenance.public_name(source),
+        weights.size_name(loaded.config),
+      )
+      loaded = loaded._replace(run_config=plain)
   config = weights.complete_config(loaded.config, params)
   return loaded._replace(config=config, params=params, tables=tables)
 
 
 def _tables_to_keep(source, loaded) -> dict[str, np.ndarray]:
-  """Those that differ, if only in a bit, from what is computed.
+  """Returns the tables that differ, if only in a bit, from the computed ones.
 
   Those of released target encoders may: they were averaged with the rest.
   """
-  found = {}
+  tables = {}
   for part, table in loaded.tables.items():
-    error = np.abs(table - verify.table(loaded, part)).max()
+    error = np.abs(table - weights.computed_table(loaded.config, part)).max()
     # More than half precision would have rounded away: it was trained.
     if error > positions.tolerance_of('bfloat16'):
       raise UserError(
-        f"{source}: the {orbax.WORDS[part]}'s position table is not the "
-        'sin-cos table, which whatever reads orbax computes: its outputs would '
-        'be others; take --to=release or huggingface, which keep the table.'
+        f"{source}: the {weights.PARTS[part].words}'s position table is not "
+        'the sin-cos table, which whatever reads orbax computes: its outputs '
+        'would be others; take --to=release or huggingface, which keep the '
+        'table.'
       )
     if error:
-      found[part] = table
-  return found
+      tables[part] = table
+  return tables
 
 
-def _write(path, loaded, to, config, step) -> None:
-  params, c = loaded.params, loaded.config
+def _write(path, loaded: weights.Weights, to: str) -> None:
+  params, config = loaded.params, loaded.config
   if to == 'release':
     release.write(
-      path, params, c, tables=loaded.tables, optimizer=loaded.optimizer
+      path, params, config, tables=loaded.tables, optimizer=loaded.optimizer
     )
   elif to == 'huggingface':
     (part,) = params
     table = loaded.tables.get(part)
-    huggingface.write(path, params, c, which=part, table=table)
+    huggingface.write(path, params, config, part=part, table=table)
   else:
-    orbax.write(path, loaded, config, step)
+    orbax.write(path, loaded, loaded.run_config, loaded.step)
+
+
+def _verify(written, loaded, to, expected, bar) -> None:
+  """Reads back what was written and compares it; advances the bar."""
+  bar.set_description('checking')
+  back = load.read_weights(written, optimizer=loaded.optimizer is not None)
+  verify.verify_sizes(loaded, back)
+  actual = verify.tensors_by_written_name(back, to)
+  for _ in verify.verify_tensors(expected, actual):
+    bar.update()
+
+
+def _publish(written, out, loaded, source, to) -> None:
+  """Writes the model card, and gives both their names."""
+  card = model_card.render(
+    loaded,
+    source=source,
+    name=pathlib.Path(os.path.abspath(out)).name,
+    to=to,
+    config=loaded.run_config,
+    step=loaded.step,
+  )
+  beside = provenance.card_path(written)
+  # Names of folders may be of any bytes.
+  beside.write_text(card, encoding='utf-8', errors='surrogateescape')
+  if written.is_file():
+    os.replace(beside, provenance.card_path(out))
+  os.replace(written, out)  # Over an empty folder, if there is one.
 
 
 @contextlib.contextmanager
-def _progress_of_disk(bar, folder, wanted):
-  """Lets the bar follow, to its half, what is written to `folder`."""
-  done, whole = threading.Event(), sum(x.nbytes for x in wanted.values())
+def _progress_of_disk(bar, folder, expected):
+  """Advances the first half of the bar with the bytes in `folder`."""
+  done, total = threading.Event(), sum(x.nbytes for x in expected.values())
 
   def follow():
     while not done.wait(0.5):
       with contextlib.suppress(OSError):  # A file may just get its name.
-        share = min(_bytes(folder) / whole, 1)
-        bar.update(round(share * len(wanted)) - bar.n)
+        share = min(_bytes(folder) / total, 1)
+        bar.update(round(share * len(expected)) - bar.n)
 
   thread = threading.Thread(target=follow)
   thread.start()
@@ -223,33 +237,22 @@ def _progress_of_disk(bar, folder, wanted):
   finally:
     done.set()
     thread.join()
-  bar.update(len(wanted) - bar.n)
+  bar.update(len(expected) - bar.n)
 
 
 def _bytes(folder) -> int:
   return sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
 
 
-@contextlib.contextmanager
-def _without_notes():
-  """What is to know of the weights was said when they were read."""
-  before = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  try:
-    yield
-  finally:
-    logging.set_verbosity(before)
-
-
-def _summary(out, loaded, wanted, size) -> str:
-  parts = [f'the {orbax.WORDS[part]}' for part in loaded.params]
+def _summary(out, loaded, count: int, size: int) -> str:
+  names = [f'the {weights.PARTS[part].words}' for part in loaded.params]
   if loaded.optimizer:
-    parts.append(f"AdamW's state after step {loaded.optimizer.step}")
-  *some, last = parts
-  parts = f'{", ".join(some)} and {last}' if some else last
-  count = sum(x.size for x in jax.tree.leaves(loaded.params))
+    names.append(f"AdamW's state after step {loaded.optimizer.step}")
+  *first, last = names
+  names = f'{", ".join(first)} and {last}' if first else last
+  parameters = sum(x.size for x in jax.tree.leaves(loaded.params))
   return (
-    f'{out} holds {parts}: {len(wanted)} tensors, {count / 1e6:.1f} million '
-    f'parameters, {size:,} bytes; all {len(wanted)} tensors read back '
-    f'bit-equal. Its model card is {provenance.card_path(out)}.'
+    f'{out} holds {names}: {count} tensors, {parameters / 1e6:.1f} million '
+    f'parameters, {size:,} bytes; all {count} tensors read back bit-equal. Its '
+    f'model card is {provenance.card_path(out)}.'
   )

@@ -1,21 +1,18 @@
 """The model card beside every export, with Hugging Face's front matter.
 
-README.md in a folder, <name>.md beside a file; where it came from and under
-which licence stands in convert/provenance.py.
+README.md in a folder, <name>.md beside a file. convert/provenance.py has its
+origin and licence, convert/results.py its accuracies.
 """
 
-import json
-import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
-from absl import logging
-from etils import epath
+import yaml
 
-from ijepa_jax.convert import provenance
+from ijepa_jax.convert import provenance, results
 from ijepa_jax.data.transforms import crop
-from ijepa_jax.pretrained.formats import orbax, weights
+from ijepa_jax.pretrained.formats import weights
 
 PAPER = 'https://arxiv.org/abs/2301.08243'
 _LIBRARY = {
@@ -41,57 +38,55 @@ def render(
   config=None,
   step: int = 0,
 ) -> str:
-  """The card.
+  """Returns the text of the card.
 
   Args:
-    loaded: what is handed on.
-    source: path that it was read from.
-    name: of what was written.
-    to: 'orbax', 'release' or 'huggingface'.
+    loaded: the weights that were converted.
+    source: path that they were read from.
+    name: of the folder or file that was written.
+    to: its format, 'orbax', 'release' or 'huggingface'.
     config: of the run, or `orbax.plain_config`, or None.
-    step: that the run had finished.
+    step: steps that the run had finished.
   """
   config = config.to_dict() if config else {}
   trained = 'total_steps' in config
-  rights, told = provenance.provenance(source, config)
-  front = {**rights, 'library_name': _LIBRARY[to]}
-  tags = 'ijepa', 'i-jepa', 'self-supervised-learning', 'jax'
+  licence, origin = provenance.provenance(source, config)
+  front = {
+    **licence,
+    'library_name': _LIBRARY[to],
+    'pipeline_tag': 'image-feature-extraction',
+    'tags': ['ijepa', 'i-jepa', 'self-supervised-learning', 'jax'],
+  }
   parts = [
-    _front(front, tags),
+    f'---\n{yaml.safe_dump(front, sort_keys=False)}---',
     f'# {provenance.public_name(name)}',
-    _sentence(loaded),
+    _summary(loaded),
     _architecture(loaded),
     _pictures(loaded),
     '\n'.join(f'- {note}' for note in loaded.notes),
     _training(config, step) if trained else '',
-    _evaluation(source),
+    results.render(source),
     _how_to_load(loaded, to, name),
-    f'{provenance.HEADING}\n\n{told}',
+    f'{provenance.HEADING}\n\n{origin}',
   ]
   return '\n\n'.join(part for part in parts if part) + '\n'
 
 
-def _front(front: Mapping, tags) -> str:
-  lines = [f'{k}: {v}' for k, v in front.items()]
-  lines += ['pipeline_tag: image-feature-extraction', 'tags:']
-  return '\n'.join(['---', *lines, *(f'- {tag}' for tag in tags), '---'])
-
-
-def _sentence(loaded) -> str:
+def _summary(loaded) -> str:
   c, params = loaded.config, loaded.params
   (h, w), p = c['image_size'], c['patch_size']
   count = {
     part: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
     for part, tree in params.items()
   }
-  held = ', '.join(
-    f'the {orbax.WORDS[k]} ({n:.3g} M)' for k, n in count.items()
+  content = ', '.join(
+    f'the {weights.PARTS[k].words} ({n:.3g} M)' for k, n in count.items()
   )
   words = (
     f'I-JEPA ([Assran et al., CVPR 2023]({PAPER})), '
     f'{weights.size_name(c) or "a size of its own"}, patches of {p} '
     f'pixels, images of {h} x {w}. It holds, with its millions of '
-    f'parameters: {held}'
+    f'parameters: {content}'
   )
   if loaded.optimizer:
     words += f"; and AdamW's state after step {loaded.optimizer.step}"
@@ -109,11 +104,10 @@ def _sentence(loaded) -> str:
 def _architecture(loaded) -> str:
   c = loaded.config
   (h, w), p = c['image_size'], c['patch_size']
-  predictor = 'predictor_width' in c
-  rows = [['', 'encoder'] + ['predictor'] * predictor]
-  full = {**c, 'predictor_mlp_dim': 4 * c.get('predictor_width', 0)}
+  rows = [['', 'encoder', 'predictor']]
+  sizes = {**c, 'predictor_mlp_dim': 4 * c.get('predictor_width', 0)}
   for key, words in _SIZES.items():
-    rows.append([words, full[key]] + [full.get(f'predictor_{key}')] * predictor)
+    rows.append([words, sizes[key], sizes.get(f'predictor_{key}')])
   pixels = {
     'patch': f'{p} x {p} pixels',
     'images': f'{h} x {w} pixels, {c["channels"]} channels',
@@ -121,12 +115,14 @@ def _architecture(loaded) -> str:
     'mean of the pixels in [0, 1]': _numbers(c.get('mean')),
     'standard deviation': _numbers(c.get('std')),
   }
-  rows += [[k, v] + [''] * predictor for k, v in pixels.items()]
-  return '## Architecture\n\n' + _table(rows)
+  rows += [[k, v, ''] for k, v in pixels.items()]
+  columns = 3 if 'predictor_width' in c else 2
+  table = results.markdown_table([row[:columns] for row in rows])
+  return f'## Architecture\n\n{table}'
 
 
 def _pictures(loaded) -> str:
-  """From a picture to features, as `ImageEncoder` and evaluations do it."""
+  """Says how `ImageEncoder` and evaluations turn a picture into features."""
   c = loaded.config
   (h, w), side = (
     c['image_size'],
@@ -162,14 +158,14 @@ def _training(c: Mapping, step: int) -> str:
   if d.get('list_file'):
     data += f', those listed in `{provenance.public_name(d["list_file"])}`'
   colors = ', '.join(f'{k} {d[k]:g}' for k in _COLORS if d.get(k))
-  longer = o.get('schedule_scale', 1)
+  scale = o.get('schedule_scale', 1)
   rows = {
     'data': data,
     'crops': f'{_range(d["crop_scale"])} of the area'
     + (', mirrored at random' if d['flip'] else '')
     + (f'; {colors}' if colors else ''),
     'steps': f'{step} of {c["total_steps"]}'
-    + (f', of schedules {longer:g} times as long' if longer != 1 else ''),
+    + (f', of schedules {scale:g} times as long' if scale != 1 else ''),
     'batch size': f'{c["batch_size"]} images',
     'AdamW': f'betas {o["b1"]:g} and {o["b2"]:g}'
     + (f', gradients clipped to {o["clip_norm"]:g}' if o['clip_norm'] else ''),
@@ -187,140 +183,73 @@ def _training(c: Mapping, step: int) -> str:
     'computed in': c['model']['dtype'],
     'seed': c['seed'],
   }
-  return '## Training\n\n' + _table([('', ''), *rows.items()])
-
-
-def _evaluation(source) -> str:
-  """What the jobs left: <workdir>/report.json and <workdir>/evals/*.json."""
-  source = epath.Path(source)
-  rows = []
-  folder = source / 'evals'
-  # Not by a glob, which would take the folder's own name for a pattern.
-  for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-    if path.suffix == '.json':
-      rows += _readable(path, _of_an_evaluation)
-  tables = []
-  if rows:
-    head = [['task', 'what', 'encoder', 'ours', 'paper']]
-    tables.append('Accuracy in %.\n\n' + _table(head + rows))
-  if (source / 'report.json').exists():
-    rows = _readable(source / 'report.json', _report_rows)
-    if rows:
-      tables.append(
-        'At the end of training, on the middle of held-out images, without '
-        "the evaluations' margin; accuracies in %.\n\n" + _table(rows)
-      )
-  return '## Evaluation\n\n' + '\n\n'.join(tables) if tables else ''
-
-
-def _readable(path, rows) -> list:
-  try:
-    return list(rows(json.loads(path.read_text())))
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    logging.warning('%s is left out of the card: %r.', path, error)
-    return []
-
-
-def _of_an_evaluation(found) -> Iterator[list]:
-  # 'run, step 300, target encoder': the run is in the card's title.
-  encoder = re.sub(r'^.*, (?=step \d+, )', '', found['checkpoint'], flags=re.S)
-  for what, ours in found['accuracy'].items():
-    paper = found['paper'].get(what)
-    few = found.get('training_examples')
-    images = found.get('config', {}).get('data', {}).get('path', '')
-    tried = _tried(found, what)
-    yield [
-      found['task']
-      + (f' ({provenance.public_name(images)})' if images else ''),
-      what
-      + (f', {few} labels' if few else '')
-      + (f', best of {tried} on the test images' if tried > 1 else ''),
-      encoder,
-      f'{100 * ours:.1f}',
-      '-' if paper is None else f'{100 * paper:.1f}',
-    ]
-
-
-def _tried(found, what: str) -> int:
-  """Of how many results this one is the best on the test images."""
-  if 'sweep' in found:  # of kNN: one for each k and temperature
-    return len(found['sweep'])
-  layers = what.removeprefix('linear_')
-  heads = found.get('heads', {})
-  return sum(what == 'linear' or head.split()[0] == layers for head in heads)
-
-
-def _report_rows(found) -> Iterator[list]:
-  rows = {k: v for k, v in found.items() if isinstance(v, dict)}
-  columns = list(dict.fromkeys(k for row in rows.values() for k in row))
-  yield ['', *(c.removeprefix('probe/').replace('/', ' ') for c in columns)]
-  for name, row in rows.items():
-    percent = [100 if c.startswith(('probe/', 'knn/')) else 1 for c in columns]
-    yield [
-      name,
-      *(
-        f'{n * row[c]:.1f}' if c in row else '-'
-        for n, c in zip(percent, columns, strict=True)
-      ),
-    ]
+  table = results.markdown_table([('', ''), *rows.items()])
+  return f'## Training\n\n{table}'
 
 
 def _how_to_load(loaded, to: str, name: str) -> str:
-  which = '' if 'target' in loaded.params else ", which='context'"
-  c, quoted = loaded.config, repr(name).replace('`', '\\x60')
-  shape = f'# float32 [2, {c["width"]}]'
-  ours = [
+  option = '' if 'target' in loaded.params else ", which='context'"
+  quoted = repr(name).replace('`', '\\x60')
+  shape = f'# float32 [2, {loaded.config["width"]}]'
+  lines = [
     'import ijepa_jax',
-    f'encoder = ijepa_jax.load_encoder({quoted}{which})',
+    f'encoder = ijepa_jax.load_encoder({quoted}{option})',
     f"features = encoder.features(['a.jpg', 'b.jpg'])  {shape}",
   ]
-  mode = {1: 'L', 3: 'RGB'}.get(c['channels'])
-  theirs = {
-    'huggingface': [
-      'import torch',
-      'from PIL import Image, ImageOps',
-      'from transformers import AutoImageProcessor, IJepaModel',
-      f'processor = AutoImageProcessor.from_pretrained({quoted})',
-      f'model = IJepaModel.from_pretrained({quoted})',
-      "images = [Image.open('a.jpg'), Image.open('b.jpg')]",
-      'images = [ImageOps.exif_transpose(image) for image in images]',
-      f"images = [image.convert('{mode}') for image in images]",
-      "pixels = processor(images, return_tensors='pt')",
-      'with torch.inference_mode():',
-      '  tokens = model(**pixels).last_hidden_state',
-      f'features = tokens.mean(1)  {shape}',
-    ],
-    'release': [
+  blocks = [_code(lines)]
+  if to == 'release':
+    lines = [
       'import torch  # encoder, predictor, target_encoder: names and tensors',
       f'networks = torch.load({quoted}, weights_only=True)',
-    ],
-    'orbax': [],
-  }[to]
-  if to == 'huggingface' and not (mode and 'mean' in c and 'std' in c):
-    # There is no processor, or none that reads a picture.
-    theirs = [
-      'from transformers import IJepaModel',
-      f'model = IJepaModel.from_pretrained({quoted})',
     ]
-  blocks = [
-    '\n'.join(['```python', *lines, '```']) for lines in (ours, theirs) if lines
-  ]
-  if to == 'huggingface' and len(theirs) > 2:
-    blocks.append(
-      'The processor, a CLIPImageProcessor, makes the pixels that evaluations '
-      'see where they cut out the middle, and the mean over the tokens is what '
-      'they judge. A pooler, which IJepaModel can have, would be untrained.'
-    )
-  place = shlex.quote(name).replace('`', '_')
+    blocks.append(_code(lines))
+  elif to == 'huggingface':
+    blocks += _with_transformers(loaded.config, quoted, shape)
+  path = shlex.quote(name).replace('`', '_')
   if loaded.optimizer and to == 'orbax':
     blocks.append(
       'A run of the same recipe goes on from it: `python main.py '
-      f'--config=... --workdir={place}`.'
+      f'--config=... --workdir={path}`.'
     )
   blocks.append(
-    f'Training and evaluations begin with it by `--config.init_from={place}`.'
+    f'Training and evaluations begin with it by `--config.init_from={path}`.'
   )
   return '\n\n'.join(['## How to load it', *blocks])
+
+
+def _with_transformers(config, quoted: str, shape: str) -> list[str]:
+  mode = {1: 'L', 3: 'RGB'}.get(config['channels'])
+  if not (mode and 'mean' in config and 'std' in config):
+    # There is no processor, or none that reads a picture.
+    lines = [
+      'from transformers import IJepaModel',
+      f'model = IJepaModel.from_pretrained({quoted})',
+    ]
+    return [_code(lines)]
+  lines = [
+    'import torch',
+    'from PIL import Image, ImageOps',
+    'from transformers import AutoImageProcessor, IJepaModel',
+    f'processor = AutoImageProcessor.from_pretrained({quoted})',
+    f'model = IJepaModel.from_pretrained({quoted})',
+    "images = [Image.open('a.jpg'), Image.open('b.jpg')]",
+    'images = [ImageOps.exif_transpose(image) for image in images]',
+    f"images = [image.convert('{mode}') for image in images]",
+    "pixels = processor(images, return_tensors='pt')",
+    'with torch.inference_mode():',
+    '  tokens = model(**pixels).last_hidden_state',
+    f'features = tokens.mean(1)  {shape}',
+  ]
+  return [
+    _code(lines),
+    'The processor, a CLIPImageProcessor, makes the pixels that evaluations '
+    'see where they cut out the middle, and the mean over the tokens is what '
+    'they judge. A pooler, which IJepaModel can have, would be untrained.',
+  ]
+
+
+def _code(lines: list[str]) -> str:
+  return '\n'.join(['```python', *lines, '```'])
 
 
 def _range(ends) -> str:
@@ -330,13 +259,3 @@ def _range(ends) -> str:
 
 def _numbers(values) -> str:
   return ', '.join(f'{x:g}' for x in values) if values else 'not known'
-
-
-def _table(rows) -> str:
-  """Markdown; the first row is the head."""
-  lines = [
-    '| ' + ' | '.join(str(x).replace('|', '/') for x in row) + ' |'
-    for row in rows
-  ]
-  lines.insert(1, '|' + '---|' * len(rows[0]))
-  return '\n'.join(lines)

@@ -1,20 +1,22 @@
-"""Where weights came from, and what that says of their licence.
+"""The origin and the licence of weights, for model cards.
 
-Told in a model card; whatever the source's own card says is carried over.
+What the source's own card says is carried over.
 """
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping
 
+import yaml
 from etils import epath
 
 from ijepa_jax.runtime import files
+from ijepa_jax.runtime.config import read_config
 
 HEADING = '## Origin and licence'
-_CHARACTERS = 100_000  # of a card that are looked at
+_CHARACTERS = 100_000  # of a card that are read
 _LICENCE = 'license', 'license_name', 'license_link'
+_OF_THE_SOURCE = {'license': 'other', 'license_name': 'as-the-source'}
 _RELEASED = (
   'Weights released with the paper are CC BY-NC 4.0, not for commercial use, '
   'and what is made from them stays so: see to it that you may use these.'
@@ -22,7 +24,7 @@ _RELEASED = (
 
 
 def card_path(path) -> pathlib.Path:
-  """Of the card of a folder, or of a file (that need not be there yet)."""
+  """Returns the path of the card of a folder, or of a file or file to be."""
   path = pathlib.Path(path)
   return (
     path / 'README.md' if path.is_dir() else path.with_name(path.name + '.md')
@@ -30,58 +32,47 @@ def card_path(path) -> pathlib.Path:
 
 
 def public_name(path) -> str:
-  """A path's last part: where it lay is nobody's business."""
+  """Returns the last part of a path: a public card shows no local folders."""
   name = epath.Path(path).name or epath.Path(path).resolve().name
   return re.sub(r'[^\w.,:@+ -]', '_', name)
 
 
 def provenance(source, config: Mapping, seen=()) -> tuple[dict, str]:
-  """Front matter's licence, and in words what this was made from.
+  """Returns the front matter's licence, and the origin in words.
 
   Args:
-    source: path of what is handed on.
+    source: path of the weights.
     config: of the run that it is, or `orbax.plain_config`, or {}.
     seen: runs on the way here, should one have begun from itself.
   """
   source = files.resolve(source)
-  before = _read_card(source)
-  name = f'`{public_name(source)}`'
-  if HEADING in before:
+  card = _read_card(source)
+  name, licence = f'`{public_name(source)}`', _licence(card)
+  if HEADING in card:
     # Of a card from here: its story is this one's.
-    told = before.split(HEADING)[1].split('\n## ')[0].strip()
-    return _licence(before), f'{told}\n\nConverted from {name}.'
-  if licence := _licence(before):
+    origin = card.split(HEADING)[1].split('\n## ')[0].strip()
+    return licence, f'{origin}\n\nConverted from {name}.'
+  if licence:
     return licence, (
       f'Made from {name}, whose card says: licence {licence["license"]}. That '
       f'is carried over. {_RELEASED}'
     )
   if 'total_steps' not in config:
     source = config.get('converted_from', public_name(source))
-    return _of_the_source(), f'Converted from `{source}`. {_RELEASED}'
+    return _OF_THE_SOURCE, f'Converted from `{source}`. {_RELEASED}'
   if first := config.get('init_from'):
-    licence, told = {}, _RELEASED
+    licence, origin = {}, _RELEASED
     if first not in seen and files.resolve(first).exists():
-      licence, told = provenance(first, _config(first), (*seen, first))
-    return licence or _of_the_source(), (
+      first_config = read_config(files.resolve(first))
+      licence, origin = provenance(first, first_config, (*seen, first))
+    return licence or _OF_THE_SOURCE, (
       f'Trained with ijepa_jax, beginning with the weights of '
-      f'`{public_name(first)}`.\n\nOf those: {told}'
+      f'`{public_name(first)}`.\n\nOf those: {origin}'
     )
   return {'license': 'other', 'license_name': 'not-chosen-yet'}, (
     'Trained from scratch with ijepa_jax, which is Apache-2.0: the licence of '
     "the weights is the trainer's to choose."
   )
-
-
-def _of_the_source() -> dict:
-  return {'license': 'other', 'license_name': 'as-the-source'}
-
-
-def _config(path) -> dict:
-  try:
-    found = json.loads((files.resolve(path) / 'config.json').read_text())
-  except (OSError, ValueError):
-    return {}
-  return found if isinstance(found, dict) else {}
 
 
 def _read_card(path) -> str:
@@ -96,12 +87,19 @@ def _read_card(path) -> str:
 
 
 def _licence(card: str) -> dict[str, str]:
-  """What the front matter says: plain words alone are taken."""
+  """Returns the licence in a card's front matter, or {}: plain words alone."""
   front = re.match(r'---\s*\n(.*?)\n---', card, re.DOTALL)
-  found = {}
-  for line in front[1].splitlines() if front else ():
-    key, _, value = line.partition(':')
-    value = value.strip().strip('\'"')
-    if key in _LICENCE and re.fullmatch(r'[\w.+:/-]+', value):
-      found[key] = value
-  return found if 'license' in found else {}
+  try:
+    # Of strings, lists and tables alone: nothing else is made of it.
+    table = yaml.load(front[1], yaml.BaseLoader) if front else {}
+  except (yaml.YAMLError, RecursionError):
+    return {}
+  if not isinstance(table, dict):
+    return {}
+  licence = {
+    key: table[key]
+    for key in _LICENCE
+    if isinstance(table.get(key), str)
+    and re.fullmatch(r'[\w.+:/-]+', table[key])
+  }
+  return licence if 'license' in licence else {}

@@ -1,4 +1,4 @@
-"""From a source of images to batches on the devices.
+"""Takes images from a source to batches on the devices.
 
-May import runtime. Its workers need no JAX: this file imports nothing.
+May import runtime. The workers have no JAX, so that this file imports nothing.
 """

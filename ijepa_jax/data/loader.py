@@ -1,10 +1,10 @@
 """Batches of this process, and global batches on the devices."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 
 import grain
-import jax
 
 from ijepa_jax.data import pipeline, workers
 from ijepa_jax.errors import UserError
@@ -12,10 +12,10 @@ from ijepa_jax.runtime import sharding
 
 
 class DevicePrefetch(grain.experimental.ThreadPrefetchDatasetIterator):
-  """An iterator that is kept ahead by a thread; closed by `with`."""
+  """An iterator that a thread keeps ahead; `with` closes it."""
 
   def start_prefetch(self):
-    # Who is asked to stop still needs batches for the steps until then.
+    # A job that is asked to stop still needs batches for the steps until then.
     with workers.undisturbed():
       super().start_prefetch()
 
@@ -23,7 +23,7 @@ class DevicePrefetch(grain.experimental.ThreadPrefetchDatasetIterator):
     try:
       return super().__next__()
     except RuntimeError as error:
-      # Grain looks after its workers once a second while it waits for them.
+      # Grain looks for dead workers once a second while it waits for a batch.
       killed = re.search(r'terminated .* exit code (-?\d+)', str(error))
       if not killed:
         raise
@@ -43,28 +43,42 @@ class DevicePrefetch(grain.experimental.ThreadPrefetchDatasetIterator):
 def prefetch(
   dataset: grain.IterDataset, put: Callable, depth: int = 2
 ) -> DevicePrefetch:
-  """put(batch) of each batch, `depth` ahead, in order, made by one thread.
+  """Returns put(batch) of each batch in order, made `depth` ahead by a thread.
 
-  With `put` carrying batches to the devices, they are there when the loop asks
-  for them. What the pipeline or `put` raises, next() raises. To be used in a
-  `with`, or closed: its workers would outlive it.
+  If `put` carries batches to the devices, they are there when the loop asks
+  for them. next() raises errors of the pipeline and of `put`. Use it in a
+  `with`, or close it: its workers would outlive it.
+
+  Raises:
+    UserError: by next(): a worker died.
   """
   return DevicePrefetch(iter(dataset.map(put)), depth)
 
 
-def local_batches(source, sampler=None, **kwargs):
-  """pipeline.make_dataset of this process among all."""
+def local_batches(source, sampler=None, **options) -> grain.IterDataset:
+  """Returns this process's part of the batches.
+
+  Args:
+    **options: arguments of pipeline.make_dataset, and attributes of Reading.
+  """
+  names = {field.name for field in dataclasses.fields(pipeline.Reading)}
+  reading = {name: options.pop(name) for name in names & options.keys()}
   return pipeline.make_dataset(
     source,
     sampler,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    **kwargs,
+    pipeline.Reading(**reading),
+    shard=grain.sharding.ShardByJaxProcess(),
+    **options,
   )
 
 
 def device_batches(dataset, mesh, *keys: str, depth: int = 2):
-  """The stream of global batches, with these keys, on the devices of `mesh`."""
+  """Returns global batches of these keys, on the devices of `mesh`.
+
+  Args:
+    dataset: batches of this process, from `local_batches`.
+    depth: how many batches are made ahead.
+  """
 
   def put(batch):
     return sharding.to_global({k: batch[k] for k in keys}, mesh)

@@ -10,57 +10,59 @@ to start at k. There is no state.
 import itertools
 import os
 import shutil
-from collections.abc import Callable
 
 import grain
 import numpy as np
 from absl import logging
 
-from ijepa_jax.data import decode
+from ijepa_jax.data import decode, workers
 from ijepa_jax.data.batch import (
   MAX_REPLACEMENTS,
   SEED_STREAM_ORDER,
   MakeBatch,
-  wrong_channels,
+  Reading,
+  check_channels,
 )
-from ijepa_jax.data.workers import cores, start_grain_worker
 from ijepa_jax.errors import UserError
+
+_SHARED_MEMORY = '/dev/shm'
 
 
 class _Failures:
-  """Takes the images that could not be read out of each batch: names each one
-  once in the log, and stops the run when they are too many.
+  """Takes the images that could not be read out of each batch.
+
+  Names each one once in the log, and stops the run when they are too many.
   """
 
   def __init__(self, max_share: float):
     self.max_share = max_share
-    self.seen = 0  # images
+    self.images = 0  # in the batches so far
     self.count = 0  # of them that had to be replaced
-    self.reasons = {}  # key -> why
+    self.reasons = {}  # key -> why it can not be read
 
   def __call__(self, batch: dict) -> dict:
-    self.seen += len(batch['image'])
+    self.images += len(batch['image'])
     failures = batch.pop('failures')
     self.count += len(failures)
     for key, reason in itertools.chain(*failures):
       if key not in self.reasons:
         logging.warning('Took the image after %s: %s.', key, reason)
         self.reasons[key] = reason
-    # Of the first thousand as a whole: one of the first ten is no tenth.
-    if self.count > self.max_share * max(self.seen, 1000):
-      some = ', '.join([*list(self.reasons)[:3], '...'][: len(self.reasons)])
+    if self.count > decode.max_bad_images(self.max_share, self.images):
+      names = [*list(self.reasons)[:3], '...'][: len(self.reasons)]
       limit = 'and here all have to be'
       if self.max_share:
         limit = f'more than data.max_bad_share = {self.max_share:g}'
       raise UserError(
-        f'{self.count} of {self.seen} images can not be read ({some}), '
-        f'{limit}: repair or remove them; the log has all names and reasons.'
+        f'{self.count} of {self.images} images can not be read '
+        f'({", ".join(names)}), {limit}: repair or remove them; the log has '
+        'all names and reasons.'
       )
     return batch
 
 
 def _first_readable(source) -> dict:
-  """The first image that can be read: one bad one is no mistake."""
+  """Returns the first image that can be read: one bad one is no mistake."""
   reasons = []
   for index in range(min(len(source), 1 + MAX_REPLACEMENTS)):
     try:
@@ -72,53 +74,72 @@ def _first_readable(source) -> dict:
   )
 
 
-def _check(source, batch_size, seed, image_size, channels, fast, workers):
-  """Refuses what would fail later and less clearly -> whether to decode."""
-  if not len(source):
-    raise UserError('The data source is empty: check data.path.')
+def _check_numbers(batch_size, parts, seed) -> None:
+  if batch_size < 1 or batch_size % parts:
+    raise UserError(
+      f'A batch_size of {batch_size} does not divide over {parts} '
+      f'processes: take a multiple of {parts}.'
+    )
   if not 0 <= seed < 2**32:
     raise UserError(f'The seed is {seed}: take one from 0 to 2**32 - 1.')
+
+
+def _check_images(source, reading: Reading) -> bool:
+  """Refuses images that can't be read as asked; returns if they are encoded."""
+  if not len(source):
+    raise UserError('The data source is empty: check data.path.')
   first = _first_readable(source)
+  check_channels(first, reading.channels)
   encoded = not isinstance(first['image'], np.ndarray)
-  if not encoded and first['image'].shape[-1] != channels:
-    raise UserError(wrong_channels(first, channels))
-  if encoded and channels not in decode.MODES:
+  if encoded and reading.channels not in decode.MODES:
     raise UserError(
-      f'data.channels is {channels}: encoded images have 1 (grey), 2 (grey and '
-      'alpha), 3 (RGB) or 4 (RGB and alpha); more come as .npy files.'
+      f'data.channels is {reading.channels}: encoded images have 1 (grey), 2 '
+      '(grey and alpha), 3 (RGB) or 4 (RGB and alpha); more come as .npy files.'
     )
-  if fast and not encoded:
+  if reading.fast and not encoded:
     logging.warning('data.fast is passed over: the images are not encoded.')
-  missing = decode.missing_fast_packages() if fast and encoded else []
-  if missing:
+  elif reading.fast and (missing := decode.missing_fast_packages()):
     raise UserError(
       f'data.fast needs {" and ".join(missing)}: pip install '
       "'ijepa_jax[fast]', or set it to False."
     )
-  if workers < 0:
-    raise UserError(f'data.workers is {workers}: take 0 or more.')
-  # A worker that finds it full dies of SIGBUS, without a word.
-  shared = '/dev/shm'
-  if workers and os.path.isdir(shared):
-    # Four batches of each worker wait in some queue, and some to be put.
-    image = image_size[0] * image_size[1] * channels
-    need = 4 * (workers + 1) * batch_size * image
-    free = shutil.disk_usage(shared).free
-    if need > free:
-      raise UserError(
-        f'{workers} workers need {need / 2**20:.0f} MiB of shared memory and '
-        f'{shared} has {free / 2**20:.0f} free: take fewer data.workers or '
-        'enlarge it (docker run --shm-size).'
-      )
   return encoded
 
 
-def _epochs(count: int, seed: int) -> grain.MapDataset:
-  """Endless indices, each epoch in an order of its own."""
-  # Grain adds the epoch to it: without the hash, the second epoch of a seed
-  # were the first of the next.
-  order = np.random.SeedSequence((seed, SEED_STREAM_ORDER)).generate_state(1)[0]
-  return grain.MapDataset.range(count).shuffle(int(order)).repeat()
+def _check_workers(reading: Reading, rows: int) -> None:
+  """Refuses workers whose batches of `rows` images shared memory can't hold.
+
+  A worker that finds it full dies of SIGBUS, without a word.
+  """
+  if reading.workers < 0:
+    raise UserError(f'data.workers is {reading.workers}: take 0 or more.')
+  if not reading.workers or not os.path.isdir(_SHARED_MEMORY):
+    return
+  height, width = reading.transform.size
+  # Four batches of each worker wait in some queue, and some to be put.
+  batches = 4 * (reading.workers + 1)
+  need = batches * rows * height * width * reading.channels
+  free = shutil.disk_usage(_SHARED_MEMORY).free
+  if need > free:
+    raise UserError(
+      f'{reading.workers} workers need {need / 2**20:.0f} MiB of shared memory '
+      f'and {_SHARED_MEMORY} has {free / 2**20:.0f} free: take fewer '
+      'data.workers or enlarge it (docker run --shm-size).'
+    )
+
+
+def _order(count, batch_size, rows, seed, one_pass) -> grain.MapDataset:
+  """Returns the indices of the images, in lists of `rows`."""
+  if one_pass:
+    order = grain.MapDataset.range(-(-count // batch_size) * batch_size)
+  else:
+    # Grain seeds epoch e with seed + e; hashing keeps epoch 1 of seed 0 from
+    # equalling epoch 0 of seed 1.
+    sequence = np.random.SeedSequence((seed, SEED_STREAM_ORDER))
+    order = grain.MapDataset.range(count)
+    order = order.shuffle(int(sequence.generate_state(1)[0])).repeat()
+  # Grain can't count the batches of one image of an endless stream.
+  return order.batch(rows, batch_fn=list) if rows > 1 else order.map(_alone)
 
 
 def _alone(index: int) -> list[int]:
@@ -128,90 +149,60 @@ def _alone(index: int) -> list[int]:
 def make_dataset(
   source,
   sampler,
+  reading: Reading,
   *,
-  transform: Callable,
   batch_size: int,
   seed: int = 0,
-  channels: int = 3,
-  fast: bool = False,
-  one_pass: bool = False,
-  process_index: int = 0,
-  process_count: int = 1,
   start: int = 0,
-  workers: int = 0,
-  max_bad_share: float = 0.01,
+  one_pass: bool = False,
+  shard: grain.sharding.ShardOptions | None = None,
 ) -> grain.IterDataset:
-  """The batches of one process, from global step `start`.
+  """Returns the batches of one process, from global step `start`.
 
-  An image that can't be read or decoded is replaced by the next one in the
-  source that can, and named once in the log. So is one of more pixels than
-  decode.limit_pixels allows here; workers are told.
+  An image that can't be read, or has more pixels than decode.limit_pixels
+  allows in this process, is replaced by the next good one in the source, and
+  named once in the log.
 
   Args:
     source: see sources/.
     sampler: of masks, see methods/masks.py; None: batches without.
-    transform: (image, numpy Generator) -> uint8 [H, W, C], with `size` (H, W);
-      see transforms/crop.py.
+    reading: how images become rows.
     batch_size: images a step, over all processes.
-    channels: 1 to 4 for encoded images, which are converted (decode.MODES);
-      their own for arrays and .npy files.
-    fast: decode and resize with what the extra [fast] brings; crops are within
-      a grey level of those without.
-    one_pass: every image once and in the order of the source, the last batch
-      filled up with its last image; else endless shuffled epochs.
-    workers: processes that make batches, each some of its own, with four of
-      them waiting in shared memory; 0: threads of this process. A script
-      without absl.app calls absl.flags.FLAGS.mark_as_parsed() first, for Grain.
-    max_bad_share: stop when more than this share of the images is replaced.
+    one_pass: every image once, in the order of the source, and its last image
+      again to fill the last batch; else endless shuffled epochs.
+    shard: which part of each batch is made; None: all of it.
 
   Returns:
     A dataset of batches {'image': uint8 [b, H, W, C], 'label': int32 [b, L]}
     and, with a sampler, 'context': int32 [b, E, Kc], 'targets': int32
-    [b, M, Kt]; b is batch_size // process_count: rows [p * b, (p + 1) * b) of
-    the global batch.
-    Close its iterators; `prefetch` does.
+    [b, M, Kt]. Of n parts, part p has b = batch_size // n rows, from row p * b
+    of the global batch. Close its iterators; loader.prefetch does.
 
   Raises:
-    UserError: an argument that can't be; here.
-    RuntimeError: by next(): too many images can't be read; or a worker died,
-      which it takes a second to see.
+    UserError: an argument is wrong; by next(): too many images can't be read.
+    RuntimeError: by next(): a worker died, which it takes a second to see.
   """
-  if process_count < 1 or batch_size < 1 or batch_size % process_count:
-    raise UserError(
-      f'A batch_size of {batch_size} does not divide over {process_count} '
-      f'processes: take a multiple of {process_count}.'
-    )
-  count = batch_size // process_count
-  encoded = _check(source, count, seed, transform.size, channels, fast, workers)
-  if one_pass:
-    order = grain.MapDataset.range(-(-len(source) // batch_size) * batch_size)
-  else:
-    order = _epochs(len(source), seed)
-  make_rows = MakeBatch(
-    source,
-    sampler,
-    transform,
-    channels,
-    fast,
-    count,
-    process_count,
-    seed,
-    decode.most_pixels(),
+  part, parts = (shard.shard_index, shard.shard_count) if shard else (0, 1)
+  _check_numbers(batch_size, parts, seed)
+  rows = batch_size // parts
+  encoded = _check_images(source, reading)
+  _check_workers(reading, rows)
+  order = _order(len(source), batch_size, rows, seed, one_pass)
+  make_batch = MakeBatch(
+    source, sampler, reading, rows, parts, seed, decode.max_pixels()
   )
-  # Grain's batches of one of an endless stream are more than it can count.
-  order = order.batch(count, batch_fn=list) if count > 1 else order.map(_alone)
-  dataset = order.map_with_index(make_rows)
-  # Of the batches of `count` images, every process_count-th is this process's.
-  dataset = dataset[process_index + start * process_count :: process_count]
-  # Decoders work without the interpreter's lock; all else would only fight for
-  # it. Grain's default would keep 500 batches in memory.
-  threads = min(4, cores()) if encoded and not workers else 0
-  # One alone gains nothing.
+  # Of the batches of `rows` images, every parts-th is this process's.
+  dataset = order.map_with_index(make_batch)[part + start * parts :: parts]
+  # Only decoding releases the GIL, so threads help encoded images and nothing
+  # else, and one alone gains nothing. Grain's default would keep 500 batches in
+  # memory.
+  threads = min(4, workers.cores()) if encoded and not reading.workers else 0
   threads = threads if threads > 1 else 0
   return (
     dataset.to_iter_dataset(grain.ReadOptions(threads, threads))
     .mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers), start_grain_worker
+      grain.MultiprocessingOptions(num_workers=reading.workers),
+      workers.start_grain_worker,
     )
-    .map(_Failures(max_bad_share))
+    .map(_Failures(reading.max_bad_share))
   )

@@ -1,19 +1,19 @@
-"""Image files without what is not their pixels.
+"""Takes out of an image file everything but its pixels and orientation.
 
-Decoders refuse a whole file for text, profiles or thumbnails in it that are
-damaged, cut short, or larger than they are willing to unpack.
+Decoders refuse a file if text, profiles or thumbnails in it are damaged, cut
+short, or larger than a decoder's limit.
 """
 
 import struct
 import zlib
 
 _PNG = b'\x89PNG\r\n\x1a\n'
-_OF_PNG = b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'eXIf'
-_OF_WEBP = b'VP8X', b'ALPH', b'VP8 ', b'VP8L', b'ANIM', b'ANMF', b'EXIF'
-# Of VP8X: the flags of the chunks that are left out, a profile and XMP.
-_LEFT_OUT = 0x20 | 0x04
-# Tags of TIFF that tell how its pixels are stored, and which way is up.
-_OF_TIFF = {
+_PNG_CHUNKS = b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'eXIf'
+_WEBP_CHUNKS = b'VP8X', b'ALPH', b'VP8 ', b'VP8L', b'ANIM', b'ANMF', b'EXIF'
+# Flags in VP8X of chunks that are taken out: a color profile and XMP.
+_WEBP_FLAGS = 0x20 | 0x04
+# Tags of TIFF that describe how its pixels are stored, and its orientation.
+_TIFF_TAGS = {
   *(254, 255, 256, 257, 258, 259, 262, 263, 266, 273, 274, 277, 278, 279, 284),
   *(292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347),
   *(*range(512, 522), 529, 530, 531, 532),
@@ -21,10 +21,10 @@ _OF_TIFF = {
 
 
 def strip_metadata(data: bytes) -> bytes:
-  """The file with its pixels, what they need to be shown, and its EXIF.
+  """Returns a file with its pixels, all that they need, and its EXIF.
 
-  It is for JPEG, PNG, WebP, GIF and TIFF; all other files are returned as they
-  are, and what is cut short within its pixels stays so.
+  It knows JPEG, PNG, WebP, GIF and TIFF; all other files are returned as they
+  are, and a file that is cut short within its pixels stays so.
   """
   if data.startswith(_PNG):
     return _png(data)
@@ -42,15 +42,15 @@ def strip_metadata(data: bytes) -> bytes:
 def _png(data):
   at, kept = len(_PNG), [_PNG]
   while at + 8 <= len(data):
-    length, kind = struct.unpack_from('>L4s', data, at)
+    length, name = struct.unpack_from('>L4s', data, at)
     chunk, at = data[at : at + length + 12], at + length + 12
-    if kind == b'IEND':
+    if name == b'IEND':
       break
-    if kind not in _OF_PNG:
+    if name not in _PNG_CHUNKS:
       continue
-    if kind == b'eXIf':
-      # Its checksum may be what is wrong with the file.
-      content = kind + chunk[8 : 8 + length]
+    if name == b'eXIf':
+      # A new checksum: a wrong one may be the fault of the file.
+      content = name + chunk[8 : 8 + length]
       chunk = chunk[:4] + content + struct.pack('>L', zlib.crc32(content))
     kept.append(chunk)
     if at > len(data):
@@ -62,10 +62,10 @@ def _jpeg(data):
   at, kept = 2, [data[:2]]
   while at + 4 <= len(data) and data[at] == 0xFF:
     marker, length = struct.unpack_from('>xBH', data, at)
-    if marker == 0xFF:  # fills
+    if marker == 0xFF:  # a fill byte
       at += 1
       continue
-    if marker == 0xDA or length < 2:  # the pixels
+    if marker == 0xDA or length < 2:  # the pixels begin
       break
     segment, at = data[at : at + 2 + length], at + 2 + length
     content = segment[4:]
@@ -82,41 +82,40 @@ def _jpeg(data):
 def _webp(data):
   at, kept = 12, [b'WEBP']
   while at + 8 <= len(data):
-    kind, length = struct.unpack_from('<4sL', data, at)
+    name, length = struct.unpack_from('<4sL', data, at)
     end = at + 8 + length + length % 2
     chunk, at = data[at:end], end
-    if kind not in _OF_WEBP or (kind == b'EXIF' and end > len(data)):
+    if name not in _WEBP_CHUNKS or (name == b'EXIF' and end > len(data)):
       continue
-    if kind == b'VP8X' and len(chunk) > 8:
-      chunk = chunk[:8] + bytes([chunk[8] & ~_LEFT_OUT]) + chunk[9:]
+    if name == b'VP8X' and len(chunk) > 8:
+      chunk = chunk[:8] + bytes([chunk[8] & ~_WEBP_FLAGS]) + chunk[9:]
     kept.append(chunk)
   content = b''.join(kept)
   return b'RIFF' + struct.pack('<L', len(content)) + content
 
 
 def _gif(data):
-  def table(flags):
+  def color_table_size(flags):
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
-  def blocks(at):
+  def end_of_blocks(at):
     while at < len(data) and data[at]:
       at += 1 + data[at]
     return at + 1
 
   if len(data) < 13:
     return data
-  at = 13 + table(data[10])
+  at = 13 + color_table_size(data[10])
   kept = [data[:at]]
   while at + 10 < len(data):
     if data[at] == 0x21:
-      end = blocks(at + 2)
-      if data[at + 1 : at + 3] == b'\xf9\x04':  # what is transparent
+      end = end_of_blocks(at + 2)
+      if data[at + 1 : at + 3] == b'\xf9\x04':  # the transparent color
         kept.append(data[at:end])
       at = end
-    elif data[at] == 0x2C:  # the first picture
-      return b''.join(
-        [*kept, data[at : blocks(at + 11 + table(data[at + 9]))], b';']
-      )
+    elif data[at] == 0x2C:  # the first frame
+      end = end_of_blocks(at + 11 + color_table_size(data[at + 9]))
+      return b''.join([*kept, data[at:end], b';'])
     else:
       break
   return data
@@ -134,7 +133,7 @@ def _tiff(data):
     entry
     for entry in entries
     if len(entry) == 12
-    and struct.unpack_from(f'{order}H', entry)[0] in _OF_TIFF
+    and struct.unpack_from(f'{order}H', entry)[0] in _TIFF_TAGS
   ]
   directory = struct.pack(f'{order}H', len(kept)) + b''.join(kept) + bytes(4)
   end = at + 2 + 12 * count + 4

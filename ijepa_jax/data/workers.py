@@ -1,36 +1,29 @@
-"""Worker processes: their start, their end, and a map over them."""
+"""Maps a function over jobs in spawned processes, and starts Grain's workers.
+
+With a progress bar and clean cancellation; no process outlives its parent.
+"""
 
 import concurrent.futures
 import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import types
 from collections.abc import Callable, Sequence
-from multiprocessing import parent_process
 
 import tqdm
 
 from ijepa_jax.errors import UserError
 
-
-def start_grain_worker(index, count):
-  """Ties a worker to its parent's life, and to nothing else."""
-  # A launcher may send more than Ctrl-C and SIGTERM to the whole group.
-  os.setpgrp()
-
-  def watch():
-    parent_process().join()
-    os._exit(1)  # or it would wait for ever to hand out a batch
-
-  threading.Thread(target=watch, daemon=True).start()
-
-
-_worker = None  # what a worker was started with
+# (common argument, stop event, counters of images and of bad ones) of this
+# worker process.
+_worker = None
 
 
 def cores() -> int:
-  """That this process may use."""
+  """Returns how many cores this process may use."""
   usable = getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count()))
   return len(usable(0))
 
@@ -40,13 +33,31 @@ class _Stopped(Exception):
 
 
 def report_progress(images: int = 1, bad: int = 0) -> None:
-  """Counts what a job has done, and ends it where the parent wants no more."""
+  """Counts the images a job has done, and ends it if the parent has stopped."""
   _, stop, *counters = _worker
-  for counter, more in zip(counters, (images, bad), strict=True):
+  for counter, increment in zip(counters, (images, bad), strict=True):
     with counter.get_lock():
-      counter.value += more
+      counter.value += increment
   if stop.is_set():
     raise _Stopped
+
+
+def start_grain_worker(index, count):
+  """Makes a Grain worker end with its parent, and with nothing else."""
+  # Out of the parent's process group: a launcher may send more signals to the
+  # whole group than Ctrl-C and SIGTERM.
+  os.setpgrp()
+  _exit_with_parent()
+
+
+def _exit_with_parent():
+  """Starts a thread that ends this process when its parent is dead."""
+
+  def wait():
+    multiprocessing.parent_process().join()
+    os._exit(1)  # else it would wait for ever to hand out its result
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -55,23 +66,29 @@ def undisturbed():
 
   These may reach all processes at once, and it is the parent that decides.
   """
-  asking = signal.SIGINT, signal.SIGTERM
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, asking)
+  signals = signal.SIGINT, signal.SIGTERM
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
   try:
     yield
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(*given):
+@contextlib.contextmanager
+def _without_main():
+  """Processes that are spawned within do not import the main module."""
+  main = sys.modules['__main__']
+  sys.modules['__main__'] = types.ModuleType('__main__')
+  try:
+    yield
+  finally:
+    sys.modules['__main__'] = main
+
+
+def _start(*worker):
   global _worker
-  _worker = given
-
-  def watch():
-    multiprocessing.parent_process().join()
-    os._exit(1)  # killed, and nobody is there to tell
-
-  threading.Thread(target=watch, daemon=True).start()
+  _worker = worker
+  _exit_with_parent()
 
 
 def _call(function, job):
@@ -85,41 +102,47 @@ def map_in_processes(
   common=None,
   processes: int,
   total: int,
+  title: str = '',
   max_bad: float = float('inf'),
+  import_main: bool = True,
 ) -> list:
-  """[function(common, *job) for job in jobs], each in one of the processes.
+  """Returns [function(common, *job) for job in jobs], each in some process.
 
-  Whatever ends it early, Ctrl-C too, ends the jobs that run at their next
+  Whatever ends it early, Ctrl-C too, ends the running jobs at their next
   `report_progress`.
 
   Args:
     function: of a module; it calls `report_progress` after each image.
     common: sent once to each process.
-    processes: spawned, so the caller's main module needs a guard.
-    total: images of all jobs, for the bar.
-    max_bad: images; more are too many.
+    processes: how many are spawned at most.
+    total, title: of the progress bar, in images.
+    max_bad: how many images may be bad.
+    import_main: whether the processes import the caller's main module, which
+      then needs a guard; without it `common` may hold nothing from there.
 
   Raises:
     UserError: too many images are bad, or a process died.
-    Exception: what a job raised.
+    Exception: a job raised it.
   """
   spawn = multiprocessing.get_context('spawn')
-  stop, seen, bad = spawn.Event(), spawn.Value('q', 0), spawn.Value('q', 0)
+  stop, images, bad = spawn.Event(), spawn.Value('q', 0), spawn.Value('q', 0)
   pool = concurrent.futures.ProcessPoolExecutor(
-    min(processes, len(jobs)), spawn, _start, (common, stop, seen, bad)
+    min(processes, len(jobs)), spawn, _start, (common, stop, images, bad)
   )
   try:
-    with undisturbed():
+    main = contextlib.nullcontext() if import_main else _without_main()
+    with undisturbed(), main:
+      # The first job starts all processes.
       waiting = futures = [pool.submit(_call, function, job) for job in jobs]
-    with tqdm.tqdm(total=total, unit='img', disable=None) as bar:
+    with tqdm.tqdm(desc=title, total=total, unit='img', disable=None) as bar:
       while waiting:
         done, waiting = concurrent.futures.wait(waiting, 0.2)
-        bar.update(seen.value - bar.n)
+        bar.update(images.value - bar.n)
         for future in done:
           future.result()
         if bad.value > max_bad:
           raise UserError(
-            f'{bad.value} of {seen.value} images can not be read, more than '
+            f'{bad.value} of {images.value} images can not be read, more than '
             'max_bad_share allows: the log names them.'
           )
     return [future.result() for future in futures]

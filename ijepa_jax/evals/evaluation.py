@@ -1,6 +1,6 @@
-"""The evaluations as jobs of main.py: from a config to a table and a JSON.
+"""What the evaluation jobs share: from a config to a table and a JSON file.
 
-Every one loads a frozen encoder, opens a task, and compares what it finds with
+Each job loads a frozen encoder, opens a task, and compares its accuracies with
 the paper's numbers for that model.
 """
 
@@ -22,29 +22,87 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.evals import features, tasks
 from ijepa_jax.models import vit
 from ijepa_jax.pretrained import frozen_encoder, load
+from ijepa_jax.pretrained.formats import weights
 from ijepa_jax.runtime import files, locks, sharding
-from ijepa_jax.runtime.config import check_numbers
+from ijepa_jax.runtime.config_checks import check_numbers
+from ijepa_jax.runtime.progress import text_table
 
-# Knobs of how an evaluation is computed.
+# Config keys that change how a result is computed, and not the result.
 _NO_EFFECT_ON_RESULT = 'batch_size', 'cache_dir', 'mesh'
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What is evaluated, and on what."""
+  """The encoder that is evaluated, and the images of the task.
+
+  Attributes:
+    train, test: sources, see data/sources.
+    column: of their labels.
+    workdir: of results, features and trained heads.
+  """
 
   frozen: frozen_encoder.FrozenEncoder | frozen_encoder.RawPixels
   task: tasks.Task
-  train: object  # sources
+  train: object
   test: object
-  column: int  # of their labels
+  column: int
   classes: int
   mesh: jax.sharding.Mesh
   workdir: epath.Path
 
+  @classmethod
+  def from_config(
+    cls, config, workdir: str, list_file: str = ''
+  ) -> 'Evaluation':
+    """Loads the encoder and opens the task.
+
+    Args:
+      workdir: '': evals/ in the run, or <file>.evals beside a file.
+      list_file: of the training images to take, see data/sources/subset.py;
+        '': all.
+
+    Raises:
+      UserError: a value of the config is wrong, or the encoder or the images
+        can't be read.
+    """
+    if not config.init_from:
+      raise UserError('init_from is empty: set it to the --workdir of a run.')
+    checkpoint = files.resolve(config.init_from)
+    if not checkpoint.exists():
+      raise UserError(f'There is nothing at init_from = {config.init_from}.')
+    if not workdir and checkpoint.is_dir():
+      workdir = checkpoint / 'evals'
+    elif not workdir:
+      workdir = f'{os.fspath(checkpoint)}.evals'
+    workdir = files.resolve(workdir)
+    check_numbers(config)
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    decode.limit_pixels(config.data.max_pixels)
+    task = _make_task(config)
+    train, test, column, classes = task.open(list_file)
+    sharding.check_alike(train.listing, len(train))
+    sharding.check_alike(test.listing, len(test))
+    frozen = load.load_frozen(
+      checkpoint,
+      mesh=mesh,
+      which=config.which,
+      step=config.step,
+      image_size=config.image_size,
+      pos_embed=config.pos_embed,
+    )
+    logging.info(
+      '%s on %s: %d training and %d test images, %d classes.',
+      frozen.name,
+      config.task,
+      len(train),
+      len(test),
+      classes,
+    )
+    return cls(frozen, task, train, test, column, classes, mesh, workdir)
+
   @property
   def depends_on(self) -> dict:
-    """What anything that is trained on the training images depends on."""
+    """Names all that a training on these images and labels depends on."""
     return {
       'encoder': [self.frozen.fingerprint, self.frozen.channels],
       'images': self.train.identity,
@@ -52,17 +110,17 @@ class Evaluation:
     }
 
   def widths(self) -> dict[str, int]:
-    """Of the features: {'last': D, 'last4': 4 D}."""
-    size = 1, *self.frozen.image_size, self.frozen.channels
-    found = jax.eval_shape(
-      self.frozen.pooled, self.frozen.params, jnp.zeros(size, jnp.uint8)
+    """Returns the widths of the features: {'last': D, 'last4': 4 D}."""
+    image = 1, *self.frozen.image_size, self.frozen.channels
+    pooled = jax.eval_shape(
+      self.frozen.pooled, self.frozen.params, jnp.zeros(image, jnp.uint8)
     )
     return {
-      k: x.shape[1] for k, x in zip(('last', 'last4'), found, strict=True)
+      k: x.shape[1] for k, x in zip(('last', 'last4'), pooled, strict=True)
     }
 
   def features(self, config, source) -> features.Features:
-    """Of one of the sources, without augmentation."""
+    """Returns the features of `train` or `test`, without augmentation."""
     _, transform = self.task.transforms(self.frozen.image_size)
     return features.extract(
       self.frozen,
@@ -75,126 +133,97 @@ class Evaluation:
     )
 
 
-def set_up(config, workdir: str, list_file: str = '') -> Evaluation:
-  """Loads the encoder and opens the task.
-
-  Args:
-    list_file: of the training images to take, see sources.from_list; '': all.
-
-  Raises:
-    UserError: one of them can't be had; the sentence says why.
-  """
-  if not config.init_from:
-    raise UserError('init_from is empty: set it to the --workdir of a run.')
-  start = files.resolve(config.init_from)
-  if not start.exists():
-    raise UserError(f'There is nothing at init_from = {config.init_from}.')
-  if not workdir:
-    # A file has no room for a folder: <file>.evals beside it.
-    inside = start.is_dir()
-    workdir = start / 'evals' if inside else f'{os.fspath(start)}.evals'
-  workdir = files.resolve(workdir)
-  check_numbers(config)
-  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-  decode.limit_pixels(config.data.max_pixels)
-  task = tasks.get(config.task)
-  d = config.data
+def _make_task(config) -> tasks.Task:
+  """Returns the task, on the images that config.data names."""
+  task, d = tasks.get(config.task), config.data
   if d.path:
-    task = task.read_from(d.source, d.path, train=d.train, test=d.test)
-  elif (d.source, d.train, d.test) != ('folder', 'train', ''):
+    return task.read_from(d.source, d.path, train=d.train, test=d.test)
+  if (d.source, d.train, d.test) != ('folder', 'train', ''):
     raise UserError(
       f'data.path is empty, so that data.source = {d.source!r}, data.train = '
       f'{d.train!r} and data.test = {d.test!r} mean nothing: say where the '
       'images are, or leave these three.'
     )
-  train, test, column, classes = task.open(list_file)
-  sharding.check_alike(train.listing, len(train))
-  sharding.check_alike(test.listing, len(test))
-  frozen = load.load(
-    start,
-    mesh=mesh,
-    which=config.which,
-    step=config.step,
-    image_size=config.image_size,
-    pos_embed=config.pos_embed,
-  )
-  logging.info(
-    '%s on %s: %d training and %d test images, %d classes.',
-    frozen.name,
-    config.task,
-    len(train),
-    len(test),
-    classes,
-  )
-  return Evaluation(frozen, task, train, test, column, classes, mesh, workdir)
+  return task
 
 
 def report(
-  config, bench: Evaluation, ours: dict[str, float], details: dict
+  config, evaluation: Evaluation, accuracies: dict[str, float], details: dict
 ) -> dict:
-  """Prints `ours` beside the paper's numbers and writes <task>-<job>.json."""
-  theirs = paper_accuracies(
-    bench.task, bench.frozen.model, bench.frozen.image_size
-  )
-  found = {
+  """Prints accuracies beside the paper's and writes <task>-<job>.json.
+
+  Args:
+    accuracies: of the test images, in [0, 1].
+    details: what else the file holds; 'chosen' is printed below the table.
+
+  Returns:
+    What the file holds.
+  """
+  frozen, task = evaluation.frozen, evaluation.task
+  encoder = getattr(frozen, 'encoder', None)  # raw pixels have none
+  model = weights.encoder_sizes(encoder) if encoder else {}
+  paper = paper_accuracies(task, model, frozen.image_size)
+  result = {
     'task': config.task,
     'job': config.job,
-    'checkpoint': bench.frozen.name,
-    'accuracy': ours,
-    'paper': {k: v / 100 for k, v in theirs.items()},
+    'checkpoint': frozen.name,
+    'accuracy': accuracies,
+    'paper': {k: v / 100 for k, v in paper.items()},
     **details,
     'config': json.loads(config.to_json_best_effort()),
   }
   if jax.process_index() == 0:
-    which = '' if config.which == 'target' else f'-{config.which}'
+    name = f'{config.task}-{config.job}'
+    if config.which != 'target':
+      name += f'-{config.which}'
     if config.image_size:
-      which += '-{}x{}'.format(*bench.frozen.image_size)
+      name += '-{}x{}'.format(*frozen.image_size)
     if config.pos_embed != 'recompute':
-      which += f'-{config.pos_embed}'
-    with locks.only_writer(bench.workdir, wait=True):
-      path = _result_path(
-        bench.workdir, f'{config.task}-{config.job}{which}', found
-      )
-      files.atomic_write_text(path, json.dumps(found, indent=2))
-    words = comparison_table(
-      config.task, ours, theirs, bench.task.note, details.get('chosen', '')
+      name += f'-{config.pos_embed}'
+    with locks.only_writer(evaluation.workdir, wait=True):
+      path = _result_path(evaluation.workdir, name, result['config'])
+      files.atomic_write_text(path, json.dumps(result, indent=2))
+    table = comparison_table(
+      config.task, accuracies, paper, task.note, details.get('chosen', '')
     )
-    print(f'\n{bench.frozen.name}\n\n{words}\n\n{path}')
-  return found
+    print(f'\n{frozen.name}\n\n{table}\n\n{path}')
+  return result
 
 
-def _result_path(folder, name: str, found: dict):
-  """Where a result is written: over that of the same evaluation, but over no
-  other's.
+def _result_path(folder, name: str, config: dict):
+  """Returns where a result is written.
+
+  The same evaluation overwrites its own file, any other takes the next free
+  <name>-2.json, <name>-3.json, ...
   """
 
-  def same(path):
-    # What can't be read is somebody's all the same.
+  def is_same(path):
+    # A file that can't be read is not overwritten either.
     with contextlib.suppress(OSError, ValueError, AttributeError):
-      old = json.loads(path.read_text()).get('config') or {}
-      return _result_key(old) == _result_key(found['config'])
+      stored = json.loads(path.read_text()).get('config') or {}
+      return _result_key(stored) == _result_key(config)
 
   paths = (
     epath.Path(folder) / f'{name}{f"-{n}" if n > 1 else ""}.json'
     for n in itertools.count(1)
   )
-  return next(path for path in paths if not path.exists() or same(path))
+  return next(path for path in paths if not path.exists() or is_same(path))
 
 
 def _result_key(config: dict) -> dict:
-  """Of a config, what a result depends on."""
-  kept = {k: v for k, v in config.items() if k not in _NO_EFFECT_ON_RESULT}
-  data = {k: v for k, v in kept.get('data', {}).items() if k != 'workers'}
-  return kept | {'data': data}
+  """Returns the part of a config that a result depends on."""
+  key = {k: v for k, v in config.items() if k not in _NO_EFFECT_ON_RESULT}
+  data = {k: v for k, v in key.get('data', {}).items() if k != 'workers'}
+  return key | {'data': data}
 
 
 def paper_accuracies(
   task: tasks.Task, model: Mapping[str, Any], image_size: tuple[int, int]
 ) -> dict[str, float]:
-  """The paper's accuracies in % for this model; {} where it has none.
+  """Returns the paper's accuracies in % for this model; {} if it has none.
 
   Args:
-    model: a config's: size and patch_size, and what was changed by hand.
+    model: config.model: size, patch_size, and widths that were changed.
     image_size: (H, W) in pixels.
   """
   size, patch = model.get('size'), model.get('patch_size')
@@ -209,25 +238,23 @@ def paper_accuracies(
 
 def comparison_table(
   name: str,
-  ours: Mapping[str, float],
-  theirs: Mapping[str, float],
+  accuracies: Mapping[str, float],
+  paper: Mapping[str, float],
   note: str = '',
-  chosen: str = '',
+  selection_note: str = '',
 ) -> str:
-  """This checkpoint beside the paper, accuracies in %.
+  """Formats the accuracies of this checkpoint beside the paper's, in %.
 
   Args:
     name: of the task.
-    ours: what was measured -> accuracy in [0, 1].
-    theirs: see `paper_accuracies`; rows that were not measured are left out.
-    note: on the paper's numbers, below the table where there are such.
-    chosen: how ours were chosen among several, below the table.
+    accuracies: metric -> accuracy in [0, 1].
+    paper: see `paper_accuracies`; metrics that were not measured are left out.
+    note: on the paper's numbers, below the table if it has such.
+    selection_note: how the best of several results was chosen, below the table.
   """
   rows = [(f'{name}, %', 'this checkpoint', 'paper')]
-  for key, value in ours.items():
-    published = f'{theirs[key]:.1f}' if key in theirs else '-'
-    rows.append((key, f'{100 * value:.1f}', published))
-  wide = max(len(row[0]) for row in rows)
-  lines = [f'{a:{wide}}  {b:>15}  {c:>5}' for a, b, c in rows]
-  below = [chosen, note if theirs else '']
-  return '\n'.join([*lines, *filter(None, below)])
+  for metric, accuracy in accuracies.items():
+    published = f'{paper[metric]:.1f}' if metric in paper else '-'
+    rows.append((metric, f'{100 * accuracy:.1f}', published))
+  notes = [selection_note, note if paper else '']
+  return '\n'.join([text_table(rows), *filter(None, notes)])

@@ -20,7 +20,8 @@ from ijepa_jax.methods import optim, schedules
 from ijepa_jax.probes import labels
 from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
-from ijepa_jax.runtime.config import check_section, write_config
+from ijepa_jax.runtime.config import write_config
+from ijepa_jax.runtime.config_checks import check_section
 from ijepa_jax.train import compile, loop
 from ijepa_jax.train.run import Run
 
@@ -54,7 +55,7 @@ def run(config, workdir: str) -> dict:
 
 
 def _run(config, workdir, watched) -> dict:
-  bench = evaluation.set_up(config, workdir)
+  bench = evaluation.Evaluation.from_config(config, workdir)
   name = sharding.of_first(run_name(config, bench.depends_on))
   folder = bench.workdir / name
   files.check_checkpoints(folder)
@@ -175,7 +176,9 @@ def _dataset(config, bench):
       start=start,
       workers=config.data.workers,
     )
-    return dataset.map(labels.Checked(bench.column, 'training', bench.classes))
+    return dataset.map(
+      labels.CheckBatch(bench.column, 'training', bench.classes)
+    )
 
   make(0)  # refuses before anything is compiled
   return make
@@ -193,13 +196,13 @@ def _accuracy(config, bench, model, params) -> float:
     one_pass=True,
     workers=config.data.workers,
     max_bad_share=0.0,
-  ).map(labels.Checked(bench.column, 'test', bench.classes))
+  ).map(labels.CheckBatch(bench.column, 'test', bench.classes))
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def right(params, batch):
     image = model.frozen.normalize(batch['image'])
     logits = model.logits(params, image)
-    return labels.right(logits, batch['label'][:, bench.column])
+    return labels.is_correct(logits, batch['label'][:, bench.column])
 
   with loader.device_batches(dataset, mesh, 'image', 'label') as batches:
     answers = [np.asarray(right(params, batch)) for batch in batches]

@@ -1,30 +1,40 @@
-"""Weighted kNN as a job."""
+"""Job `knn`: weighted k-nearest neighbors on frozen features."""
 
 from absl import logging
 
-from ijepa_jax.evals import evaluation
+from ijepa_jax.evals.evaluation import Evaluation, report
 from ijepa_jax.probes import knn
 
 
 def run(config, workdir: str) -> dict:
-  """Weighted kNN, the best of a sweep and all of it."""
-  bench = evaluation.set_up(config, workdir)
-  ks = knn.at_most(tuple(config.knn.ks), len(bench.train))
+  """Measures kNN with every k and temperature, and reports the best and all.
+
+  Args:
+    config: see configs/evals/knn.py.
+    workdir: see `Evaluation.from_config`.
+
+  Raises:
+    UserError: a mistake in the config, the checkpoint or the images.
+  """
+  evaluation = Evaluation.from_config(config, workdir)
+  ks = knn.limit_ks(tuple(config.knn.ks), len(evaluation.train))
   if ks != tuple(sorted(set(config.knn.ks))):
     logging.info('There are %d training images: ks are %s.', ks[-1], ks)
-  train, test = (bench.features(config, s) for s in (bench.train, bench.test))
-  found = knn.knn(
+  train = evaluation.features(config, evaluation.train)
+  test = evaluation.features(config, evaluation.test)
+  result = knn.knn(
     train.last,
-    train.labels[:, bench.column],
+    train.labels[:, evaluation.column],
     test.last,
-    test.labels[:, bench.column],
-    classes=bench.classes,
+    test.labels[:, evaluation.column],
+    classes=evaluation.classes,
+    mesh=evaluation.mesh,
     ks=ks,
     temperatures=tuple(config.knn.temperatures),
-    mesh=bench.mesh,
   )
-  sweep = {f'k={k}, T={t:g}': a for (k, t), a in found.accuracies.items()}
-  ours = {'knn': found.accuracies[found.best]}
-  return evaluation.report(
-    config, bench, ours, {'chosen': found.chosen, 'sweep': sweep}
-  )
+  details = {
+    'chosen': result.selection_note,
+    'sweep': {f'k={k}, T={t:g}': a for (k, t), a in result.accuracies.items()},
+  }
+  accuracies = {'knn': result.accuracies[result.best]}
+  return report(config, evaluation, accuracies, details)

@@ -1,12 +1,12 @@
-"""The linear evaluation of the paper as a job: probes/linear_heads.py on a
-frozen encoder.
+"""Job `linear`: the paper's linear evaluation, many heads on a frozen encoder.
 
-On augmented images the features are made anew each epoch, as the paper does; on
-cached ones of the images as they are an epoch takes seconds. After every epoch
-the heads are saved, and the same command goes on from there.
+With augmentation the features are computed anew each epoch, as the paper does.
+Without it they are cached, and an epoch takes seconds. The heads are saved
+after every epoch, and the same command goes on from there.
 """
 
 import functools
+import itertools
 import time
 
 import jax
@@ -16,77 +16,112 @@ from absl import logging
 
 from ijepa_jax.data import loader
 from ijepa_jax.errors import UserError
-from ijepa_jax.evals import evaluation
+from ijepa_jax.evals.evaluation import Evaluation, report
 from ijepa_jax.probes import labels, linear_heads, train_heads
+from ijepa_jax.probes.head_sweep import HeadSweep, get_protocol
 from ijepa_jax.runtime import files, locks, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 
-VERSION = 1  # raise it whenever the same course gives other heads
+VERSION = 1  # raise it if the same settings train other heads
 
 
 def run(config, workdir: str) -> dict:
-  """All heads, the best, and the best on the last and on the last 4 layers."""
+  """Trains all heads; reports the best, and the best of each input.
+
+  Args:
+    config: see configs/evals/linear.py.
+    workdir: see `Evaluation.from_config`.
+
+  Raises:
+    UserError: a mistake in the config, the checkpoint or the images, or all
+      heads have diverged.
+  """
   c = config.linear
   if not c.inputs or set(c.inputs) - {'last', 'last4'}:
     raise UserError(
       f'linear.inputs are {tuple(c.inputs)}: take last, last4 or both.'
     )
-  bench = evaluation.set_up(config, workdir)
-  files.check_checkpoints(bench.workdir)
-  task, widths = bench.task, bench.widths()
-  epochs = c.epochs or task.epochs
-  course = dict(
-    protocol=c.protocol or task.protocol,
+  evaluation = Evaluation.from_config(config, workdir)
+  files.check_checkpoints(evaluation.workdir)
+  sweep, folder = _make_sweep(config, evaluation)
+  test = evaluation.features(config, evaluation.test)
+  train = None
+  if not c.augment:
+    train = evaluation.features(config, evaluation.train)
+  test_y = test.labels[:, evaluation.column]
+  inputs = {k: getattr(test, k) for k in c.inputs}
+  # Before the training, which may take days.
+  for x_ND in inputs.values():
+    labels.check_features(x_ND, test_y, 'test', evaluation.classes)
+  with locks.only_writer(folder, wait=True, job=True):
+    state = _train(config, evaluation, sweep, train, folder)
+  scores = train_heads.accuracies(
+    sweep, state, inputs, test_y, mesh=evaluation.mesh
+  )
+  result = train_heads.report(sweep, scores)
+  accuracies = {'linear': result['best']['accuracy']} | {
+    f'linear_{k}': result[f'best_{k}']['accuracy']
+    for k in inputs
+    if f'best_{k}' in result
+  }
+  return report(config, evaluation, accuracies, result)
+
+
+def _make_sweep(config, evaluation):
+  """-> the sweep, and the folder of its heads.
+
+  The folder's name is a hash of all that the heads depend on, so that no sweep
+  goes on with the heads of another.
+  """
+  c, task, widths = config.linear, evaluation.task, evaluation.widths()
+  protocol, epochs = c.protocol or task.protocol, c.epochs or task.epochs
+  rates = dict(
+    lrs=tuple(c.lrs) or None, weight_decays=tuple(c.weight_decays) or None
+  )
+  sizes = dict(
     widths={k: widths[k] for k in c.inputs},
-    classes=bench.classes,
-    examples=len(bench.train),
+    classes=evaluation.classes,
+    examples=len(evaluation.train),
     batch_size=c.batch_size or task.batch_size,
     epochs=epochs,
     milestones=[round(m * epochs / task.epochs) for m in task.milestones],
-    lrs=tuple(c.lrs) or None,
-    weight_decays=tuple(c.weight_decays) or None,
   )
-  transforms = bench.task.transforms(bench.frozen.image_size)
+  transforms = task.transforms(evaluation.frozen.image_size)
   name = files.name_of(
     kind='heads',
     version=VERSION,
-    trained_on=bench.depends_on,
+    trained_on=evaluation.depends_on,
     transform=repr(transforms[0 if c.augment else 1]),
-    anew=bool(c.augment),  # in another order too
-    course=course,
+    anew=bool(c.augment),  # which has another order of the images too
+    course={'protocol': protocol, **rates, **sizes},
     inputs=list(c.inputs),
     seed=config.seed,
   )
-  folder = bench.workdir / 'heads' / sharding.of_first(name)
-  sweep = linear_heads.make_sweep(**course, devices=bench.mesh.size)
-  test = bench.features(config, bench.test)
-  train = None if c.augment else bench.features(config, bench.train)
-  test_y = test.labels[:, bench.column]
-  inputs = {k: getattr(test, k) for k in c.inputs}
-  for x in inputs.values():
-    labels.check_features(x, test_y, 'test', bench.classes)
-  with locks.only_writer(folder, wait=True, job=True):
-    state = _train(config, bench, sweep, train, folder)
-  scores = train_heads.accuracies(sweep, state, inputs, test_y, mesh=bench.mesh)
-  found = train_heads.report(sweep, scores)
-  ours = {'linear': found['best']['accuracy']}
-  ours |= {
-    f'linear_{k}': found[f'best_{k}']['accuracy']
-    for k in inputs
-    if f'best_{k}' in found
-  }
-  return evaluation.report(config, bench, ours, found)
+  sweep = HeadSweep(get_protocol(protocol, **rates), **sizes)
+  if sweep.batch_size % evaluation.mesh.size:
+    raise UserError(
+      f'linear.batch_size is {sweep.batch_size}: take a multiple of the '
+      f'{evaluation.mesh.size} devices.'
+    )
+  return sweep, evaluation.workdir / 'heads' / sharding.of_first(name)
 
 
-def _train(config, bench, sweep, train, folder):
-  """The heads after the last epoch, going on from what is in `folder`."""
-  make = train_heads.compiled(sweep, bench.mesh)[0]
-  whole = sharding.replicated(bench.mesh)
+def _train(config, evaluation, sweep, train, folder):
+  """Trains the heads, going on from what `folder` holds.
+
+  Args:
+    train: cached features; None: they are computed anew each epoch.
+
+  Returns:
+    The state after the last epoch.
+  """
+  init = train_heads.compiled(sweep, evaluation.mesh)[0]
+  everywhere = sharding.replicated(evaluation.mesh)
   abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-    jax.eval_shape(make, jax.random.key(0)),
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+    jax.eval_shape(init, jax.random.key(0)),
   )
-  # A head may diverge: the others go on.
+  # finite=False: a head may diverge while the others go on.
   with checkpointer.Checkpointer(
     folder, keep_last=1, finite=False
   ) as checkpoints:
@@ -97,81 +132,77 @@ def _train(config, bench, sweep, train, folder):
 
     def on_epoch(epoch, state, means):
       checkpoints.save(epoch, state)
-      left = (time.monotonic() - began) / (epoch - start)
+      seconds = (time.monotonic() - began) / (epoch - start)
       logging.info(
         'Epoch %d of %d: loss %.3f to %.3f, %.0f s left.',
         epoch,
         sweep.epochs,
         np.nanmin(means['loss']),
         np.nanmax(means['loss']),
-        left * (sweep.epochs - epoch),
+        seconds * (sweep.epochs - epoch),
       )
 
+    progress = dict(state=state, start=start, on_epoch=on_epoch)
     if train is None:
-      return _train_augmented(config, bench, sweep, state, start, on_epoch)
+      return _train_augmented(config, evaluation, sweep, **progress)
     return train_heads.train(
       sweep,
       {k: getattr(train, k) for k in sweep.widths},
-      train.labels[:, bench.column],
-      mesh=bench.mesh,
+      train.labels[:, evaluation.column],
+      mesh=evaluation.mesh,
       seed=config.seed,
-      state=state,
-      start=start,
-      on_epoch=on_epoch,
+      **progress,
     )
 
 
-def _train_augmented(config, bench, sweep, state, start, on_epoch):
-  """On features of images that are cropped anew each epoch."""
-  frozen, mesh = bench.frozen, bench.mesh
-  transform, _ = bench.task.transforms(frozen.image_size)
-  steps = sweep.steps_per_epoch
+def _train_augmented(config, evaluation, sweep, *, state, start, on_epoch):
+  """Trains on features of images that are cropped anew each epoch."""
+  frozen, mesh = evaluation.frozen, evaluation.mesh
+  transform, _ = evaluation.task.transforms(frozen.image_size)
   dataset = loader.local_batches(
-    bench.train,
+    evaluation.train,
     transform=transform,
     batch_size=sweep.batch_size,
     seed=config.seed,
     channels=frozen.channels,
-    start=start * steps,
+    start=start * sweep.steps_per_epoch,
     workers=config.data.workers,
-  ).map(labels.Checked(bench.column, 'training', bench.classes))
-  make, _, _ = train_heads.compiled(sweep, mesh)
+  ).map(labels.CheckBatch(evaluation.column, 'training', evaluation.classes))
   if state is None:
-    state = make(jax.random.key(config.seed))
-  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    init, _, _ = train_heads.compiled(sweep, mesh)
+    state = init(jax.random.key(config.seed))
+  by_rows = sharding.batch_sharding(mesh)
   # The largest number of images at a time that divides the batch.
   pieces = -(-sweep.batch_size // max(config.batch_size, mesh.size))
   while sweep.batch_size % (pieces * mesh.size):
     pieces += 1
 
-  @functools.partial(jax.jit, donate_argnums=1, out_shardings=whole)
-  def step(params, state, batch, i):
+  @functools.partial(
+    jax.jit, donate_argnums=1, out_shardings=sharding.replicated(mesh)
+  )
+  def update(params, state, batch, step):
     # Every n-th image: each device keeps to its own part of the batch.
     images = batch['image']
     images = images.reshape(-1, pieces, *images.shape[1:]).swapaxes(0, 1)
     pooled = jax.lax.map(lambda x: frozen.pooled(params, x), images)
     last, last4 = (
       jax.lax.with_sharding_constraint(
-        x.swapaxes(0, 1).reshape(sweep.batch_size, -1), split
+        x.swapaxes(0, 1).reshape(sweep.batch_size, -1), by_rows
       )
       for x in pooled
     )
     inputs = {'last': last, 'last4': last4}
-    labels_B = batch['label'][:, bench.column]
-    return linear_heads.update_heads(sweep, state, inputs, labels_B, i)
+    labels_B = batch['label'][:, evaluation.column]
+    return linear_heads.update_heads(sweep, state, inputs, labels_B, step)
 
-  records, diverged = [], set()
   with loader.device_batches(dataset, mesh, 'image', 'label') as batches:
-    for i in range(start * steps, sweep.epochs * steps):
-      state, values = step(frozen.params, state, next(batches), jnp.int32(i))
-      if records:
-        jax.block_until_ready(records[-1])
-      records.append(values)
-      if (i + 1) % steps == 0:
-        means = {
-          k: np.mean([np.asarray(r[k]) for r in records], 0) for k in values
-        }
-        train_heads.note_diverged(sweep, means['loss'], diverged)
-        on_epoch((i + 1) // steps, state, means)
-        records = []
-  return state
+    return train_heads.run_epochs(
+      sweep,
+      lambda state, batch, step: update(
+        frozen.params, state, batch, jnp.int32(step)
+      ),
+      lambda _: itertools.islice(batches, sweep.steps_per_epoch),
+      state,
+      start=start,
+      on_epoch=on_epoch,
+    )

@@ -1,15 +1,23 @@
-"""Logistic regression on frozen features as a job."""
+"""Job `logistic`: logistic regression on frozen features."""
 
 import numpy as np
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.evals import evaluation
+from ijepa_jax.evals.evaluation import Evaluation, report
 from ijepa_jax.probes import logistic
 from ijepa_jax.probes.labels import few_shot_subset
 
 
 def run(config, workdir: str) -> dict:
-  """Logistic regression on all labels or on a few."""
+  """Measures logistic regression on all labels or on a few.
+
+  Args:
+    config: see configs/evals/logistic.py.
+    workdir: see `Evaluation.from_config`.
+
+  Raises:
+    UserError: a mistake in the config, the checkpoint or the images.
+  """
   c = config.logistic
   if c.layers not in ('last', 'last4'):
     raise UserError(f'layers is {c.layers!r}: take last or last4.')
@@ -18,32 +26,33 @@ def run(config, workdir: str) -> dict:
       'logistic.per_class is 1, so that none can be held out to choose among '
       f'the {len(c.l2)} logistic.l2: give one, such as (0.01,).'
     )
-  bench = evaluation.set_up(config, workdir, c.list_file)
-  train, test = (bench.features(config, s) for s in (bench.train, bench.test))
-  labels = train.labels[:, bench.column]
-  chosen = np.arange(len(labels))
+  evaluation = Evaluation.from_config(config, workdir, c.list_file)
+  train = evaluation.features(config, evaluation.train)
+  test = evaluation.features(config, evaluation.test)
+  train_y = train.labels[:, evaluation.column]
+  rows = np.arange(len(train_y))
   if c.per_class or c.share:
-    chosen = few_shot_subset(
-      labels,
+    rows = few_shot_subset(
+      train_y,
       per_class=c.per_class,
       share=c.share,
       seed=config.seed,
-      classes=bench.classes,
+      classes=evaluation.classes,
     )
-  found = logistic.evaluate(
-    getattr(train, c.layers)[chosen],
-    labels[chosen],
+  result = logistic.evaluate(
+    getattr(train, c.layers)[rows],
+    train_y[rows],
     getattr(test, c.layers),
-    test.labels[:, bench.column],
-    classes=bench.classes,
+    test.labels[:, evaluation.column],
+    classes=evaluation.classes,
+    mesh=evaluation.mesh,
     l2s=tuple(c.l2),
-    mesh=bench.mesh,
     seed=config.seed,
   )
   details = {
-    'chosen': found.chosen,
-    'l2': found.l2,
-    'held_out': found.held_out,
-    'training_examples': len(chosen),
+    'chosen': result.selection_note,
+    'l2': result.l2,
+    'held_out': result.held_out,
+    'training_examples': len(rows),
   }
-  return evaluation.report(config, bench, {'logistic': found.accuracy}, details)
+  return report(config, evaluation, {'logistic': result.accuracy}, details)

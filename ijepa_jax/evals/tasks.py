@@ -1,8 +1,8 @@
-"""What can be evaluated on, as data, with the paper's numbers beside it.
+"""The tasks of the evaluations, as a table, with the paper's numbers.
 
 Splits, classes and schedules are the paper's and, for its transfers, those of
 the VISSL configurations that it used. `cifar10`, `fashion_mnist`, `scenes_*`,
-`crowd_*` and `folder` are ours: nothing is published for them.
+`crowd_*` and `folder` are additions: the paper has no numbers for them.
 """
 
 import dataclasses
@@ -26,17 +26,17 @@ class Task:
 
   Attributes:
     train, test: arguments of sources.make_source.
-    label: which of the sources' labels.
-    classes: its number of values; None: what the training source says.
+    label: name of one of the sources' labels.
+    classes: of this label; None: as many as the training source has.
     protocol: of the linear sweep: 'imagenet' (LARS), 'transfer' (SGD, steps)
       or 'clevr' (SGD, cosine).
     batch_size: images a step of the sweep.
     epochs: of the sweep.
     milestones: epochs after which its learning rate is divided by 10.
-    whole: the image is stretched to the encoder's size; else cut out.
+    stretch: the image is stretched to the encoder's size, else cropped.
     flip: training images are mirrored at random.
-    paper: (size, patch, pixels) -> {what `table` calls it: accuracy in %}.
-    note: what is to know about the paper's numbers.
+    paper: (size, patch, pixels) -> {metric: accuracy in %}.
+    note: on the paper's numbers.
   """
 
   train: Mapping[str, Any]
@@ -47,7 +47,7 @@ class Task:
   batch_size: int = 256
   epochs: int = 28
   milestones: tuple[int, ...] = (8, 16, 24)
-  whole: bool = False
+  stretch: bool = False
   flip: bool = True
   paper: Mapping[tuple[str, int, int], Mapping[str, float]] = dataclasses.field(
     default_factory=dict
@@ -55,12 +55,12 @@ class Task:
   note: str = ''
 
   def read_from(self, kind: str, path: str, train: str, test: str) -> 'Task':
-    """The same task on the same images that lie elsewhere.
+    """Returns the same task on a copy of its images at another place.
 
     Args:
       kind: 'folder', 'tfds', 'arrayrecord' or 'huggingface'.
       path: see sources.make_source.
-      train, test: names of the splits; '' of the second: as by default.
+      train, test: names of the splits; test '': the task's own name.
     """
     test = test or self.test.get('split', 'test')
     train, test = (
@@ -69,15 +69,15 @@ class Task:
     return dataclasses.replace(self, train=train, test=test)
 
   def transforms(self, size: tuple[int, int]):
-    """Of training images, with randomness, and of test images.
+    """Returns the random transform of training images and that of test images.
 
     Args:
       size: (H, W) that the encoder takes.
     """
-    if self.whole:
+    if self.stretch:
       return crop.Resize(size, self.flip), crop.Resize(size)
     return (
-      # Of torchvision's defaults, which VISSL took.
+      # torchvision's defaults, which VISSL uses.
       crop.RandomResizedCrop(
         size, scale=(0.08, 1.0), flip=self.flip, resample='bicubic'
       ),
@@ -85,14 +85,18 @@ class Task:
     )
 
   def open(self, list_file: str = ''):
-    """-> training source, test source, the label's column, its classes.
+    """Opens the images.
 
     Args:
-      list_file: of the training images to take, see sources.from_list; '': all.
+      list_file: of the training images to take, see data/sources/subset.py;
+        '': all.
+
+    Returns:
+      training source, test source, column of the label, number of classes.
 
     Raises:
-      UserError: the data is not there, is of another task, or its labels are
-        known to be no classes.
+      UserError: the images are not there, belong to another task, or have
+        labels that are known to be no classes.
     """
     if self.train['kind'] == 'folder' and not self.train.get('path'):
       raise UserError(
@@ -102,22 +106,12 @@ class Task:
       )
     train = sources.make_source(**self.train)
     test = sources.make_source(**self.test)
-    for source, which in ((train, 'training'), (test, 'test')):
-      if self.label not in source.labels:
-        raise UserError(
-          f'The {which} images have no label {self.label!r}: they have '
-          f'{sources.labels_in_words(source)}.'
-        )
-    if one := base.class_of_one_only(train, test):
-      raise UserError(
-        f'Only one of the training and the test images has a class {one!r}: '
-        'give both the same folders.'
-      )
+    self._check_labels(train, test)
     classes = self.classes or train.labels[self.label]
-    for source, which in ((train, 'training'), (test, 'test')):
+    for split, source in (('training', train), ('test', test)):
       if source.labels[self.label] != classes:
         raise UserError(
-          f'The {which} images are of {source.labels[self.label]} classes and '
+          f'The {split} images are of {source.labels[self.label]} classes and '
           f'the task has {classes}: check path and split.'
         )
     if list_file:
@@ -125,36 +119,48 @@ class Task:
     if train.identity == test.identity:
       logging.warning('The test images are the training images.')
     column = list(train.labels).index(self.label)
-    for source, which in ((train, 'training'), (test, 'test')):
-      # Others are looked at as they are read.
-      if (known := labels.known(source, column)) is not None:
-        labels.check(known, which, classes)
+    for split, source in (('training', train), ('test', test)):
+      # Labels that are not known yet are checked as the images are read.
+      if (labels_N := labels.known(source, column)) is not None:
+        labels.check(labels_N, split, classes)
     return train, test, column, classes
 
+  def _check_labels(self, train, test) -> None:
+    for split, source in (('training', train), ('test', test)):
+      if self.label not in source.labels:
+        raise UserError(
+          f'The {split} images have no label {self.label!r}: they have '
+          f'{sources.labels_in_words(source)}.'
+        )
+    if name := base.class_of_one_only(train, test):
+      raise UserError(
+        f'Only one of the training and the test images has a class {name!r}: '
+        'give both the same folders.'
+      )
 
-def _tfds(path, train='train', test='test', **more):
+
+def _tfds(path, train='train', test='test', **kwargs):
   return {
-    'train': {'kind': 'tfds', 'path': path, 'split': train, **more},
-    'test': {'kind': 'tfds', 'path': path, 'split': test, **more},
+    'train': {'kind': 'tfds', 'path': path, 'split': train, **kwargs},
+    'test': {'kind': 'tfds', 'path': path, 'split': test, **kwargs},
   }
 
 
-def _folder(**more):
+def _folder(**kwargs):
   return {
-    'train': {'kind': 'folder', 'split': 'train', **more},
-    'test': {'kind': 'folder', 'split': 'val', **more},
+    'train': {'kind': 'folder', 'split': 'train', **kwargs},
+    'test': {'kind': 'folder', 'split': 'val', **kwargs},
   }
 
 
 def _scenes(flavour, label):
-  made = {'kind': 'scenes', 'flavour': flavour}
-  test = {'seed': scene.TEST_SEED, 'count': 2000}
+  source = {'kind': 'scenes', 'flavour': flavour}
   return Task(
-    train=made | {'seed': 0, 'count': 20_000},
-    test=made | test,
+    train=source | {'seed': 0, 'count': 20_000},
+    test=source | {'seed': scene.TEST_SEED, 'count': 2000},
     label=label,
     classes=scene.LABELS[flavour][label],
-    whole=True,
+    stretch=True,
     flip=False,
   )
 
@@ -175,7 +181,7 @@ TASKS = {
     batch_size=16_384,
     epochs=50,
     milestones=(15, 30, 45),
-    # 'linear' is Table 1, the best head; the two inputs are told apart in the
+    # 'linear' is Table 1, the best head; the numbers of each input are in the
     # StoP paper, which reports the same checkpoints again.
     paper={
       B16: {'linear': 72.9, 'linear_last': 70.9, 'linear_last4': 72.9},
@@ -185,7 +191,7 @@ TASKS = {
     },
   ),
   'imagenet_1pct': Task(
-    # The list of 12,811 images that everybody takes.
+    # The usual list of 12,811 images.
     **_tfds('imagenet2012_subset/1pct', test='validation'),
     classes=1000,
     protocol='imagenet',
@@ -197,11 +203,11 @@ TASKS = {
     },
     note="The paper's fine-tuning is its best of a probe and fine-tuning.",
   ),
-  'cifar10': Task(**_tfds('cifar10'), classes=10, whole=True),
+  'cifar10': Task(**_tfds('cifar10'), classes=10, stretch=True),
   'cifar100': Task(
     **_tfds('cifar100'),
     classes=100,
-    whole=True,
+    stretch=True,
     paper=_linear(69.2, 83.6, 87.5),
   ),
   'places205': Task(
@@ -226,7 +232,7 @@ TASKS = {
     protocol='clevr',
     epochs=50,
     milestones=(),
-    whole=True,
+    stretch=True,
     paper=_linear(82.2, 85.6, 86.7),
   ),
   'clevr_dist': Task(
@@ -236,10 +242,10 @@ TASKS = {
     protocol='clevr',
     epochs=100,
     milestones=(),
-    whole=True,
+    stretch=True,
     paper=_linear(70.7, 71.2, 72.4),
   ),
-  'fashion_mnist': Task(**_tfds('fashion_mnist'), classes=10, whole=True),
+  'fashion_mnist': Task(**_tfds('fashion_mnist'), classes=10, stretch=True),
   'scenes_class': _scenes('scenes', 'class'),
   'scenes_hue': _scenes('scenes', 'hue'),
   'crowd_count': _scenes('crowd', 'count'),
@@ -249,13 +255,13 @@ TASKS = {
 
 
 def get(name: str) -> Task:
-  """A task by name.
+  """Returns a task by name.
 
   Raises:
-    UserError: there is none; the message lists them.
+    UserError: there is no such task; the sentence lists all.
   """
   if name not in TASKS:
-    near = difflib.get_close_matches(name, TASKS, 1)
-    hint = f'did you mean {near[0]!r}? There are' if near else 'take one of'
+    close = difflib.get_close_matches(name, TASKS, 1)
+    hint = f'did you mean {close[0]!r}? There are' if close else 'take one of'
     raise UserError(f'There is no task {name!r}: {hint} {", ".join(TASKS)}.')
   return TASKS[name]

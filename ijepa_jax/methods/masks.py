@@ -15,24 +15,24 @@ devices, and no context ever holds a target token.
 
 import collections
 import dataclasses
-import difflib
 import functools
 import itertools
 import math
 
 import numpy as np
 
-from ijepa_jax.errors import UserError
+from ijepa_jax.errors import UserError, one_of
 
-TABLE_6 = {'rasterized': 3, 'block': 1, 'random': 1}  # kinds: their targets
-LEVELS = 4096  # values of the draw behind a block size: all can be enumerated
-CHUNKS, CHUNK = 20, 8000  # images from which a context length is estimated
-LEAST_ACCEPTED = 0.05  # share of layouts; settings that waste more are refused
-REDRAWS = 1000  # of an image; at that share one in 1e22 needs more
+# Table 6's samplers -> number of target blocks.
+TABLE_6_TARGETS = {'rasterized': 3, 'block': 1, 'random': 1}
+NUM_SIZE_DRAWS = 4096  # values of the draw of a block size: all can be listed
+ESTIMATE_CHUNKS, ESTIMATE_CHUNK_SIZE = 20, 8000  # layouts, for a context length
+MIN_ACCEPTED = 0.05  # share of layouts; settings that waste more are refused
+MAX_DRAWS = 1000  # layouts an image; at that share one in 1e22 needs more
 
 
 def make_sampler(kind: str, *, grid: tuple[int, int], **settings):
-  """The mask sampler named `kind`.
+  """Returns the mask sampler named `kind`.
 
   Args:
     kind: 'release', the released code's blocks: always smaller than the grid,
@@ -43,36 +43,30 @@ def make_sampler(kind: str, *, grid: tuple[int, int], **settings):
     **settings: other fields of `Sampler`; kinds ignore those they don't need.
 
   Returns:
-    An object with `num_contexts` E, `num_targets` M; `shapes`, every (Kc, Kt) a
-    step may have, sorted; `shape(seed, step)`, the one it has; and a call
-    (seed, step, row) -> (context int32 [E, Kc], targets int32 [M, Kt]): indices
-    of tokens, row-major, ascending in each mask.
+    An object with `num_contexts` E, `num_targets` M; `shapes`, every (Kc, Kt)
+    that a step may have, sorted; `shape(seed, step)`, the one that this step
+    has; and a call (seed, step, row) -> (context int32 [E, Kc], targets int32
+    [M, Kt]): row-major indices of tokens, ascending in each mask.
 
   Raises:
     UserError: an unknown kind, or settings that no image could meet.
   """
-  kinds = ('release', 'uniform', *TABLE_6)
-  if kind not in kinds:
-    near = difflib.get_close_matches(kind, kinds, n=1)
-    hint = f' Did you mean {near[0]!r}?' if near else ''
-    raise UserError(
-      f'mask.sampler is {kind!r}: take one of {", ".join(kinds)}.{hint}'
-    )
+  one_of('mask.sampler', kind, ('release', 'uniform', *TABLE_6_TARGETS))
   if min(grid) < 2:
     raise UserError(
       f'A grid of {tuple(grid)} tokens is too small for masks: take larger '
       'images or smaller patches.'
     )
   settings |= {k: tuple(v) for k, v in settings.items() if type(v) is list}
-  if kind in TABLE_6:
-    settings |= {'num_contexts': 1, 'num_targets': TABLE_6[kind]}
+  if kind in TABLE_6_TARGETS:
+    settings |= {'num_contexts': 1, 'num_targets': TABLE_6_TARGETS[kind]}
     return Partition(kind, tuple(grid), **settings)
   return MultiBlock(kind, tuple(grid), **settings)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-  """The settings. Ranges of scale (share of the grid) and aspect (h / w)."""
+  """The settings: scale is a share of the grid's area, aspect is h / w."""
 
   kind: str
   grid: tuple[int, int]
@@ -97,27 +91,27 @@ class MultiBlock(Sampler):
 
   def __post_init__(self):
     for name in ('num_contexts', 'num_targets', 'group', 'min_keep'):
-      value, least = getattr(self, name), int(name != 'min_keep')
-      if value < least:
-        raise UserError(f'mask.{name} is {value}: take {least} or more.')
+      value, minimum = getattr(self, name), int(name != 'min_keep')
+      if value < minimum:
+        raise UserError(f'mask.{name} is {value}: take {minimum} or more.')
     for name in itertools.product(('context', 'target'), ('scale', 'aspect')):
-      both = getattr(self, '_'.join(name))
-      most = 1 if name[1] == 'scale' else max(self.grid)
-      if len(both) != 2 or not 0 < both[0] <= both[1] <= most:
+      bounds = getattr(self, '_'.join(name))
+      maximum = 1 if name[1] == 'scale' else max(self.grid)
+      if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= maximum:
         raise UserError(
-          f'mask.{"_".join(name)} is {both}: take two ascending numbers above '
-          f'0 and up to {most}.'
+          f'mask.{"_".join(name)} is {bounds}: take two ascending numbers '
+          f'above 0 and up to {maximum}.'
         )
-    _ = self._lengths  # refuses what no image can meet
+    _ = self._context_lengths  # refuses settings that no image can meet
 
   @functools.cached_property
   def _sizes(self) -> dict[str, list[tuple[int, int]]]:
-    """For each level (h, w); it sets area AND aspect, as in the release."""
+    """(h, w) by the draw, which sets area AND aspect, as in the release."""
     sizes, (rows, columns) = {'context': [], 'target': []}, self.grid
-    for block, i in itertools.product(sizes, range(LEVELS)):
+    for block, i in itertools.product(sizes, range(NUM_SIZE_DRAWS)):
       scale = getattr(self, block + '_scale')
       aspect = getattr(self, block + '_aspect')
-      r = (i + 0.5) / LEVELS
+      r = (i + 0.5) / NUM_SIZE_DRAWS
       area = int(rows * columns * (scale[0] + r * (scale[1] - scale[0])))
       ratio = aspect[0] + r * (aspect[1] - aspect[0])
       h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -127,40 +121,42 @@ class MultiBlock(Sampler):
           f'blocks of {(h, w)}, which a grid of {self.grid} cannot hold: '
           'change one of the two.'
         )
-      last = int(self.kind == 'release')  # its blocks are less than the grid
-      sizes[block].append((min(h, rows - last), min(w, columns - last)))
+      margin = int(self.kind == 'release')  # blocks are less than the grid
+      sizes[block].append((min(h, rows - margin), min(w, columns - margin)))
     return sizes
 
   @functools.cached_property
-  def _lengths(self) -> dict[tuple[int, int], int]:
-    """Size of the target blocks -> length of the context."""
+  def _context_lengths(self) -> dict[tuple[int, int], int]:
+    """Size (h, w) of the target blocks -> number of context tokens."""
     frequencies = collections.Counter(self._sizes['context'])
     contexts = tuple(sorted(frequencies.items()))
     flipped = tuple(sorted((s[::-1], n) for s, n in contexts))
     # Transposing a layout changes no count, so on a square grid 5 x 6 and 6 x 5
-    # have one answer; asking one question gives them one shape, compiled once.
-    turn = self.grid == self.grid[::-1] and contexts == flipped
+    # have one length; one estimate for both gives one shape, compiled once.
+    symmetric = self.grid == self.grid[::-1] and contexts == flipped
     return {
-      s: context_length(self, tuple(sorted(s)) if turn else s, contexts)
+      s: context_length(self, tuple(sorted(s)) if symmetric else s, contexts)
       for s in sorted(set(self._sizes['target']))
     }
 
   @functools.cached_property
   def shapes(self) -> tuple[tuple[int, int], ...]:
-    return tuple(sorted({(k, h * w) for (h, w), k in self._lengths.items()}))
+    return tuple(
+      sorted({(k, h * w) for (h, w), k in self._context_lengths.items()})
+    )
 
   def shape(self, seed: int, step: int) -> tuple[int, int]:
-    h, w = self._sizes['target'][_levels(seed, step)[0]]
-    return self._lengths[h, w], h * w
+    h, w = self._sizes['target'][_size_draws(seed, step)[0]]
+    return self._context_lengths[h, w], h * w
 
   def __call__(self, seed: int, step: int, row: int):
-    level, context_level = _levels(seed, step)
-    size = self._sizes['target'][level]
-    context_size = self._sizes['context'][context_level]
-    length = self._lengths[size]
+    target_draw, context_draw = _size_draws(seed, step)
+    target_size = self._sizes['target'][target_draw]
+    context_size = self._sizes['context'][context_draw]
+    length = self._context_lengths[target_size]
     rng = _rng(seed, step, 1 + row)
-    for _ in range(REDRAWS):
-      targets = self._place(rng, size, self.num_targets)
+    for _ in range(MAX_DRAWS):
+      targets = self._place(rng, target_size, self.num_targets)
       contexts = self._place(rng, context_size, self.num_contexts)
       if not self.allow_overlap:
         free = np.ones(math.prod(self.grid), bool)
@@ -170,25 +166,26 @@ class MultiBlock(Sampler):
         continue
       if self.kind == 'uniform':
         contexts = [np.sort(rng.permutation(c)[:length]) for c in contexts]
-      # The release keeps the lowest indices: the bottom rows go.
+      # The release keeps the lowest indices, and so drops the bottom rows.
       return np.stack([c[:length] for c in contexts]), targets
     raise UserError(
-      f'No layout of {REDRAWS} left {length} tokens of context (seed {seed}, '
+      f'No layout of {MAX_DRAWS} left {length} tokens of context (seed {seed}, '
       f'step {step}, row {row}): relax the mask settings.'
     )
 
   def _places(self, size) -> tuple[int, int]:
-    """Number of rows and of columns that a block can start at."""
-    more = int(self.kind != 'release')  # which excludes the last offset
-    return self.grid[0] - size[0] + more, self.grid[1] - size[1] + more
+    """Returns in how many rows and columns a block of `size` can start."""
+    last = int(self.kind != 'release')  # the release leaves out the last one
+    return self.grid[0] - size[0] + last, self.grid[1] - size[1] + last
 
   def _blocks(self, size, top, left) -> np.ndarray:
-    """Token indices int32 [n, h * w] of n blocks, from where they start."""
+    """The tokens int32 [n, h * w] of n blocks that start at top, left [n]."""
     h, w = (np.arange(n, dtype=np.int32) for n in size)
     block = (h[:, None] * self.grid[1] + w).ravel()
     return block + (top * self.grid[1] + left)[:, None]
 
   def _place(self, rng, size, count) -> np.ndarray:
+    """The tokens int32 [count, h * w] of blocks at random places."""
     # Much quicker than rng.integers with an array of bounds.
     starts = rng.random((count, 2)) * self._places(size)
     return self._blocks(size, *starts.astype(np.int32).T)
@@ -203,35 +200,36 @@ class MultiBlock(Sampler):
 
 @functools.lru_cache(maxsize=1024)
 def context_length(s: MultiBlock, size, contexts) -> int:
-  """The context length that goes with target blocks of `size`.
+  """Estimates the context length that goes with target blocks of `size`.
 
-  The expected shortest context of a group of images, over `contexts`, pairs of
-  a size and its frequency: E[min] = sum over k >= 1 of P(length >= k)^group,
-  among layouts that keep more than `min_keep`. Where context sizes differ much
-  it is lowered until each of them meets it in a quarter of these.
+  It is the expected shortest context of a group of images: E[min] = sum over
+  k >= 1 of P(length >= k)^group, among layouts that keep more than `min_keep`
+  tokens. If one context size rarely reaches this length, it is lowered until
+  every size reaches it in at least a quarter of those layouts. `contexts` are
+  pairs of a context size (h, w) and its frequency.
   """
-  rng, total = np.random.default_rng(0), math.prod(s.grid)
-  targets = s.packed_places(size)
-  packed = [s.packed_places(c) for c, _ in contexts]
-  counts = np.zeros((len(contexts), total + 1), np.int64)
-  for _ in range(CHUNKS):
-    taken = np.zeros((CHUNK, targets.shape[1]), np.uint64)
+  rng, num_tokens = np.random.default_rng(0), math.prod(s.grid)
+  target_places, chunk = s.packed_places(size), ESTIMATE_CHUNK_SIZE
+  context_places = [s.packed_places(c) for c, _ in contexts]
+  counts = np.zeros((len(contexts), num_tokens + 1), np.int64)
+  for _ in range(ESTIMATE_CHUNKS):
+    taken = np.zeros((chunk, target_places.shape[1]), np.uint64)
     for _ in range(0 if s.allow_overlap else s.num_targets):
-      taken |= targets[rng.integers(len(targets), size=CHUNK)]
-    for blocks, count in zip(packed, counts, strict=True):
-      at = rng.integers(len(blocks), size=(s.num_contexts, CHUNK))
-      kept = np.bitwise_count(blocks[at] & ~taken).sum(-1, dtype=np.int64)
-      count += np.bincount(kept.min(0), minlength=total + 1)
+      taken |= target_places[rng.integers(len(target_places), size=chunk)]
+    for places, count in zip(context_places, counts, strict=True):
+      blocks = places[rng.integers(len(places), size=(s.num_contexts, chunk))]
+      kept = np.bitwise_count(blocks & ~taken).sum(-1, dtype=np.int64)
+      count += np.bincount(kept.min(0), minlength=num_tokens + 1)
   # [context size, k]: share of the layouts whose contexts keep k or more.
-  at_least = counts[:, ::-1].cumsum(1)[:, ::-1] / (CHUNKS * CHUNK)
-  kept = at_least[:, [min(s.min_keep + 1, total)]]
-  given = np.minimum(at_least / np.maximum(kept, 1e-9), 1)
-  shortest = (given[:, 1:] ** s.group).sum(1)
+  at_least = counts[:, ::-1].cumsum(1)[:, ::-1] / (ESTIMATE_CHUNKS * chunk)
+  accepted = at_least[:, [min(s.min_keep + 1, num_tokens)]]
+  of_accepted = np.minimum(at_least / np.maximum(accepted, 1e-9), 1)
+  shortest = (of_accepted[:, 1:] ** s.group).sum(1)
   length = round(np.average(shortest, weights=[n for _, n in contexts]))
-  length = min(length, *((given >= 0.25).sum(1) - 1))
-  if length <= s.min_keep or at_least[:, length].min() < LEAST_ACCEPTED:
+  length = min(length, *((of_accepted >= 0.25).sum(1) - 1))
+  if length <= s.min_keep or at_least[:, length].min() < MIN_ACCEPTED:
     raise UserError(
-      f'On a grid of {s.grid} fewer than {LEAST_ACCEPTED:.0%} of the layouts '
+      f'On a grid of {s.grid} fewer than {MIN_ACCEPTED:.0%} of the layouts '
       f'with {s.num_targets} targets of {size} tokens leave enough context, '
       f'more than mask.min_keep = {s.min_keep} tokens: lower it, or take fewer '
       'or smaller targets or larger contexts.'
@@ -241,11 +239,11 @@ def context_length(s: MultiBlock, size, contexts) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Partition(Sampler):
-  """Table 6: the context and what is predicted cover the grid.
+  """Table 6: the context and the targets together cover the grid.
 
   'rasterized': a random quadrant predicts the other three; an odd grid, which
-  has no four quadrants of one size, is refused. 'block', a square, or 'random'
-  tokens: `fraction` of the grid is predicted from all the rest.
+  has no four quadrants of one size, is refused. 'block' predicts a square,
+  'random' tokens anywhere: `fraction` of the grid, from all other tokens.
   """
 
   def __post_init__(self):
@@ -255,8 +253,8 @@ class Partition(Sampler):
         "mask.sampler 'rasterized' needs quadrants of one size, and a grid of "
         f'{self.grid} tokens is odd: change data.image_size.'
       )
-    most = min(rows, columns) ** 2 if self.kind == 'block' else rows * columns
-    if not 0 < kt <= most or kc < 1:
+    limit = min(rows, columns) ** 2 if self.kind == 'block' else rows * columns
+    if not 0 < kt <= limit or kc < 1:
       raise UserError(
         f'mask.fraction is {self.fraction}: take a share that leaves some of a '
         f'grid of {self.grid} on both sides, and as a square fits it.'
@@ -296,6 +294,6 @@ def _rng(seed: int, step: int, stream: int) -> np.random.Generator:
 
 
 @functools.lru_cache(maxsize=64)  # every row of a step asks the same
-def _levels(seed: int, step: int) -> tuple[int, int]:
-  """The step's draws of the target's and of the context's size."""
-  return tuple(_rng(seed, step, 0).integers(LEVELS, size=2).tolist())
+def _size_draws(seed: int, step: int) -> tuple[int, int]:
+  """Returns the step's draws of the target's and of the context's size."""
+  return tuple(_rng(seed, step, 0).integers(NUM_SIZE_DRAWS, size=2).tolist())

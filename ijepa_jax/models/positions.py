@@ -4,51 +4,48 @@ import numpy as np
 
 from ijepa_jax.errors import UserError
 
-# Beside the config.json of an export: those that are not as computed, by part.
-FILE = 'position_tables.safetensors'
-# Of float32; half precision keeps as few as 8 bits of a number.
-_ERROR = {'float32': 1e-5, 'float64': 1e-5, 'float16': 1e-3}
-_ERROR_OTHER = 5e-3
+# How far a table may be from the computed one, by the type it was stored in.
+_TOLERANCE = {'float32': 1e-5, 'float64': 1e-5, 'float16': 1e-3}
+_TOLERANCE_OF_OTHERS = 5e-3  # bfloat16 keeps 8 bits of a number
 
 
 def find_grid(
-  table_ND: np.ndarray, what: str, *, tolerance: float
-) -> tuple[int, int]:
-  """Rows and columns whose sin-cos table this is.
+  table_ND: np.ndarray, *, tolerance: float
+) -> tuple[int, int] | None:
+  """Returns the rows and columns whose sin-cos table this is.
 
-  Raises:
-    UserError: it is none, and of no square grid either.
+  Of a table that is no sin-cos table, those of a square; None where its length
+  is no square either.
   """
   n, width = table_ND.shape
   side = round(n**0.5)
-  rows = [r for r in range(1, n + 1) if n % r == 0]
-  for r in sorted(rows, key=lambda r: abs(r - side)):
-    ours = sincos_table((r, n // r), width)
-    if np.abs(ours - table_ND).max() <= tolerance:
-      return r, n // r
-  if side * side != n:
-    raise UserError(
-      f'{what} has {n} positions, which are no square, and whose table is not '
-      'the sin-cos of another grid: give image_size=(height, width).'
-    )
-  return side, side
+  divisors = [r for r in range(1, n + 1) if n % r == 0]
+  for rows in sorted(divisors, key=lambda r: abs(r - side)):
+    computed = sincos_table((rows, n // rows), width)
+    if np.abs(computed - table_ND).max() <= tolerance:
+      return rows, n // rows
+  return (side, side) if side * side == n else None
 
 
 def tolerance_of(dtype: str) -> float:
-  """How far a stored table may be from the computed one."""
-  return _ERROR.get(dtype, _ERROR_OTHER)
+  """Returns how far a table stored in `dtype` may be from the computed one."""
+  return _TOLERANCE.get(dtype, _TOLERANCE_OF_OTHERS)
 
 
 def note(
-  table_ND: np.ndarray, grid: tuple[int, int], what: str, *, tolerance: float
+  table_ND: np.ndarray, grid: tuple[int, int], owner: str, *, tolerance: float
 ) -> list[str]:
-  """A sentence where the stored table is not the one that is computed."""
-  ours = sincos_table(grid, table_ND.shape[1])
-  error = float(np.abs(ours - table_ND).max())
+  """Returns a sentence where a stored table is not the computed one.
+
+  Args:
+    owner: of the table, for the sentence.
+  """
+  computed = sincos_table(grid, table_ND.shape[1])
+  error = float(np.abs(computed - table_ND).max())
   if error <= tolerance:
     return []
   return [
-    f"The {what}'s stored position table differs from the sin-cos table by up "
+    f"The {owner}'s stored position table differs from the sin-cos table by up "
     f'to {error:.2g}: this model computes the table, so its outputs will '
     'differ from those of the code that the file is from; for features, '
     "pos_embed='interpolate' takes the stored one."
@@ -58,7 +55,7 @@ def note(
 def resize(
   table_ND: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> np.ndarray:
-  """A position table of another grid, by bicubic interpolation.
+  """Resizes a position table to another grid, by bicubic interpolation.
 
   As PyTorch's interpolate(mode='bicubic', align_corners=False): Keys' kernel
   with a = -0.75, the border repeated, no antialiasing.
@@ -68,7 +65,8 @@ def resize(
     old_grid, new_grid: rows and columns; N is the product of the old ones.
 
   Returns:
-    float32 [product of the new ones, D]; the very table where nothing changes.
+    float32 [product of the new ones, D]; where nothing changes the table
+    itself.
 
   Raises:
     UserError: the table is not of the old grid.
@@ -88,7 +86,7 @@ def resize(
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:
-  """What each new place takes of each old one: [new, old]."""
+  """Returns the weight of each old place in each new one: [new, old]."""
   a = -0.75
   place = (np.arange(new) + 0.5) * old / new - 0.5
   first = np.floor(place).astype(int) - 1
@@ -106,7 +104,7 @@ def _bicubic(old: int, new: int) -> np.ndarray:
 
 
 def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
-  """The fixed 2-D sin-cos position embedding.
+  """Computes the fixed 2-D sin-cos position embedding.
 
   Args:
     grid: rows and columns of patches.

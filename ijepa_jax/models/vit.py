@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ijepa_jax.errors import UserError
+from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.models import positions, transformer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -211,8 +211,7 @@ def make_models(
   Raises:
     UserError: an unknown name, or a width that the heads do not divide.
   """
-  if size not in SIZES:
-    raise UserError(f'model.size is {size!r}: take one of {", ".join(SIZES)}.')
+  one_of('model.size', size, SIZES)
   computation = _computation(**computation)
   sizes = dict(SIZES[size])
   if width:
@@ -252,10 +251,7 @@ def _computation(
     ('dtype', dtype, ('float32', 'bfloat16')),
     ('attention', attention, ('xla', 'cudnn')),
   ):
-    if value not in known:
-      raise UserError(
-        f'model.{name} is {value!r}: take one of {", ".join(known)}.'
-      )
+    one_of(f'model.{name}', value, known)
   return dict(
     kernel_init=transformer.INITS[init],
     dtype=jnp.dtype(dtype),

@@ -1,4 +1,4 @@
-"""A frozen encoder to look through, or raw pixels in its place.
+"""A frozen encoder for evaluations, or raw pixels in its place.
 
 The paper evaluates the average pool over the tokens of the last layer, and the
 concatenation of those of the last four.
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.models import positions, vit
 from ijepa_jax.runtime.checkpoint import checksums
 
@@ -21,17 +22,16 @@ NUM_LAST_LAYERS = 4  # layers that the paper's wider features concatenate
 
 @dataclasses.dataclass(frozen=True)
 class FrozenEncoder:
-  """An encoder, its parameters, and what it expects.
+  """An encoder, its parameters, and the images that it expects.
 
   Attributes:
     encoder: the Linen module.
     params: its parameters, float32, on the devices.
     mean, std: per channel, of pixels in [0, 1].
-    image_size: (H, W) in pixels that images are brought to: what it was trained
-      with, unless `load` was told otherwise.
+    image_size: (H, W) in pixels that images are brought to: that of the
+      training, unless the caller asked for another.
     channels: of its images.
     name: for tables and logs.
-    model: the size's name, patch_size and so on.
     table: the position table that is interpolated, float32 [rows, columns, D];
       None: the sin-cos table is computed for every grid.
   """
@@ -43,12 +43,49 @@ class FrozenEncoder:
   image_size: tuple[int, int]
   channels: int
   name: str
-  model: dict
   table: np.ndarray | None = None
+
+  def adapted(
+    self, table_ND, size, pos_embed: str, dtype: str | None
+  ) -> 'FrozenEncoder':
+    """Returns this encoder for other images, or computed in another type.
+
+    Args:
+      table_ND: the stored position table, of `self.image_size`; None: it is the
+        computed one.
+      size: (H, W) in pixels, or None to keep it.
+      pos_embed, dtype: see load.load_encoder.
+
+    Raises:
+      UserError: the size is not a whole number of patches.
+    """
+    p, name, table = self.encoder.patch_size, self.name, None
+    if size and (size[0] % p or size[1] % p):
+      raise UserError(
+        f'image_size is {size}: take a whole number of patches of {p} pixels.'
+      )
+    encoder = self.encoder.clone(dtype=jnp.dtype(dtype or self.encoder.dtype))
+    if encoder.dtype == jnp.float32:  # cuDNN's attention is of 16 bits alone
+      encoder = encoder.clone(attention='xla')
+    if size not in (None, self.image_size):
+      name += f', at {size[0]} x {size[1]}'
+    if pos_embed == 'interpolate':
+      name += ', positions interpolated'
+      grid = tuple(n // p for n in self.image_size)
+      if table_ND is None:
+        table_ND = positions.sincos_table(grid, encoder.width)
+      table = table_ND.reshape(*grid, -1)
+    return dataclasses.replace(
+      self,
+      encoder=encoder,
+      image_size=size or self.image_size,
+      name=name,
+      table=table,
+    )
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Changes with any parameter and whatever else changes the features."""
+    """A text that changes with whatever changes the features."""
     identity = [checksums.digests(self.params), repr(self.encoder)]
     identity += [self.mean, self.std, self.image_size, self.channels]
     if self.table is not None:
@@ -57,10 +94,14 @@ class FrozenEncoder:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
   def normalize(self, image_BHWC: jax.Array) -> jax.Array:
+    """Returns uint8 images as normalized float32; floats as they are."""
     return vit.normalize(image_BHWC, self.mean, self.std)
 
   def position(self, image_shape: tuple[int, ...]) -> np.ndarray | None:
-    """Of images [B, H, W, C]: float32 [N, D]; None: the encoder computes it."""
+    """Returns the position table of images [B, H, W, C], float32 [N, D].
+
+    None: the encoder computes it.
+    """
     if self.table is None:
       return None
     rows, columns, width = self.table.shape
@@ -71,11 +112,11 @@ class FrozenEncoder:
     )
 
   def encode(self, params, image_BHWC, **kwargs):
-    """The encoder on full images of any whole number of patches.
+    """Applies the encoder to full images of any whole number of patches.
 
     Args:
       params: of the encoder.
-      image_BHWC: uint8, or float32 already normalised.
+      image_BHWC: uint8, or float32 already normalized.
       **kwargs: of the encoder.
 
     Returns:
@@ -89,14 +130,15 @@ class FrozenEncoder:
     )
 
   def pooled(self, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
-    """The features that the paper probes, in one pass; for `jax.jit`.
+    """Computes the features that the paper probes, in one pass; for `jax.jit`.
 
-    Average pool over the tokens of the last layer, and the concatenation of
-    those of the last 4 layers, each after the encoder's last norm.
+    They are the average pool over the tokens of the last layer, and the
+    concatenation of those of the last 4 layers, each after the encoder's last
+    norm.
 
     Args:
       params: of the encoder.
-      image_BHWC: uint8, or float32 already normalised.
+      image_BHWC: uint8, or float32 already normalized.
 
     Returns:
       float32 [B, D] and [B, 4 D] (fewer where there are fewer layers).
@@ -108,16 +150,15 @@ class FrozenEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class RawPixels:
-  """Raw pixels in the place of features; see `FrozenEncoder`."""
+  """Raw pixels in the place of an encoder's features; see `FrozenEncoder`."""
 
   image_size: tuple[int, int]
   channels: int
   params: dict = dataclasses.field(default_factory=dict)
   fingerprint: str = 'pixels'
   name: str = 'raw pixels'
-  model: dict = dataclasses.field(default_factory=dict)
 
   def pooled(self, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
-    """float32 [B, H W C] in [0, 1], twice."""
+    """Returns float32 [B, H W C] in [0, 1], twice."""
     x = image_BHWC.reshape(len(image_BHWC), -1).astype(jnp.float32) / 255
     return x, x

@@ -1,39 +1,145 @@
-"""An encoder to look through: of a training run, or of a file from elsewhere.
+"""Any path to weights, to an encoder on the devices, to features of pictures.
 
-Which model it is stands in the run's config.json or in the file; nothing has to
-be said twice. Beside the trained ones of a run there are two to compare with:
-the same encoder untrained, and none at all.
+    read_weights   every part, on the host: to begin a run with, to convert
+    load_frozen    one encoder, on the devices: to evaluate, to fine-tune
+    load_encoder   features of pictures: `ijepa_jax.load_encoder`
+
+A path is that of a training workdir or an export of python -m
+ijepa_jax.convert (config.json and checkpoints/), of a released .pth.tar file
+(which needs torch), or of a Hugging Face folder. Which model it holds stands in
+it; nothing has to be said twice.
 """
 
-import json
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
 
-from ijepa_jax.errors import UserError
+from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.methods import from_config
-from ijepa_jax.models import positions, vit
-from ijepa_jax.pretrained.formats import (
-  huggingface,
-  release,
-  safetensors,
-  weights,
-)
+from ijepa_jax.models import vit
+from ijepa_jax.pretrained.formats import huggingface, orbax, release, weights
 from ijepa_jax.pretrained.frozen_encoder import FrozenEncoder, RawPixels
+from ijepa_jax.pretrained.image_encoder import ImageEncoder
 from ijepa_jax.runtime import files, sharding
-from ijepa_jax.runtime.checkpoint import checkpointer
-from ijepa_jax.runtime.config import read_run_config
+from ijepa_jax.runtime.config import read_config, read_run_config
 
-WHICH = 'target', 'context', 'untrained', 'pixels'
+FORMATS = 'orbax', 'release', 'huggingface'
+WHICH = *weights.ENCODERS, 'untrained', 'pixels'
 POS_EMBED = 'recompute', 'interpolate'
-_PARTS = {'target': 'target', 'context': 'encoder'}  # as in weights.PARTS
 
 
-def load(
-  path: str,
+def detect_format(path) -> str:
+  """Returns the name in FORMATS of what lies at a path.
+
+  Raises:
+    UserError: there is nothing.
+  """
+  path = files.resolve(path)
+  if not path.exists():
+    raise UserError(f'There is nothing at {path}.')
+  if path.is_file():
+    return 'release'
+  return 'huggingface' if 'model_type' in read_config(path) else 'orbax'
+
+
+def read_weights(
+  path,
+  *,
+  step: int | None = None,
+  optimizer: bool = False,
+  heads: int | None = None,
+  image_size: tuple[int, int] | None = None,
+) -> weights.Weights:
+  """Reads all parts that a path holds; logs none of its notes.
+
+  Args:
+    path: see above.
+    step: of a run's checkpoint; None: the newest that can be read.
+    optimizer: read AdamW's state too, where it is there; its moments are as
+      large as two more models.
+    heads: of a .pth.tar file that does not say; None: the method's for its
+      width.
+    image_size: (H, W) in pixels of a .pth.tar file whose position table does
+      not tell.
+
+  Returns:
+    Weights, float32 on the host.
+
+  Raises:
+    UserError: there is nothing of the kind, or it does not fit.
+    checkpointer.CheckpointError: a run's checkpoints are damaged.
+  """
+  path = files.resolve(path)
+  kind = detect_format(path)
+  if kind == 'orbax':
+    return orbax.read(path, step=step, optimizer=optimizer)
+  if step is not None:
+    raise UserError(f'step is {step}: only a training run has steps.')
+  if kind == 'huggingface':
+    return huggingface.read(path)
+  return release.read(
+    path, heads=heads, image_size=image_size, optimizer=optimizer
+  )
+
+
+def load_encoder(
+  path,
+  *,
+  which: str = 'target',
+  step: int | None = None,
+  image_size: int | tuple[int, int] | None = None,
+  pos_embed: str = 'recompute',
+  heads: int | None = None,
+  dtype: str | None = None,
+  batch_size: int = 64,
+  mesh=None,
+) -> ImageEncoder:
+  """Loads an encoder of anybody's I-JEPA, for features of pictures.
+
+      encoder = ijepa_jax.load_encoder('runs/vit_l16')
+      encoder.features(['a.jpg', 'b.jpg'])            # [2, D]
+      encoder.features(images_BHWC, kind='tokens')    # [B, N, D]
+
+  Args (many, for each is a choice of its own and has a default):
+    path: of a training workdir, an export of python -m ijepa_jax.convert, a
+      released .pth.tar file (which needs torch), a Hugging Face folder.
+    which: 'target', which the paper evaluates; 'context'; or, of a workdir,
+      'untrained', as the run began. Where a path holds one of the two encoders
+      alone, as Hugging Face's folders do, it is taken, and a warning says so.
+    step: of a workdir's checkpoint; None: the newest that can be read.
+    image_size: (H, W) in pixels, or the side of a square, that pictures of a
+      list are brought to; None: that of the training.
+    pos_embed: on another grid of patches than in training, 'recompute' the
+      sin-cos table or 'interpolate' the stored one, bicubically, as Hugging
+      Face's `interpolate_pos_encoding` does. A table that was trained is taken
+      by 'interpolate' alone.
+    heads: of a .pth.tar file that does not say; None: the method's for its
+      width.
+    dtype: of the computation, 'float32' or 'bfloat16'; None: as it was trained,
+      or float32 where that is not known.
+    batch_size: images at a time over all devices.
+    mesh: devices of this process that share the work, see sharding.make_mesh;
+      None: all of them.
+
+  Raises:
+    UserError: there is nothing of the kind, it is damaged or of another
+      model, or an argument does not fit it.
+  """
+  if which == 'pixels':
+    raise UserError('which is pixels: there is no encoder to that.')
+  mesh = mesh or sharding.make_mesh(devices=jax.local_devices())
+  if mesh.is_multi_process:
+    raise UserError('The mesh has devices of other processes: leave them out.')
+  if batch_size < 1:
+    raise UserError(f'batch_size is {batch_size}: take 1 or more.')
+  options = dict(which=which, step=step, image_size=image_size)
+  options |= dict(pos_embed=pos_embed, heads=heads, dtype=dtype)
+  return ImageEncoder(load_frozen(path, mesh=mesh, **options), mesh, batch_size)
+
+
+def load_frozen(
+  path,
   *,
   mesh=None,
   which: str = 'target',
@@ -43,45 +149,33 @@ def load(
   heads: int | None = None,
   dtype: str | None = None,
 ) -> FrozenEncoder | RawPixels:
-  """Loads an encoder.
+  """Loads an encoder onto the devices, for evaluations and fine-tuning.
 
   Args:
-    path: of a training workdir or an export to orbax (config.json and
-      checkpoints/), a released .pth.tar file (which needs torch), or a Hugging
-      Face folder.
     mesh: devices that hold the parameters, split by the rule of
       runtime/sharding.py; None: all, each with a copy.
-    which: 'target', which the paper evaluates; 'context'; or of a run, to
-      compare with, 'untrained', as it began, or 'pixels'. Where there is one of
-      the two only, as in Hugging Face folders, it is taken, and said in words.
-    step: of a run's checkpoint; None: the newest that can be read.
-    image_size, pos_embed, heads, dtype: see image_encoder.load_encoder.
+    which: as in `load_encoder`, or 'pixels': raw pixels to compare a run with.
+    path, step, image_size, pos_embed, heads, dtype: see `load_encoder`.
 
   Raises:
-    UserError: there is nothing of the kind, it is damaged or of another model,
-      or what is asked for does not fit it.
+    UserError: see `load_encoder`.
   """
-  for name, value, known in (
-    ('which', which, WHICH),
-    ('pos_embed', pos_embed, POS_EMBED),
-    ('dtype', dtype, (None, 'float32', 'bfloat16')),
-  ):
-    if value not in known:
-      raise UserError(
-        f'{name} is {value!r}: take one of {", ".join(map(str, known))}.'
-      )
+  one_of('which', which, WHICH)
+  one_of('pos_embed', pos_embed, POS_EMBED)
+  one_of('dtype', dtype, (None, 'float32', 'bfloat16'))
   path, mesh = files.resolve(path), mesh or sharding.make_mesh()
-  size = _size(image_size)
-  if read := detect_format(path):
-    found = _from_weights(path, read, mesh, which, step, heads, size)
+  size = _height_and_width(image_size)
+  if detect_format(path) != 'orbax':
+    frozen, table = _from_file(path, mesh, which, step, heads, size)
+  elif which == 'pixels':
+    data = read_run_config(path).data
+    return RawPixels(size or tuple(data.image_size), data.channels)
   else:
-    found = _from_run(path, mesh, which, step)
-  if which == 'pixels':
-    return RawPixels(size or found['image_size'], found['channels'])
-  return _frozen(mesh, size, pos_embed, dtype, **found)
+    frozen, table = _from_run(path, mesh, which, step)
+  return frozen.adapted(table, size, pos_embed, dtype)
 
 
-def _size(image_size) -> tuple[int, int] | None:
+def _height_and_width(image_size) -> tuple[int, int] | None:
   if image_size is None:
     return None
   pair = (image_size, image_size) if np.ndim(image_size) == 0 else image_size
@@ -92,90 +186,56 @@ def _size(image_size) -> tuple[int, int] | None:
   return tuple(pair)
 
 
-def _frozen(
-  mesh, size, pos_embed, dtype, *, encoder, params, table, image_size, **kwargs
-) -> FrozenEncoder:
-  """Args: `table` as it is stored, for `image_size`, or None where it is none
-  of its own; the others see `load` and `FrozenEncoder`."""
-  p, name = encoder.patch_size, kwargs.pop('name')
-  if size and (size[0] % p or size[1] % p):
-    raise UserError(
-      f'image_size is {size}: take a whole number of patches of {p} pixels.'
-    )
-  encoder = encoder.clone(dtype=jnp.dtype(dtype or encoder.dtype))
-  if encoder.dtype == jnp.float32:  # cuDNN's attention is of 16 bits alone
-    encoder = encoder.clone(attention='xla')
-  grid = image_size[0] // p, image_size[1] // p
-  if size not in (None, image_size):
-    name += f', at {size[0]} x {size[1]}'
-  if pos_embed == 'interpolate':
-    name += ', positions interpolated'
-    if table is None:
-      table = positions.sincos_table(grid, encoder.width)
-    table = table.reshape(*grid, -1)
-  else:
-    table = None
-  return FrozenEncoder(
-    encoder,
-    params,
-    image_size=size or image_size,
-    name=name,
-    table=table,
-    **kwargs,
-  )
-
-
-def _from_run(path, mesh, which, step) -> dict:
-  """What `_frozen` takes; of pixels, what they need."""
+def _from_run(path, mesh, encoder, step):
+  """Returns a run's FrozenEncoder, and its stored position table or None."""
   config = read_run_config(path)
-  if which == 'untrained' and 'converted_from' in config:
-    raise UserError(f'which is {which!r}: only a training run can give that.')
+  if encoder == 'untrained' and 'converted_from' in config:
+    raise UserError(f'which is {encoder!r}: only a training run can give that.')
   if mesh.devices.flat[0].platform != 'gpu':  # the same, without cuDNN
     config.model.attention = 'xla'
-  d, model = config.data, from_config.make_method(config)
-  found = {'image_size': tuple(d.image_size), 'channels': d.channels}
-  if which == 'pixels':
-    return found
-  params, which, words = _params(path, config, model, mesh, which, step)
-  return found | dict(
-    encoder=model.encoder,
-    params=params,
-    table=_stored_table(path, which, model.encoder, found['image_size']),
-    mean=model.mean,
-    std=model.std,
+  method, table = from_config.make_method(config), None
+  if encoder == 'untrained':
+    params, words = _untrained_params(config, method, mesh), 'untrained encoder'
+  else:
+    part = weights.ENCODERS[encoder]
+    loaded = orbax.read(path, step=step, encoder=part, mesh=mesh)
+    part = _held_encoder(path, loaded, part)
+    params, table = loaded.params[part], loaded.tables.get(part)
+    words = f'step {loaded.step}, {weights.PARTS[part].words}'
+  frozen = FrozenEncoder(
+    method.encoder,
+    params,
+    mean=method.mean,
+    std=method.std,
+    image_size=tuple(config.data.image_size),
+    channels=config.data.channels,
     name=f'{epath.Path(path).name}, {words}',
-    model=config.model.to_dict(),
   )
+  return frozen, table
 
 
-def detect_format(path):
-  """What reads a file from elsewhere, or None where it is a workdir."""
-  path = epath.Path(path)
-  if path.is_file():
-    return release.read
-  try:
-    config = json.loads((path / 'config.json').read_text())
-  except (OSError, ValueError):
-    return None
-  return huggingface.read if 'model_type' in config else None
+def _untrained_params(config, method, mesh):
+  """Returns the encoder's parameters with which the run began."""
+
+  def init(key):
+    shape = *config.data.image_size, config.data.channels
+    return method.init_params(key, shape)['encoder']
+
+  # As jobs draw, whatever generator JAX is told to use.
+  key = jax.random.key(config.seed, impl='threefry2x32')
+  shardings = sharding.state_sharding(jax.eval_shape(init, key), mesh)
+  return jax.jit(init, out_shardings=shardings)(key)
 
 
-def _from_weights(path, read, mesh, which, step, heads, size) -> dict:
-  """What `_frozen` takes."""
-  name = _PARTS.get(which)
-  if name is None:
-    raise UserError(f'which is {which!r}: only a training run can give that.')
-  if step is not None:
-    raise UserError(f'step is {step}: only a training run has steps.')
-  torch = read is release.read
-  found = _read_torch(path, heads, size) if torch else read(path)
-  only = name not in found.params
-  if only:
-    (name,) = found.params.keys() & {'encoder', 'target'}
-  c, params = found.config, found.params[name]
-  words = {'target': 'target', 'encoder': 'context'}[name]
-  if only:
-    logging.warning('%s holds the %s encoder alone: taken.', path, words)
+def _from_file(path, mesh, encoder, step, heads, size):
+  """Returns a file's FrozenEncoder, and its stored position table."""
+  part = weights.ENCODERS.get(encoder)
+  if part is None:
+    raise UserError(f'which is {encoder!r}: only a training run can give that.')
+  loaded = read_weights(path, step=step, heads=heads, image_size=size)
+  loaded.log_notes(path)
+  part = _held_encoder(path, loaded, part)
+  c, params = loaded.config, loaded.params[part]
   if missing := {'mean', 'std'} - c.keys():
     missing = ' and '.join(sorted(missing))
     if c['channels'] != 3:
@@ -188,101 +248,23 @@ def _from_weights(path, read, mesh, which, step, heads, size) -> dict:
       path,
       missing,
     )
-  return dict(
-    encoder=weights.models(c)[0],
-    params=jax.device_put(params, sharding.state_sharding(params, mesh)),
-    table=found.tables[name],
+  frozen = FrozenEncoder(
+    weights.models(c)[0],
+    jax.device_put(params, sharding.state_sharding(params, mesh)),
     mean=tuple(c.get('mean', vit.IMAGENET_MEAN)),
     std=tuple(c.get('std', vit.IMAGENET_STD)),
     image_size=tuple(c['image_size']),
     channels=c['channels'],
-    name=f'{epath.Path(path).name}, {words} encoder',
-    model={'size': weights.size_name(c), 'patch_size': c['patch_size']},
+    name=f'{epath.Path(path).name}, {weights.PARTS[part].words}',
   )
+  return frozen, loaded.tables[part]
 
 
-def _read_torch(path, heads, size) -> weights.Weights:
-  try:
-    return release.read(path, heads=heads)
-  except ValueError:
-    # Perhaps it only does not say which grid its table is of.
-    if size is None:
-      raise
-    return release.read(path, heads=heads, image_size=size)
-
-
-def _params(path, config, model, mesh, which, step):
-  """The encoder's parameters, which they are, and that in words."""
-
-  def init(key):
-    d = config.data
-    shape = *d.image_size, d.channels
-    return model.init_params(key, shape)['encoder']
-
-  # As jobs draw, whatever generator JAX is told to use.
-  key = jax.random.key(config.seed, impl='threefry2x32')
-  wanted = sharding.with_shardings(jax.eval_shape(init, key), mesh)
-  if which == 'untrained':
-    shardings = jax.tree.map(lambda x: x.sharding, wanted)
-    params = jax.jit(init, out_shardings=shardings)(key)
-    return params, which, 'untrained encoder'
-
-  def read(checkpoints):
-    nonlocal which
-    # What was exported may hold one of the two alone, as other files do.
-    names, places = checkpoints.names(step), ('target/', 'params/encoder/')
-    there = [any(n.startswith(place) for n in names) for place in places]
-    if sum(there) == 1:
-      other = 'target' if there[0] else 'context'
-      if which != other:
-        logging.warning('%s holds the %s encoder alone: taken.', path, other)
-      which = other
-    # As the names are in train_step.State; nothing else is read from the disk.
-    tree = {'target': wanted}
-    if which == 'context':
-      tree = {'params': {'encoder': wanted}}
-    return checkpoints.read(tree, step)
-
-  tree, step = from_checkpoints(path, read)
-  params = tree['target'] if which == 'target' else tree['params']['encoder']
-  return params, which, f'step {step}, {which} encoder'
-
-
-def from_checkpoints(workdir, read):
-  """What `read` makes of a run's Checkpointer.
-
-  It is called anew where a checkpoint went while it was read: a run that trains
-  deletes old ones.
-
-  Raises:
-    UserError: as `read` does.
-  """
-  place = files.resolve(workdir) / 'checkpoints'
-  with checkpointer.Checkpointer(place) as checkpoints:
-    while True:
-      before = checkpoints.steps()
-      try:
-        return read(checkpoints)
-      except (ValueError, checkpointer.CheckpointError):
-        if not set(before) - set(checkpoints.steps()):
-          raise
-        logging.info('The run at %s goes on: its newest is read anew.', workdir)
-
-
-def _stored_table(path, which, encoder, image_size) -> np.ndarray | None:
-  """Of an export, where it is not the table that is computed."""
-  file = epath.Path(path) / positions.FILE
-  part = _PARTS.get(which)
-  if not file.exists() or not part:
-    return None
-  table = safetensors.read(file)[0].get(part)
-  if table is None:
-    return None
-  p = encoder.patch_size
-  n = (image_size[0] // p) * (image_size[1] // p)
-  if table.shape != (n, encoder.width):
-    raise UserError(
-      f'{file}: {part} is {list(table.shape)}, which is no position table of '
-      'this model.'
-    )
-  return weights.require_finite(np.array(table), f'{file}: {part}')
+def _held_encoder(path, loaded: weights.Weights, part: str) -> str:
+  """Returns `part`, or the other encoder where a path holds that alone."""
+  if part in loaded.params:
+    return part
+  (part,) = loaded.params.keys() & set(weights.ENCODERS.values())
+  words = weights.PARTS[part].words
+  logging.warning('%s holds the %s alone: taken.', path, words)
+  return part

@@ -1,8 +1,8 @@
-"""Weighted k-nearest-neighbour accuracy of frozen features, exact.
+"""Weighted k-nearest-neighbor accuracy of frozen features, exact.
 
-Neighbours by cosine similarity, each voting with exp(cosine / temperature), as
-DINO and its successors report it: nothing is trained, so nothing is tuned but k
-and the temperature.
+Neighbors by cosine similarity, each voting with exp(cosine / temperature), as
+DINO and its successors report it. Nothing is trained, so that only k and the
+temperature are tuned.
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from ijepa_jax.runtime import sharding
 
 KS = (10, 20, 100, 200)
 TEMPERATURES = (0.07,)
-_SPLIT = PartitionSpec(('data', 'fsdp'))
+_BY_ROWS = PartitionSpec(('data', 'fsdp'))
 _CHUNK = 8192  # training examples that a device compares at a time
+_QUERIES = 256  # test examples at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Result:
   """Accuracies of a sweep.
 
   Attributes:
-    accuracies: (k, temperature) -> of the test examples, in [0, 1].
+    accuracies: (k, temperature) -> accuracy of the test examples, in [0, 1].
   """
 
   accuracies: dict[tuple[int, float], float]
@@ -38,14 +39,14 @@ class Result:
   def best(self) -> tuple[int, float]:
     """The (k, temperature) of the highest accuracy, of equals the first.
 
-    Chosen on the test examples, as is usual: of a wide sweep it flatters, so
-    `chosen` goes with it.
+    It is chosen on the test examples, as is usual. With a wide sweep this
+    flatters, so report `selection_note` with it.
     """
     return max(self.accuracies, key=self.accuracies.get)
 
   @property
-  def chosen(self) -> str:
-    """How the best was chosen, in words; '' where it is the only one."""
+  def selection_note(self) -> str:
+    """How the best was chosen, as a sentence; '' if it is the only one."""
     (k, t), n = self.best, len(self.accuracies)
     if n == 1:
       return ''
@@ -55,8 +56,8 @@ class Result:
     )
 
 
-def at_most(ks: tuple[int, ...], examples: int) -> tuple[int, ...]:
-  """Numbers of neighbours that there are: all examples instead of more."""
+def limit_ks(ks: tuple[int, ...], examples: int) -> tuple[int, ...]:
+  """Returns the ks, ascending, with larger ones replaced by `examples`."""
   return tuple(sorted({min(k, examples) for k in ks}))
 
 
@@ -67,73 +68,82 @@ def knn(
   test_y,
   *,
   classes: int,
+  mesh,
   ks: tuple[int, ...] = KS,
   temperatures: tuple[float, ...] = TEMPERATURES,
-  mesh=None,
-  block: int = 256,
 ) -> Result:
   """Classifies test features by their nearest training features.
 
-  Equally near neighbours are taken in the order of the training examples, and
+  Equally near neighbors are taken in the order of the training examples, and
   classes with equal votes in the order of their labels. A feature of length 0
   has a cosine of 0 with every other.
 
   Args:
-    train_ND, test_ND: float32 features, numpy or mapped from disk.
+    train_ND, test_ND: float32 features, in memory or mapped from disk.
     train_y, test_y: int [N] in [0, classes).
-    ks: numbers of neighbours.
+    mesh: devices over which the training examples are split.
+    ks: numbers of neighbors.
     temperatures: above 0.
-    mesh: devices over which the training examples are split; None: all.
-    block: test examples at a time.
 
   Raises:
-    UserError: labels or features that can't be (see `labels.check_features`),
-      a k that is not from 1 to the number of training examples, a temperature
+    UserError: labels or features are wrong (see `labels.check_features`), a k
+      is not from 1 to the number of training examples, or a temperature is
       not above 0.
   """
   labels.check_features(train_ND, train_y, 'training', classes)
   labels.check_features(test_ND, test_y, 'test', classes)
   ks = tuple(sorted(set(ks)))
-  whole = all(isinstance(k, (int, np.integer)) for k in ks)
-  if not ks or not whole or not 1 <= ks[0] <= ks[-1] <= len(train_y):
-    raise UserError(
-      f'ks are {ks}: take one or more whole numbers, from 1 to the '
-      f'{len(train_y)} training examples.'
-    )
-  if not temperatures or not all(t > 0 for t in temperatures):
-    raise UserError(
-      f'temperatures are {tuple(temperatures)}: take one or more above 0.'
-    )
-  mesh = mesh or sharding.make_mesh()
-  bank_ND = _normalise(mesh)(sharding.shard_rows(train_ND, mesh, np.float32))
+  _check_sweep(ks, temperatures, len(train_y))
+  # The training examples, by cosine: of length 1; padded ones are labelled -1.
+  bank_ND = _normalize(mesh)(sharding.shard_rows(train_ND, mesh, np.float32))
   bank_y = sharding.shard_rows(train_y, mesh, np.int32, fill=-1)
-  count_right = _compiled(mesh, ks)
+  count_correct = _compile_count(mesh, ks)
   temperature_T = np.asarray(temperatures, np.float32)
-  right_KT = np.zeros((len(ks), len(temperatures)), np.int64)
+  correct_KT = np.zeros((len(ks), len(temperatures)), np.int64)
   n = len(test_y)
   with tqdm.tqdm(total=n, desc='kNN', unit='img', disable=None) as bar:
-    for start in range(0, n, block):
-      x_QD = np.asarray(test_ND[start : start + block], np.float32)
-      y_Q = np.asarray(test_y[start : start + block], np.int32)
-      rows = len(y_Q)
-      pad = min(block, n) - rows  # one shape, one compilation
-      x_QD = np.pad(x_QD, [(0, pad), (0, 0)])
-      y_Q = np.pad(y_Q, [(0, pad)], constant_values=-1)
-      right_KT += np.asarray(
-        count_right(bank_ND, bank_y, x_QD, y_Q, temperature_T)
+    for x_QD, y_Q in _query_blocks(test_ND, test_y):
+      correct_KT += np.asarray(
+        count_correct(bank_ND, bank_y, x_QD, y_Q, temperature_T)
       )
-      bar.update(rows)
+      bar.update(np.count_nonzero(y_Q >= 0))
   return Result(
     {
-      (k, float(t)): int(right_KT[i, j]) / n
+      (k, float(t)): int(correct_KT[i, j]) / n
       for i, k in enumerate(ks)
       for j, t in enumerate(temperatures)
     }
   )
 
 
+def _check_sweep(ks, temperatures, examples: int) -> None:
+  integers = all(isinstance(k, (int, np.integer)) for k in ks)
+  if not ks or not integers or not 1 <= ks[0] <= ks[-1] <= examples:
+    raise UserError(
+      f'ks are {ks}: take one or more whole numbers, from 1 to the '
+      f'{examples} training examples.'
+    )
+  if not temperatures or not all(t > 0 for t in temperatures):
+    raise UserError(
+      f'temperatures are {tuple(temperatures)}: take one or more above 0.'
+    )
+
+
+def _query_blocks(x_ND, y_N):
+  """Yields the examples in blocks of one shape; padded ones are labelled -1."""
+  block = min(_QUERIES, len(y_N))
+  for start in range(0, len(y_N), block):
+    x_QD = np.asarray(x_ND[start : start + block], np.float32)
+    y_Q = np.asarray(y_N[start : start + block], np.int32)
+    pad = block - len(y_Q)  # one shape, one compilation
+    yield (
+      np.pad(x_QD, [(0, pad), (0, 0)]),
+      np.pad(y_Q, [(0, pad)], constant_values=-1),
+    )
+
+
 def nearest(bank_ND, bank_y, x_QD, k: int) -> tuple[jax.Array, jax.Array]:
-  """The k nearest of one device's examples, in chunks.
+  """Finds the k nearest examples of one device's bank, in chunks.
 
   Args:
     bank_ND: float32 [N, D], rows of length 1.
@@ -141,8 +151,8 @@ def nearest(bank_ND, bank_y, x_QD, k: int) -> tuple[jax.Array, jax.Array]:
     x_QD: float32 [Q, D], rows of length 1.
 
   Returns:
-    cosines float32 [Q, k], falling, and labels int32 [Q, k]; of equals the
-    first ones first; -inf and -1 where there are fewer than k.
+    cosines float32 [Q, k], descending, and labels int32 [Q, k]; of equals the
+    first in the bank comes first; -inf and -1 if there are fewer than k.
   """
   n, d = bank_ND.shape
   count = -(-n // _CHUNK)
@@ -153,84 +163,84 @@ def nearest(bank_ND, bank_y, x_QD, k: int) -> tuple[jax.Array, jax.Array]:
 
   def merge(best, chunk):
     chunk_CD, chunk_y = chunk
-    # In full: TensorFloat-32 would take other neighbours.
+    # Full precision: TensorFloat-32 would find other neighbors.
     cosine_QC = jnp.matmul(x_QD, chunk_CD.T, precision='highest')
     cosine_QC = jnp.where(chunk_y >= 0, cosine_QC, -jnp.inf)
     label_QC = jnp.broadcast_to(chunk_y, cosine_QC.shape)
-    return _top(
+    return _top_k(
       jnp.concatenate([best[0], cosine_QC], 1),
       jnp.concatenate([best[1], label_QC], 1),
       k,
     ), None
 
-  nothing = (
+  empty = (
     jnp.full((len(x_QD), k), -jnp.inf, jnp.float32),
     jnp.full((len(x_QD), k), -1, jnp.int32),
   )
   chunks = bank_ND.reshape(count, size, d), bank_y.reshape(count, size)
-  return jax.lax.scan(merge, nothing, chunks)[0]
+  return jax.lax.scan(merge, empty, chunks)[0]
 
 
-def _top(cosine_QM, label_QM, k):
-  # Of equals top_k takes those that stand first.
+def _top_k(cosine_QM, label_QM, k):
+  # Of equal cosines top_k takes those that come first.
   cosine_QK, index_QK = jax.lax.top_k(cosine_QM, k)
   return cosine_QK, jnp.take_along_axis(label_QM, index_QK, 1)
 
 
-def votes(cosine_QK, label_QK, k: int, temperature) -> jax.Array:
-  """The answers of the first k neighbours: int32 [Q].
+def vote(cosine_QK, label_QK, k: int, temperature) -> jax.Array:
+  """Returns the label that the first k neighbors elect: int32 [Q].
 
   Args:
-    cosine_QK, label_QK: of K >= k neighbours, the nearest first.
+    cosine_QK, label_QK: of K >= k neighbors, the nearest first.
     temperature: of the weights exp(cosine / temperature).
   """
   cosine_QK, label_QK = cosine_QK[:, :k], label_QK[:, :k]
-  # Relative to the nearest: exp(1 / .01) is no float32.
+  # Relative to the nearest, since exp(1 / .01) overflows float32.
   weight_QK = jnp.exp((cosine_QK - cosine_QK[:, :1]) / temperature)
-  # What each neighbour's class gets. Adding up by class instead would need
-  # thousands of columns for few neighbours, and no fixed order on a GPU.
+  # The votes for the class of each neighbor. A sum by class would need
+  # thousands of columns for few neighbors, and has no fixed order on a GPU.
   same_QKK = label_QK[:, :, None] == label_QK[:, None]
-  vote_QK = jnp.where(same_QKK, weight_QK[:, None], 0).sum(-1)
-  won_QK = vote_QK == vote_QK.max(1, keepdims=True)
-  return jnp.where(won_QK, label_QK, jnp.iinfo(jnp.int32).max).min(1)
+  votes_QK = jnp.where(same_QKK, weight_QK[:, None], 0).sum(-1)
+  winner_QK = votes_QK == votes_QK.max(1, keepdims=True)
+  return jnp.where(winner_QK, label_QK, jnp.iinfo(jnp.int32).max).min(1)
 
 
-def _unit(x_ND):
+def _unit_length(x_ND):
   length_N1 = jnp.linalg.norm(x_ND, axis=1, keepdims=True)
   return x_ND / jnp.where(length_N1 == 0, 1, length_N1)
 
 
-# Made once, not at every call, so that they compile once.
+# Cached, so that one mesh compiles once and not at every call.
 @functools.cache
-def _normalise(mesh):
+def _normalize(mesh):
   return jax.jit(
-    _unit, out_shardings=sharding.batch_sharding(mesh), donate_argnums=0
+    _unit_length, out_shardings=sharding.batch_sharding(mesh), donate_argnums=0
   )
 
 
 @functools.cache
-def _compiled(mesh, ks):
-  """(bank_ND, bank_y, x_QD, y_Q, temperature_T) -> right answers [K, T]."""
-  # Each device's nearest side by side, in the order of the devices and so in
-  # that of the training examples.
+def _compile_count(mesh, ks):
+  """(bank_ND, bank_y, x_QD, y_Q, temperature_T) -> correct answers [K, T]."""
+  # The nearest of each device side by side, in the order of the devices and
+  # so of the training examples.
   gather = jax.shard_map(
     functools.partial(nearest, k=ks[-1]),
     mesh=mesh,
-    in_specs=(_SPLIT, _SPLIT, PartitionSpec()),
-    out_specs=PartitionSpec(None, *_SPLIT),
+    in_specs=(_BY_ROWS, _BY_ROWS, PartitionSpec()),
+    out_specs=PartitionSpec(None, *_BY_ROWS),
     check_vma=False,  # the scan starts from constants
   )
 
-  def run(bank_ND, bank_y, x_QD, y_Q, temperature_T):
-    cosine_QK, label_QK = _top(*gather(bank_ND, bank_y, _unit(x_QD)), ks[-1])
+  def count(bank_ND, bank_y, x_QD, y_Q, temperature_T):
+    neighbors = gather(bank_ND, bank_y, _unit_length(x_QD))
+    cosine_QK, label_QK = _top_k(*neighbors, ks[-1])
 
-    def right(k):
+    def correct(k):
       answer_TQ = jax.lax.map(
-        lambda t: votes(cosine_QK, label_QK, k, t), temperature_T
+        lambda t: vote(cosine_QK, label_QK, k, t), temperature_T
       )
       return (answer_TQ == y_Q).sum(1, dtype=jnp.int32)
 
-    return jnp.stack([right(k) for k in ks])
+    return jnp.stack([correct(k) for k in ks])
 
-  whole = sharding.replicated(mesh)
-  return jax.jit(run, out_shardings=whole)
+  return jax.jit(count, out_shardings=sharding.replicated(mesh))

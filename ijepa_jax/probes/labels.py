@@ -1,4 +1,4 @@
-"""Labels: their checks, few-shot subsets, and counting right answers."""
+"""Labels: their checks, few-shot subsets, and which answers are correct."""
 
 import dataclasses
 
@@ -9,31 +9,31 @@ import tqdm
 
 from ijepa_jax.errors import UserError
 
-HELD_OUT = 0.2  # of the training rows, to choose a penalty by
+HELD_OUT_SHARE = 0.2  # of the training examples, to choose a penalty by
 
 
-def check(y_N, which: str, classes: int | None = None) -> None:
-  """Refuses labels from which nothing can be learned or judged.
+def check(y_N, split: str, classes: int | None = None) -> None:
+  """Refuses labels of a data set from which no accuracy follows.
 
   Args:
     y_N: of all examples.
-    which: 'training' or 'test', for the sentence.
-    classes: of the task; None: as many as there are.
+    split: 'training' or 'test', for the sentence.
+    classes: of the task; None: as many as the labels have.
 
   Raises:
-    UserError: there are none, they are no whole numbers, one is out of range
-      or not known, or all are the same.
+    UserError: there are no labels, they are no whole numbers, one is out of
+      range or unknown, or all are the same.
   """
-  check_some(y_N, which, classes)
+  check_batch(y_N, split, classes)
   if len(np.unique(y_N)) < 2:
     raise UserError(
-      f'The {len(y_N)} {which} examples have fewer than two classes: an '
+      f'The {len(y_N)} {split} examples have fewer than two classes: an '
       'accuracy on them says nothing.'
     )
 
 
-def check_some(y_B, which: str, classes: int | None = None) -> None:
-  """Refuses labels that are no classes; a few may all be the same.
+def check_batch(y_B, split: str, classes: int | None = None) -> None:
+  """Refuses labels that are no classes; those of a batch may all be the same.
 
   Raises:
     UserError: see `check`.
@@ -41,7 +41,7 @@ def check_some(y_B, which: str, classes: int | None = None) -> None:
   y_B = np.asarray(y_B)
   if y_B.ndim != 1 or not np.issubdtype(y_B.dtype, np.integer):
     raise UserError(
-      f'The {which} labels are {y_B.dtype}{list(y_B.shape)}: give one whole '
+      f'The {split} labels are {y_B.dtype}{list(y_B.shape)}: give one whole '
       'number an example.'
     )
   low, high = (y_B.min(), y_B.max()) if len(y_B) else (0, 0)
@@ -51,135 +51,126 @@ def check_some(y_B, which: str, classes: int | None = None) -> None:
       need = f'{classes} classes need 0 to {classes - 1}'
     unknown = '; -1 is a label that is not known' if low == -1 else ''
     raise UserError(
-      f'The {which} labels run from {low} to {high}: {need}{unknown}.'
+      f'The {split} labels run from {low} to {high}: {need}{unknown}.'
     )
 
 
 def known(source, column: int) -> np.ndarray | None:
-  """The labels of all images of a source, where that costs next to nothing.
+  """Returns the labels that a source knows without reading its images.
 
   Args:
-    source: see sources/.
-    column: which of its labels.
+    source: see data/sources.
+    column: of its labels.
 
   Returns:
-    int32 [N]; None where the images themselves would have to be read.
+    int32 [N]; None if the images would have to be read.
   """
-  every = getattr(source, 'every_label', lambda: None)()
-  return None if every is None else every[:, column]
+  labels_NL = getattr(source, 'every_label', lambda: None)()
+  return None if labels_NL is None else labels_NL[:, column]
 
 
 def read(source, column: int) -> np.ndarray:
-  """The labels of all images of a source: int32 [N].
+  """Returns the labels of all images of a source: int32 [N].
 
-  Where they are not known without, the images are read, but not decoded.
+  If the source does not know them, the images are read, but not decoded.
 
   Raises:
-    OSError: one can't be read. ValueError: one has no such label.
+    OSError: an image can't be read.
+    ValueError: an image has no such label.
   """
-  every = known(source, column)
-  if every is not None:
-    return every
-  images = tqdm.trange(len(source), desc='labels', unit='img', disable=None)
-  return np.array([source[i]['label'][column] for i in images], np.int32)
+  labels_N = known(source, column)
+  if labels_N is not None:
+    return labels_N
+  indices = tqdm.trange(len(source), desc='labels', unit='img', disable=None)
+  return np.array([source[i]['label'][column] for i in indices], np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
-class Checked:
-  """Passes batches on once their labels are looked at, on the host.
+class CheckBatch:
+  """Checks the labels of a batch on the host and returns the batch.
 
-  For labels that nobody knows before the images are read: on a device one out
-  of range would be taken for another class.
+  For sources whose labels are unknown until the images are read: on a device
+  a label out of range would be taken for another class.
   """
 
   column: int
-  which: str
+  split: str
   classes: int
 
   def __call__(self, batch: dict) -> dict:
-    check_some(batch['label'][:, self.column], self.which, self.classes)
+    check_batch(batch['label'][:, self.column], self.split, self.classes)
     return batch
 
 
-def hot(y_B: jax.Array, classes: int) -> jax.Array:
-  """float32 [B, classes]: 1 on the label; NaN where it is no class."""
-  is_class = (y_B >= 0) & (y_B < classes)
-  hot_BC = jax.nn.one_hot(y_B, classes, dtype=jnp.float32)
-  return jnp.where(is_class[:, None], hot_BC, jnp.nan)
+def soft_labels(y_B: jax.Array, classes: int, smoothing: float) -> jax.Array:
+  """Returns float32 [B, classes]: smoothed one-hot labels.
 
-
-def soft_labels(labels_B, classes: int, smoothing: float) -> jax.Array:
-  """float32 [B, classes]: 1 - smoothing on the label, the rest on all alike;
-  NaN of a label that is no class.
+  1 - smoothing goes to the label and smoothing to all classes alike; a label
+  that is no class gives NaN.
   """
-  hot_BC = hot(labels_B, classes)
-  return hot_BC * (1 - smoothing) + smoothing / classes
+  one_hot_BC = jax.nn.one_hot(y_B, classes, dtype=jnp.float32)
+  is_class_B1 = ((y_B >= 0) & (y_B < classes))[:, None]
+  one_hot_BC = jnp.where(is_class_B1, one_hot_BC, jnp.nan)
+  return one_hot_BC * (1 - smoothing) + smoothing / classes
 
 
-def never_wrapped(y_B: jax.Array, classes: int) -> jax.Array:
-  """int32 [B]: labels below 0 as `classes`, of which a gather gives NaN.
+def is_correct(logits, y_B) -> jax.Array:
+  """Returns which answers are correct: bool [..., B].
 
-  As indices they would count from the end.
-  """
-  return jnp.where(y_B < 0, classes, y_B)
-
-
-def right(logits, y_B) -> jax.Array:
-  """bool: which answers are right; one that is no number never is.
-
-  argmax takes NaN for the greatest: of NaN alone it would answer class 0.
+  Logits that are not finite are never correct: argmax takes NaN for the
+  greatest, so that NaN alone would answer class 0.
 
   Args:
     logits: [..., B, classes].
     y_B: int32 [B].
   """
-  numbers = jnp.isfinite(logits).all(-1)
-  return numbers & (logits.argmax(-1) == y_B)
+  finite = jnp.isfinite(logits).all(-1)
+  return finite & (logits.argmax(-1) == y_B)
 
 
 def check_probe(train_y, test_y, classes: int) -> None:
-  """Refuses labels by which `quick_probe` can't be made.
+  """Refuses labels with which `logistic.quick_probe` can't be made.
 
   Raises:
-    UserError: see `labels.check`; or the examples are too few.
+    UserError: see `check`; or there are too few examples.
   """
   check(train_y, 'training', classes)
   check(test_y, 'test', classes)
-  if len(train_y) * HELD_OUT < 1:
+  if len(train_y) * HELD_OUT_SHARE < 1:
     raise UserError(
       f'{len(train_y)} training examples are too few for a probe: take at '
       'least 5.'
     )
 
 
-def check_features(x_ND, y_N, which: str, classes: int) -> None:
+def check_features(x_ND, y_N, split: str, classes: int) -> None:
   """Refuses labelled features from which no accuracy follows.
 
   Raises:
-    UserError: labels that can't be (see `labels.check`), or features and
-      labels that don't match, or features that aren't finite.
+    UserError: the labels are wrong (see `check`), features and labels don't
+      match, or the features aren't finite.
   """
   if np.ndim(x_ND) != 2 or np.shape(y_N) != np.shape(x_ND)[:1]:
     raise UserError(
-      f'The {which} features are {np.shape(x_ND)} and their labels '
+      f'The {split} features are {np.shape(x_ND)} and their labels '
       f'{np.shape(y_N)}: give [N, D] and [N].'
     )
-  check(y_N, which, classes)
-  # Of the sum: whatever is mapped from the disk is not copied.
+  check(y_N, split, classes)
+  # Of the sum, so that features mapped from the disk are not copied.
   if not np.isfinite(np.sum(x_ND, dtype=np.float64)):
     raise UserError(
-      f'The {which} features are not finite: take another checkpoint.'
+      f'The {split} features are not finite: take another checkpoint.'
     )
 
 
 def majority_baseline(train_y, test_y) -> float:
-  """Test accuracy of always answering the commonest training label.
+  """Returns the test accuracy of the most frequent training label, in [0, 1].
 
   Raises:
     UserError: a label is no class.
   """
-  check_some(train_y, 'training')
-  check_some(test_y, 'test')
+  check_batch(train_y, 'training')
+  check_batch(test_y, 'test')
   return float((test_y == np.bincount(train_y).argmax()).mean())
 
 
@@ -191,21 +182,21 @@ def few_shot_subset(
   seed: int = 0,
   classes: int | None = None,
 ) -> np.ndarray:
-  """A balanced part of labelled examples, by chance.
+  """Draws a balanced subset of labelled examples.
 
   Args:
     y_N: int [N].
-    per_class: as many of each class; or
-    share: this share of each class, rounded, one at least.
-    seed: with the same one a smaller part lies within a larger one.
-    classes: of the task; None: as many as there are.
+    per_class: examples of each class; or
+    share: share of each class, rounded, at least one example.
+    seed: of the draw; with the same one a smaller subset lies within a larger.
+    classes: of the task; None: as many as the labels have.
 
   Returns:
-    int64 indices, rising.
+    int64 indices, ascending.
 
   Raises:
-    UserError: neither or both are given, a class has too few examples, or
-      labels that can't be, see `labels.check`.
+    UserError: neither or both are given, a class has too few examples, or the
+      labels are wrong, see `check`.
   """
   if (per_class > 0) == (share > 0) or per_class < 0 or not 0 <= share <= 1:
     raise UserError(
@@ -214,21 +205,21 @@ def few_shot_subset(
     )
   check(y_N, 'training', classes)
   groups = shuffled_by_class(y_N, seed)
-  least = min(groups, key=lambda label: len(groups[label]))
-  if len(groups[least]) < per_class:
+  rarest = min(groups, key=lambda label: len(groups[label]))
+  if len(groups[rarest]) < per_class:
     raise UserError(
-      f'per_class is {per_class} and class {least} has {len(groups[least])} '
-      f'examples: take up to {len(groups[least])}.'
+      f'per_class is {per_class} and class {rarest} has {len(groups[rarest])} '
+      f'examples: take up to {len(groups[rarest])}.'
     )
-  chosen = [
+  subset = [
     rows[: per_class or max(1, round(share * len(rows)))]
     for rows in groups.values()
   ]
-  return np.sort(np.concatenate(chosen))
+  return np.sort(np.concatenate(subset))
 
 
 def shuffled_by_class(y_N, seed: int) -> dict[int, np.ndarray]:
-  """label -> indices of its examples in an order by chance."""
+  """Returns label -> indices of its examples in random order."""
   y_N = np.asarray(y_N)
   return {
     int(label): np.random.default_rng([seed, int(label)]).permutation(

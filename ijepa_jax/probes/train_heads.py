@@ -1,7 +1,7 @@
-"""Heads trained on cached features, and judged."""
+"""Training and judging of linear heads, on cached features or on any others."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,86 +11,119 @@ from absl import logging
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.probes import labels, linear_heads
+from ijepa_jax.probes.head_sweep import HeadSweep
 from ijepa_jax.runtime import sharding
 
 _ALL_DIVERGED = 'All of the {} linear heads have diverged: take lower lrs.'
+_BLOCK = 4096  # examples that are judged at a time, over all devices
 
 
-# Made once for each sweep, not at every call, so that they compile once.
+# Cached by sweep, so that it compiles once and not at every call.
 @functools.lru_cache(maxsize=4)
-def compiled(
-  sweep: linear_heads.HeadSweep, mesh
-) -> tuple[Callable, Callable, Callable]:
-  """-> `init`, `update` and `count_correct` of one sweep, over a mesh.
+def compiled(sweep: HeadSweep, mesh) -> tuple[Callable, Callable, Callable]:
+  """Returns `init`, `update_heads` and `count_correct` of a sweep on a mesh.
 
-  Batches are split over all devices, the state is on each of them; `update`
-  takes the place of the state that it is given.
+  Batches are split over all devices, and each holds the whole state. An update
+  donates the state.
   """
-  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  everywhere = sharding.replicated(mesh)
+  by_rows = sharding.batch_sharding(mesh)
   return (
-    jax.jit(functools.partial(linear_heads.init, sweep), out_shardings=whole),
+    jax.jit(
+      functools.partial(linear_heads.init, sweep), out_shardings=everywhere
+    ),
     jax.jit(
       functools.partial(linear_heads.update_heads, sweep),
-      in_shardings=(whole, split, split, whole),
-      out_shardings=whole,
+      in_shardings=(everywhere, by_rows, by_rows, everywhere),
+      out_shardings=everywhere,
       donate_argnums=0,
     ),
     jax.jit(
       functools.partial(linear_heads.count_correct, sweep),
-      in_shardings=(whole, split, split),
-      out_shardings=whole,
+      in_shardings=(everywhere, by_rows, by_rows),
+      out_shardings=everywhere,
     ),
   )
 
 
 def train(
-  sweep: linear_heads.HeadSweep,
+  sweep: HeadSweep,
   features: Mapping[str, np.ndarray],
   labels_N: np.ndarray,
   *,
-  mesh=None,
+  mesh,
   seed: int = 0,
   state=None,
   start: int = 0,
-  on_epoch: Callable[[int, dict, dict], None] | None = None,
+  on_epoch: Callable[[int, dict, dict], None] = lambda *_: None,
 ) -> dict[str, Any]:
   """Trains on features that don't change, in an order by (seed, epoch).
 
   Args:
-    features: float32 {'last': [N, D], ...}, numpy or mapped from disk.
+    features: float32 {'last': [N, D], ...}, in memory or mapped from disk.
     labels_N: int [N] in [0, classes).
-    mesh: devices that share each batch; None: all.
-    seed: of the start and of the orders.
-    state: after `start` epochs, to go on from; it is used up.
-    on_epoch: called with the number of epochs done, the state, which the next
-      step uses up, and {'loss': [heads], 'accuracy': [heads]} averaged over
-      the epoch.
+    mesh: devices that share each batch.
+    seed: of the first state and of the orders.
+    state: after `start` epochs, to go on from; its buffers are donated.
+    on_epoch: see `run_epochs`.
 
   Returns:
     The state after `sweep.epochs`; heads may have diverged, see `accuracies`.
 
   Raises:
-    UserError: features or labels that can't be (see `labels.check_features`),
-      another number of them than the sweep was made for, or a batch that
-      doesn't divide over the devices.
+    UserError: features or labels are wrong (see `labels.check_features`), or
+      the sweep was made for another number of examples.
   """
-  mesh = mesh or sharding.make_mesh()
   _check(sweep, features, labels_N, 'training')
   n, size, steps = len(labels_N), sweep.batch_size, sweep.steps_per_epoch
-  if n // size != steps:
+  if n != sweep.examples:
     raise UserError(
-      f'{n} training examples make {n // size} batches of {size} and the sweep '
-      f'was made for {steps}: give make_sweep examples={n}.'
+      f'There are {n} training examples and the sweep was made for '
+      f'{sweep.examples}: make it with examples={n}.'
     )
-  if size % mesh.size:
-    raise UserError(
-      f'batch_size is {size}: take a multiple of the {mesh.size} devices.'
-    )
-  make, step, _ = compiled(sweep, mesh)
+
+  def batches(epoch):
+    order = np.random.default_rng((seed, epoch)).permutation(n)
+    for rows_B in order[: steps * size].reshape(steps, size):
+      yield _rows(sweep, features, labels_N, rows_B, mesh)
+
+  init, update, _ = compiled(sweep, mesh)
   if state is None:
-    state = make(jax.random.key(seed))
+    state = init(jax.random.key(seed))
   else:
     state = jax.device_put(state, sharding.replicated(mesh))
+  return run_epochs(
+    sweep,
+    lambda state, batch, step: update(state, *batch, step),
+    batches,
+    state,
+    start=start,
+    on_epoch=on_epoch,
+  )
+
+
+def run_epochs(
+  sweep: HeadSweep,
+  update: Callable,
+  batches: Callable[[int], Iterable],
+  state: dict[str, Any],
+  *,
+  start: int,
+  on_epoch: Callable[[int, dict, dict], None],
+) -> dict[str, Any]:
+  """Trains all heads from epoch `start` to the last.
+
+  Args:
+    update: (state, batch, step) -> state and metrics, step counted from 0.
+    batches: epoch, counted from 0 -> its batches.
+    state: its buffers may be donated by `update`.
+    on_epoch: called with the number of finished epochs, the state, whose
+      buffers the next step donates, and {'loss': [heads], 'accuracy': [heads]}
+      averaged over the epoch.
+
+  Raises:
+    UserError: all heads have diverged.
+  """
   diverged = set()
   with tqdm.tqdm(
     total=sweep.epochs,
@@ -100,162 +133,159 @@ def train(
     disable=None,
   ) as bar:
     for epoch in range(start, sweep.epochs):
-      order = np.random.default_rng((seed, epoch)).permutation(n)
-      records = []
-      for i in range(steps):
-        batch = _rows(
-          sweep, features, labels_N, order[i * size : (i + 1) * size], mesh
-        )
-        state, values = step(state, *batch, epoch * steps + i)
-        # One batch waits on the device while one runs, not all of them.
-        if records:
-          jax.block_until_ready(records[-1])
-        records.append(values)
-      means = {
-        k: np.mean([np.asarray(r[k]) for r in records], 0) for k in records[0]
-      }
-      note_diverged(sweep, means['loss'], diverged)
-      if on_epoch:
-        on_epoch(epoch + 1, state, means)
+      first_step = epoch * sweep.steps_per_epoch
+      state, means = _one_epoch(update, batches(epoch), state, first_step)
+      _warn_diverged(sweep, means['loss'], diverged)
+      on_epoch(epoch + 1, state, means)
       bar.update()
   return state
 
 
-def note_diverged(sweep: linear_heads.HeadSweep, losses, noted: set) -> None:
-  """Names each head whose loss is no number in the log, once.
+def _one_epoch(update, batches, state, first_step: int):
+  """-> the state after these batches, and the means of their metrics."""
+  records = []
+  for step, batch in enumerate(batches, first_step):
+    state, metrics = update(state, batch, step)
+    # While one step runs one batch waits on the device, and not all of them.
+    if records:
+      jax.block_until_ready(records[-1])
+    records.append(metrics)
+  return state, {
+    k: np.mean([np.asarray(r[k]) for r in records], 0) for k in records[0]
+  }
+
+
+def _warn_diverged(sweep, loss_H, warned: set) -> None:
+  """Warns once of each head whose loss is not finite.
 
   Args:
-    losses: [heads], of an epoch.
-    noted: heads that were named before; grows.
+    loss_H: [heads], of an epoch.
+    warned: heads that were warned of; grows.
 
   Raises:
-    UserError: no head is left: nothing could come of the rest.
+    UserError: no head is left.
   """
-  for head, loss in zip(sweep.heads, losses, strict=True):
-    if not np.isfinite(loss) and head not in noted:
-      noted.add(head)
+  for head, loss in zip(sweep.heads, loss_H, strict=True):
+    if not np.isfinite(loss) and head not in warned:
+      warned.add(head)
       logging.warning('Head %s has diverged: take lower lrs.', head.name)
-  if not np.isfinite(losses).any():
-    raise UserError(_ALL_DIVERGED.format(len(losses)))
+  if not np.isfinite(loss_H).any():
+    raise UserError(_ALL_DIVERGED.format(len(loss_H)))
 
 
 def accuracies(
-  sweep: linear_heads.HeadSweep,
+  sweep: HeadSweep,
   state: dict[str, Any],
   features: Mapping[str, np.ndarray],
   labels_N: np.ndarray,
   *,
-  mesh=None,
-  block: int = 4096,
+  mesh,
 ) -> np.ndarray:
-  """Accuracy of each head, in [0, 1]: float64 [heads]; NaN: it has diverged.
+  """Returns the accuracy of each head, in [0, 1]: float64 [heads].
+
+  A head that has diverged has NaN.
 
   Args:
     features, labels_N, mesh: as for `train`.
-    block: examples at a time, over all devices.
 
   Raises:
-    UserError: features or labels that can't be, see `labels.check_features`.
+    UserError: features or labels are wrong, see `labels.check_features`.
   """
-  mesh = mesh or sharding.make_mesh()
   _check(sweep, features, labels_N, 'test')
-  judge = compiled(sweep, mesh)[2]
+  count_correct = compiled(sweep, mesh)[2]
   state = jax.device_put(state, sharding.replicated(mesh))
   n = len(labels_N)
-  block = -(-min(block, n) // mesh.size) * mesh.size
-  right = np.zeros(len(sweep.heads), np.int64)
+  block = -(-min(_BLOCK, n) // mesh.size) * mesh.size
+  correct_H = np.zeros(len(sweep.heads), np.int64)
   for start in range(0, n, block):
-    rows = np.arange(start, start + block)
-    rows[rows >= n] = -1  # one shape, one compilation
-    right += np.asarray(
-      judge(state, *_rows(sweep, features, labels_N, rows, mesh))
-    )
-  lost = linear_heads.diverged(sweep, state)
-  return np.where(lost, np.nan, right / n)
+    rows_B = np.arange(start, start + block)
+    rows_B[rows_B >= n] = -1  # one shape, one compilation
+    batch = _rows(sweep, features, labels_N, rows_B, mesh)
+    correct_H += np.asarray(count_correct(state, *batch))
+  return np.where(linear_heads.diverged(sweep, state), np.nan, correct_H / n)
 
 
-def report(
-  sweep: linear_heads.HeadSweep, accuracies: Sequence[float]
-) -> dict[str, Any]:
-  """Every head, the best, and the best of each input.
+def report(sweep: HeadSweep, accuracies: Sequence[float]) -> dict[str, Any]:
+  """Summarizes a sweep: every head, the best, and the best of each input.
 
-  The best are chosen on what they are reported on, as the paper's are.
+  The best are chosen on the test images, as the paper's are.
 
   Args:
     accuracies: one for each head; NaN: it has diverged.
 
   Returns:
-    {'chosen': how, in words, 'heads': {name: accuracy, or None of one that
+    {'chosen': a sentence on how, 'heads': {name: accuracy, or None of one that
     has diverged}, 'best': {'head': name, 'accuracy': ...}, 'best_last': ...,
-    'best_last4': ...}; of equals the first; without the best of an input of
-    which all heads have diverged.
+    'best_last4': ...}; of equals the first; without the best of an input if all
+    its heads have diverged.
 
   Raises:
     UserError: all heads have diverged.
   """
-  scores = {
-    head: float(a) if np.isfinite(a) else None
-    for head, a in zip(sweep.heads, accuracies, strict=True)
-  }
-
-  def best(among):
-    head = max(among, key=scores.get)
-    return {'head': head.name, 'accuracy': scores[head]}
-
-  kept = [head for head in scores if scores[head] is not None]
-  if not kept:
+  scores = dict(zip(sweep.heads, map(float, accuracies), strict=True))
+  finite = [head for head, score in scores.items() if np.isfinite(score)]
+  if not finite:
     raise UserError(_ALL_DIVERGED.format(len(scores)))
-  counts = {'linear': len(kept)}
-  for name in sweep.widths:
-    counts[f'linear_{name}'] = sum(h.input == name for h in kept)
+  candidates = {'best': finite} | {
+    f'best_{name}': [head for head in finite if head.input == name]
+    for name in sweep.widths
+  }
+  best = {
+    key: max(heads, key=scores.get)
+    for key, heads in candidates.items()
+    if heads
+  }
   return {
-    'chosen': _chosen(counts),
-    'heads': {head.name: score for head, score in scores.items()},
-    'best': best(kept),
+    'chosen': _selection_note(
+      {k.replace('best', 'linear'): len(v) for k, v in candidates.items()}
+    ),
+    'heads': {
+      head.name: score if head in finite else None
+      for head, score in scores.items()
+    },
     **{
-      f'best_{name}': best([h for h in kept if h.input == name])
-      for name in sweep.widths
-      if name in {h.input for h in kept}
+      key: {'head': head.name, 'accuracy': scores[head]}
+      for key, head in best.items()
     },
   }
 
 
-def _chosen(counts: Mapping[str, int]) -> str:
-  """How the best were chosen, in words; '' where each is the only one."""
+def _selection_note(counts: Mapping[str, int]) -> str:
+  """How the best were chosen, as a sentence; '' if each is the only one."""
   if max(counts.values()) < 2:
     return ''
-  each = [f'{k} is the best of {n} heads' for k, n in counts.items() if n]
-  return f'{", ".join(each)}: chosen on the test images, as in the paper.'
+  parts = [f'{k} is the best of {n} heads' for k, n in counts.items() if n]
+  return f'{", ".join(parts)}: chosen on the test images, as in the paper.'
 
 
 def _rows(sweep, features, labels_N, rows_B, mesh):
-  """-> features and labels at these rows, split over all devices.
+  """-> features and labels of these rows, split over all devices.
 
-  Each process reads its own devices' rows only; a row of -1 is any example,
-  labelled -1.
+  Each process reads the rows of its own devices only. A row of -1 is any
+  example, labelled -1.
   """
-  split = sharding.batch_sharding(mesh)
+  by_rows = sharding.batch_sharding(mesh)
 
   def take(x, dtype, mask=False):
-    def part(index):
+    def read(index):
       rows = rows_B[index[0]]
       values = np.asarray(x[rows], dtype)
       return np.where(rows < 0, -1, values).astype(dtype) if mask else values
 
     shape = len(rows_B), *np.shape(x)[1:]
-    return jax.make_array_from_callback(shape, split, part)
+    return jax.make_array_from_callback(shape, by_rows, read)
 
   return {
     name: take(features[name], np.float32) for name in sweep.widths
   }, take(np.asarray(labels_N), np.int32, mask=True)
 
 
-def _check(sweep, features, labels_N, which):
+def _check(sweep, features, labels_N, split: str):
   for name, width in sweep.widths.items():
     if name not in features or np.shape(features[name])[1:] != (width,):
-      there = {k: np.shape(x) for k, x in features.items()}
+      shapes = {k: np.shape(x) for k, x in features.items()}
       raise UserError(
-        f'The {which} features are {there}: the sweep needs {name!r} as '
+        f'The {split} features are {shapes}: the sweep needs {name!r} as '
         f'[N, {width}].'
       )
-    labels.check_features(features[name], labels_N, which, sweep.classes)
+    labels.check_features(features[name], labels_N, split, sweep.classes)

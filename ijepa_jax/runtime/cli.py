@@ -1,6 +1,7 @@
-"""What the commands share: their flags and their one-sentence errors.
+"""What the commands share: flags, JAX's own flags, and one-sentence errors.
 
-For main.py and `python -m ijepa_jax...`.
+For main.py and `python -m ijepa_jax...`. Whoever imports the package keeps
+their flags of JAX.
 """
 
 import ast
@@ -8,23 +9,36 @@ import contextlib
 import re
 import sys
 
-from absl import flags
+from absl import flags, logging
 
 from ijepa_jax.errors import UserError
 
 # Package that fsspec asks for -> the extra of setup.py that brings it.
 _EXTRAS = {'gcsfs': 'gcs', 's3fs': 's3'}
+# JAX's flags that change numbers silently, or break what optax, Flax or this
+# package compile; with JAX's defaults.
+_JAX_DEFAULTS = {
+  'jax_enable_x64': False,
+  'jax_default_matmul_precision': None,
+  'jax_numpy_dtype_promotion': 'standard',
+  'jax_numpy_rank_promotion': 'allow',
+  'jax_default_prng_impl': 'threefry2x32',
+  'jax_threefry_partitionable': True,
+  'jax_disable_jit': False,
+  'jax_transfer_guard': None,
+}
 
 
 @contextlib.contextmanager
 def one_sentence():
-  """Ends the process with the sentence of a user's mistake, and status 1.
+  """A context that ends the process with the sentence of a user's mistake.
 
-  That is a UserError, an OSError that names a file, or the package that a
-  bucket needs. Everything else is our own fault and keeps its traceback.
+  A mistake is a UserError, an OSError that names a file, or the lack of the
+  package that a bucket needs. Any other exception is a bug of this package and
+  keeps its traceback.
 
   Raises:
-    SystemExit: with the sentence.
+    SystemExit: with the sentence; the status is 1.
   """
   try:
     yield
@@ -54,18 +68,18 @@ def parse(argv):
     SystemExit: with one sentence on what is wrong with a flag or the config.
   """
   try:
-    rest = flags.FLAGS(argv)
+    positional = flags.FLAGS(argv)
     if getattr(flags.FLAGS, 'config', None) is not None:
-      # A config is read on its first use: faults of its keys show here.
+      # A config is read on its first use, which shows mistakes in its keys.
       flags.FLAGS.config.get('job')
-    return rest
+    return positional
   except (AttributeError, KeyError) as error:
-    # ConfigDict's words: the key, and which one it is near; quoted twice.
+    # ConfigDict names the key and one that is spelled alike; quoted twice.
     words = str(error.args[0])
     with contextlib.suppress(ValueError, SyntaxError):
       words = str(ast.literal_eval(words))
     sys.exit(f'The config has no such key: {" ".join(words.split())}')
-  except OSError as error:  # ml_collections', of several lines
+  except OSError as error:  # ml_collections' has several lines
     missing = re.findall("directory: '(.*)'", str(error))
     if not missing:
       raise
@@ -75,3 +89,22 @@ def parse(argv):
     )
   except flags.Error as error:
     sys.exit(str(error))
+
+
+def reset_jax_flags() -> None:
+  """Sets JAX's flags that change numbers to their defaults, and logs which.
+
+  So that the numbers of a job depend on its config alone.
+  """
+  import jax  # late: the workers of the input pipeline import main.py
+
+  for name, default in _JAX_DEFAULTS.items():
+    # Some versions of JAX lack some of the flags.
+    if (value := getattr(jax.config, name, default)) != default:
+      jax.config.update(name, default)
+      logging.warning(
+        '%s=%s in the environment is set aside: the config alone says what a '
+        'job computes.',
+        name.upper(),
+        value,
+      )

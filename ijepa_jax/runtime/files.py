@@ -1,4 +1,4 @@
-"""Paths that users give, the cache folder, and files that appear whole."""
+"""Paths from users, the cache folder, and atomic writes."""
 
 import contextlib
 import hashlib
@@ -14,23 +14,23 @@ from ijepa_jax.errors import UserError
 
 
 def cache_dir() -> pathlib.Path:
-  """$IJEPA_JAX_CACHE, else ~/.cache/ijepa_jax; it may not exist."""
-  given = os.environ.get('IJEPA_JAX_CACHE') or '~/.cache/ijepa_jax'
-  return pathlib.Path(resolve(given))
+  """Returns $IJEPA_JAX_CACHE, else ~/.cache/ijepa_jax; it may not exist."""
+  path = os.environ.get('IJEPA_JAX_CACHE') or '~/.cache/ijepa_jax'
+  return pathlib.Path(resolve(path))
 
 
 def name_of(**depends_on) -> str:
-  """Names what is kept by EVERYTHING that it depends on: 24 hex digits.
+  """Names a stored result by EVERYTHING that it depends on: 24 hex digits.
 
-  What is left out here is a wrong number later: the same name would stand for
-  two results.
+  Anything left out here gives a wrong number later: two results would have the
+  same name.
 
   Args:
     **depends_on: values that JSON has; the identity of a source, the
       fingerprint of an encoder, the repr of a transform, a seed, ...
 
   Raises:
-    TypeError: a value has no text of its own in JSON.
+    TypeError: JSON has no such value.
   """
   text = json.dumps(depends_on, sort_keys=True, allow_nan=False)
   return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -38,10 +38,10 @@ def name_of(**depends_on) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path):
-  """Gives a temporary path beside `path` that takes its place at the end.
+  """A context that gives a temporary path, which replaces `path` at its end.
 
-  The folder is made if need be. After an error nothing is left of it, and what
-  was at `path` stays.
+  The folder is made if needed. After an error the temporary file is removed,
+  and `path` stays as it was. Not for URLs, see `atomic_write_text`.
 
   Raises:
     OSError: it can't be written.
@@ -60,33 +60,28 @@ def atomic_write(path):
 
 
 def atomic_write_text(path: epath.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if '://' in str(path):
-    path.write_text(text)  # A bucket shows the whole object or the old one.
+  """Writes a file whole or not at all, on a disk or a bucket."""
+  if is_url(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)  # A bucket shows the complete object or the old one.
     return
-  # Of no number of a process: another machine may have the same.
-  temporary = path.parent / f'.{path.name}.{uuid.uuid4().hex}'
-  with open(temporary, 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
+  with atomic_write(path) as temporary:
+    temporary.write_text(text, encoding='utf-8')
 
 
-# What TensorStore reads as a slash, and what epath takes for a pattern.
+# TensorStore reads a backslash as a slash, epath reads ** as a pattern.
 _LOST = re.compile(r'\\|\*\*|[\ud800-\udfff]')
-# Orbax finds what it has just written by a pattern: in another folder, or none.
+# Orbax looks for its own files by a pattern: it would find others, or none.
 _LOST_AT_SAVE = re.compile(rf'{_LOST.pattern}|[*?\[]')
 
 
 def is_url(path) -> bool:
-  """Whether `path` is on a bucket, such as gs://bucket/folder."""
+  """Returns whether `path` is on a bucket, such as gs://bucket/folder."""
   return '://' in os.fspath(path)
 
 
 def resolve(path) -> epath.Path:
-  """Gives the absolute path, with ~ as the home folder; a URL as it is.
+  """Returns the absolute path, with ~ as the home folder; a URL as it is.
 
   Raises:
     UserError: `path` is empty, has a null byte, or gs:/ with one slash.
@@ -96,7 +91,7 @@ def resolve(path) -> epath.Path:
     raise UserError(f'{text!r} is no path: give one that is not empty.')
   if is_url(text):
     return epath.Path(text)
-  if re.search(r'(^|/)\w{2,}:/', text):  # epath would take it for a bucket
+  if re.search(r'(^|/)\w{2,}:/', text):  # epath would read it as a bucket
     raise UserError(
       f'{text!r} is no path: a bucket has two slashes, as in gs://bucket.'
     )
@@ -108,7 +103,7 @@ def check_checkpoints(path, *, save: bool = True) -> None:
 
   Args:
     path: of the folder.
-    save: refuses also those that can be read, were they renamed afterwards.
+    save: False: Orbax has only to read there, which more names allow.
 
   Raises:
     UserError: the absolute path has a backslash, **, or bytes that are no

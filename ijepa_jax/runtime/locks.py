@@ -1,9 +1,9 @@
-"""One writer at a time, for whatever two processes may write.
+"""Locks: one writer at a time for a folder or a file.
 
-A lock is a file that the writer holds and that says who it is. On a disk of
-this machine, or a network disk that knows locks, the kernel lets go of it when
-its owner dies. Elsewhere (a bucket) the owner writes the file again every
-BEAT seconds; who comes later watches it for two and a half beats.
+A lock is a file that names its owner. On a disk of this machine, or a network
+disk with locks, the kernel releases it when its owner dies. Elsewhere (on a
+bucket) the owner writes the file again every BEAT seconds, and another process
+watches it for two and a half beats before it takes the lock.
 """
 
 import contextlib
@@ -41,29 +41,29 @@ class Busy(UserError):
 def only_writer(
   place, *, wait: bool = False, job: bool = False, beside: bool = False
 ):
-  """Holds a lock, so that nobody else writes to `place`.
+  """A context that holds a lock, so that nobody else writes to `place`.
 
   Args:
-    place: a folder, on a disk, where it is made if need be, or on a bucket.
-    wait: until the other one is done or dead; otherwise it is refused.
+    place: a folder on a disk, where it is made if needed, or on a bucket.
+    wait: wait until the owner of the lock is done or dead, instead of refusing.
     job: one lock for all processes of this job, which call alike; process 0
       takes it. Otherwise each process is a writer of its own.
-    beside: the lock is .<name>.lock beside the place, which may be a file or
-      not there yet; otherwise it is .lock in the folder.
+    beside: the lock is .<name>.lock beside `place`, which may be a file or not
+      exist yet; otherwise it is .lock in the folder.
 
   Raises:
-    Busy: somebody else holds the lock, and `wait` is False.
+    Busy: another process holds the lock, and `wait` is False.
     OSError: the lock can't be written.
   """
   place = epath.Path(place)
   file = place.parent / f'.{place.name}.lock' if beside else place / '.lock'
   with contextlib.ExitStack() as stack:
-    enter = _enter_as_one if job else _enter
+    enter = _enter_by_job if job else _enter
     enter(stack, file, place, wait)
     yield
 
 
-def _enter_as_one(stack, path, place, wait):
+def _enter_by_job(stack, path, place, wait):
   """Process 0 takes the lock, or all processes refuse."""
   import jax
   from jax.experimental import multihost_utils
@@ -86,10 +86,10 @@ def _enter(stack, path, place, wait):
   if files.is_url(path) or fcntl is None:
     stack.enter_context(_lease(path, place, wait))
     return
-  stack.enter_context(_folder(path.parent))
+  stack.enter_context(_temporary_folder(path.parent))
   while True:
-    _make(path.parent)  # the owner before may have removed it
-    # Not 'w', which would wipe out the name of the owner.
+    _make_folder(path.parent)  # its previous owner may have removed it
+    # Not 'w', which would erase the name of the owner.
     try:
       file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
     except FileNotFoundError:
@@ -98,7 +98,7 @@ def _enter(stack, path, place, wait):
     if not _flock(file, path, place, wait):
       stack.enter_context(_lease(path, place, wait))
       return
-    # The owner before may have removed the file that was waited for.
+    # Its previous owner may have removed the file that this process waited for.
     with contextlib.suppress(OSError):
       if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
         break
@@ -110,13 +110,13 @@ def _enter(stack, path, place, wait):
 
 
 @contextlib.contextmanager
-def _folder(path):
-  """Makes a folder, and removes what of it is empty at the end.
+def _temporary_folder(path):
+  """Makes a folder, and removes it and its new parents if they stay empty.
 
-  A job that refuses its config inside of its lock has written nothing.
+  A job that refuses its config inside its lock leaves nothing behind.
   """
   new = [p for p in (path, *path.parents) if not p.exists()]
-  _make(path)
+  _make_folder(path)
   try:
     yield
   finally:
@@ -125,8 +125,8 @@ def _folder(path):
         os.rmdir(parent)
 
 
-def _make(path) -> None:
-  """Makes a folder, whose parents others may remove meanwhile."""
+def _make_folder(path) -> None:
+  """Makes a folder, whose parents other processes may remove meanwhile."""
   for _ in range(100):
     with contextlib.suppress(FileNotFoundError, FileExistsError):
       return path.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def _remove(path):
 
 
 def _flock(file, path, place, wait) -> bool:
-  """Takes the kernel's lock; False where the disk knows none."""
+  """Takes the kernel's lock; returns False if the disk has no locks."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
@@ -157,14 +157,14 @@ def _flock(file, path, place, wait) -> bool:
 
 @contextlib.contextmanager
 def _lease(path, place, wait):
-  """Holds a file by writing it again and again."""
+  """Holds a lock file by writing it again and again."""
   while True:
-    if not (before := _read(path)):
+    if not (content := _read(path)):
       break
     owner = _owner(path)
     logging.info('Watching whether %s still writes to %s.', owner, place)
     time.sleep(2.5 * BEAT)
-    if _read(path) == before:
+    if _read(path) == content:
       break
     if not wait:
       raise _busy(owner, place)
@@ -173,7 +173,7 @@ def _lease(path, place, wait):
 
   def beat():
     for count in range(1 << 62):
-      with contextlib.suppress(OSError):  # The next one may pass.
+      with contextlib.suppress(OSError):  # The next write may succeed.
         path.write_text(f'{signature} {count}')
       if stop.wait(BEAT):
         break
@@ -200,7 +200,7 @@ def _read(path) -> str:
 
 
 def _owner(path) -> str:
-  """Who holds the lock, in words."""
+  """-> the owner of the lock, for a sentence."""
   with contextlib.suppress(ValueError, TypeError):
     (host, pid, _), _ = json.JSONDecoder().raw_decode(_read(path))
     return f'process {pid} on {host}'

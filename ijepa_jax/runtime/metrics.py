@@ -1,12 +1,11 @@
-"""What a run writes down: metrics.jsonl, TensorBoard, the console.
+"""The metrics of a run: metrics.jsonl and TensorBoard.
 
-workdir/config.json     the config that the run was started with
 workdir/metrics.jsonl   one strict JSON object a line: {"step": 12, ...};
-                        what is no finite number is null
+                        a number that is not finite is null
 workdir/tensorboard/    the same numbers as scalars
 
-A bucket can't be appended to: with a workdir on one (gs://...), the last two
-lie in a temporary folder of this machine, and `MetricWriter.sync` copies them.
+A bucket can't be appended to. With a workdir on one (gs://...) both are in a
+temporary folder of this machine, and `MetricWriter.sync` copies them.
 """
 
 import json
@@ -21,9 +20,9 @@ from ijepa_jax.runtime import files
 
 
 def read(workdir) -> list[dict]:
-  """The lines of metrics.jsonl, oldest first; [] where there is none.
+  """Returns the lines of metrics.jsonl, oldest first; [] if there is no file.
 
-  A last line that a kill cut short is left out; null comes as None.
+  A last line that a kill cut short is left out; null becomes None.
   """
   path = epath.Path(workdir) / 'metrics.jsonl'
   if not path.exists():
@@ -33,7 +32,7 @@ def read(workdir) -> list[dict]:
 
 
 class MetricWriter:
-  """The writer of metrics.jsonl and TensorBoard; a context manager."""
+  """Writes metrics.jsonl and TensorBoard; a context manager."""
 
   def __init__(
     self,
@@ -43,16 +42,16 @@ class MetricWriter:
     tensorboard: bool = True,
     enabled: bool = True,
   ):
-    """Opens for the steps after `start_step`.
+    """Opens the files for the steps after `start_step`.
 
-    A killed run may have written lines beyond its last checkpoint: those of
+    A killed run may have written lines beyond its last checkpoint: lines of
     steps after `start_step`, and one cut short, are dropped.
 
     Args:
-      workdir: is made if need be.
+      workdir: made if needed.
       start_step: of the checkpoint that the run goes on from, or 0.
       tensorboard: write TensorBoard scalars too.
-      enabled: False on processes other than 0: then nothing is written.
+      enabled: False, on processes other than 0: nothing is written.
     """
     self._file = self._board = self._remote = None
     self.folder = None  # on this machine, where the files are written
@@ -62,31 +61,31 @@ class MetricWriter:
     if '://' in str(workdir):
       self._remote = epath.Path(workdir)
       local = pathlib.Path(tempfile.mkdtemp(prefix='ijepa-metrics-'))
-      there = self._remote / 'metrics.jsonl'
-      if there.exists():
-        (local / 'metrics.jsonl').write_bytes(there.read_bytes())
+      remote = self._remote / 'metrics.jsonl'
+      if remote.exists():
+        (local / 'metrics.jsonl').write_bytes(remote.read_bytes())
     local.mkdir(parents=True, exist_ok=True)
     self.folder = local
     path = local / 'metrics.jsonl'
     if path.exists():
       with path.open(encoding='utf-8') as lines:
-        kept = [
+        lines_to_keep = [
           line.rstrip('\n') + '\n'
           for line in lines
           if (row := _parse(line)) and row['step'] <= start_step
         ]
-      files.atomic_write_text(epath.Path(path), ''.join(kept))
-    # One write a line: a kill loses none that was finished.
+      files.atomic_write_text(epath.Path(path), ''.join(lines_to_keep))
+    # Line buffered, so that a kill loses no finished line.
     self._file = path.open('a', buffering=1, encoding='utf-8')
     if tensorboard:
-      import tensorboardX  # A fifth of a second that tests need not wait.
+      import tensorboardX  # late, since it takes a fifth of a second
 
       self._board = tensorboardX.SummaryWriter(
         str(local / 'tensorboard'), purge_step=start_step + 1, flush_secs=30
       )
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """One line; `step` is the number of finished steps."""
+    """Writes the metrics of a step, the number of finished steps."""
     if self._file is None:
       return
     numbers = {name: float(value) for name, value in values.items()}
@@ -98,18 +97,19 @@ class MetricWriter:
         self._board.add_scalar(name, value, step)
 
   def sync(self) -> None:
-    """Copies to a workdir on a bucket; with each checkpoint, none is lost."""
+    """Copies both to a workdir on a bucket; call it after each checkpoint."""
     if self._remote is None:
       return
     if self._board is not None:
       self._board.flush()
     for path in self.folder.rglob('*'):
       if path.is_file():
-        there = self._remote / path.relative_to(self.folder)
-        there.parent.mkdir(parents=True, exist_ok=True)
-        there.write_bytes(path.read_bytes())
+        remote = self._remote / path.relative_to(self.folder)
+        remote.parent.mkdir(parents=True, exist_ok=True)
+        remote.write_bytes(path.read_bytes())
 
   def close(self) -> None:
+    """Closes and copies both."""
     if self._file is not None:
       self._file.close()
     if self._board is not None:

@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C: a job saves what it has before it goes.
+"""SIGTERM and Ctrl-C: a job saves its state before it ends.
 
-The exit status tells: 0 where the job is complete, 143 after SIGTERM and 130
-after Ctrl-C where it is not.
+The exit status is 0 if the job is complete; if it is not, 143 after SIGTERM and
+130 after Ctrl-C.
 """
 
 import contextlib
@@ -14,9 +14,10 @@ import threading
 import time
 
 _NAMES = {signal.SIGINT: 'Ctrl-C', signal.SIGTERM: 'SIGTERM'}
-_SAME = 1.0  # seconds: a launcher hands on what the terminal sent already
-_PATIENCE = 5.0  # seconds for the main thread to come back from C++
-_PARTING = 5.0  # seconds for the other processes to say that they go as well
+# Seconds.
+_SAME_SIGNAL = 1.0  # a launcher passes on what the terminal has sent already
+_PATIENCE = 5.0  # for the main thread to return from C++
+_FAREWELL = 5.0  # for the other processes to disconnect as well
 
 
 class Stopped(SystemExit):
@@ -30,90 +31,98 @@ class Stopped(SystemExit):
     super().__init__(128 + number)
 
 
-class Watch:
-  """What became of SIGTERM and Ctrl-C since the job began.
+class Preemption:
+  """SIGTERM and Ctrl-C since the job began.
 
-  The first one raises Stopped in the main thread, or is kept until a loop asks,
-  see `together`. A second one ends the process at once.
+  The first signal raises Stopped in the main thread, or is kept until a loop
+  asks for it, see `together`. A second one ends the process at once.
+
+  Attributes:
+    number: of the signal that came; 0: none.
+    raised: it has raised Stopped.
   """
 
   def __init__(self):
-    self.number = 0  # of the signal that came; 0: none
+    self.number = 0
     self.raised = False
-    self._kept = False
-    self._agreeing = None
+    self._deferred = False  # a signal is kept and does not raise
+    self._agreement = None  # on its way, see `requested`
 
   def take_signals(self) -> None:
-    """Again after anything else took them: jax.distributed does."""
+    """Takes the signals; again after jax.distributed, which takes SIGTERM."""
     for number in _NAMES:
-      signal.signal(number, self._ask)
+      signal.signal(number, self._handle)
 
-  def _ask(self, number, frame):
+  def _handle(self, number, frame):
     if self.number:
-      return  # `listen` looks after a second one
+      return  # `listen` ends the process at a second one
     self.number = number
-    if not self._kept:
+    if not self._deferred:
       self.raised = True
       raise Stopped(number)
-    _say(number, 'it stops as soon as all is saved; a second one ends it now')
+    _print(number, 'it stops as soon as all is saved; a second one ends it now')
 
   def listen(self, pipe: int) -> None:
-    """Sees signals at once, also while the main thread is in C++.
+    """Ends the process at a second signal, or if the main thread is in C++.
+
+    For a thread of its own; returns when the pipe is closed.
 
     Args:
-      pipe: what `signal.set_wakeup_fd` writes to.
+      pipe: its other end is given to `signal.set_wakeup_fd`.
     """
-    first = None
+    began = None  # when the first signal came
     while True:
-      unseen = first and not self.number and not self._kept
-      if select.select([pipe], [], [], _PATIENCE if unseen else None)[0]:
+      unhandled = began and not self.number and not self._deferred
+      if select.select([pipe], [], [], _PATIENCE if unhandled else None)[0]:
         data = os.read(pipe, 1)
         if not data:  # the other end is closed
           os.close(pipe)
           return
         if (number := data[0]) in _NAMES:
-          if first and time.monotonic() - first > _SAME:
+          if began and time.monotonic() - began > _SAME_SIGNAL:
             os._exit(128 + number)
-          first, asking = first or time.monotonic(), number
-      elif not self.number and not self._kept:
-        _say(asking, _GOES_ON)
-        os._exit(128 + asking)
+          began, last = began or time.monotonic(), number
+      elif not self.number and not self._deferred:
+        _print(last, _RESUMABLE)
+        os._exit(128 + last)
 
   @contextlib.contextmanager
   def together(self):
-    """Within, several processes keep a signal until all of them look at it.
+    """A context in which several processes stop together.
 
-    One process alone is ended at once until it calls `keep`.
+    They keep a signal until all of them ask for it. A single process is ended
+    at once until it calls `keep`.
     """
     import jax
 
-    self._kept = jax.process_count() > 1
+    self._deferred = jax.process_count() > 1
     try:
       yield
     finally:
-      self._kept, self._agreeing = False, None
+      self._deferred, self._agreement = False, None
 
   def keep(self) -> None:
-    """From now on there is something to save: signals are kept until the end of
-    `together`, for `asked` and `check` to look at.
+    """Keeps signals from now on, since there is a state to save.
+
+    Until `together` ends; `requested` and `check` ask for them.
     """
-    self._kept = True
+    self._deferred = True
 
-  def asked(self) -> bool:
-    """Whether a loop is to stop after this step, alike on every process.
+  def requested(self) -> bool:
+    """Returns whether a loop has to stop after this step, alike everywhere.
 
-    All call it alike often. Several are told one step later, so that none waits
-    for its devices.
+    All processes call it equally often. Several processes learn it one step
+    later, so that none waits for its devices.
     """
     import jax
 
     if jax.process_count() == 1:
       return bool(self.number)
-    before, self._agreeing = self._agreeing, _largest(self.number)
-    return before is not None and bool(int(before))
+    previous, self._agreement = self._agreement, _largest(self.number)
+    return previous is not None and bool(int(previous))
 
   def agree(self) -> int:
-    """The number of the signal that any process got; all call it. 0: none."""
+    """Returns the number of a signal to any process, 0: none; all call it."""
     import jax
 
     if jax.process_count() == 1:
@@ -121,99 +130,102 @@ class Watch:
     return int(_largest(self.number))
 
   def check(self) -> None:
-    """Ends the job where a signal is kept; all processes call it.
+    """Ends the job if any process has kept a signal; all call it.
 
     Raises:
       Stopped: on all of them.
     """
     if number := self.agree():
-      _say(number, _GOES_ON)
+      _print(number, _RESUMABLE)
       raise Stopped(number)
 
 
-_GOES_ON = 'stopped; the same command goes on from what is saved'
-_active: Watch | None = None
+_RESUMABLE = 'stopped; the same command goes on from what is saved'
+_active: Preemption | None = None
 
 
 @contextlib.contextmanager
 def watch():
-  """Watches for SIGTERM and Ctrl-C; within another, that one goes on.
+  """A context that gives a Preemption; within another, it gives that one.
 
-  In the main thread only: elsewhere signals are never seen.
+  In other threads than the main one it never sees a signal.
   """
   global _active
   if _active or threading.current_thread() is not threading.main_thread():
-    yield _active or Watch()
+    yield _active or Preemption()
     return
-  _active = Watch()
+  _active = Preemption()
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   thread = threading.Thread(target=_active.listen, args=(reader,), daemon=True)
   thread.start()
-  pipe_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  before = {number: signal.getsignal(number) for number in _NAMES}
+  previous_pipe = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  handlers = {number: signal.getsignal(number) for number in _NAMES}
   _active.take_signals()
   try:
     yield _active
   finally:
-    for number, handler in before.items():
+    for number, handler in handlers.items():
       signal.signal(number, handler)
-    signal.set_wakeup_fd(pipe_before)
+    signal.set_wakeup_fd(previous_pipe)
     os.close(writer)
     _active = None
 
 
 @contextlib.contextmanager
 def job():
-  """Around a whole program: a stopped job ends with one line, 143 or 130."""
-  with watch() as watched:
+  """A context around a whole program: a stopped job ends with one line.
+
+  Its exit status is 143 or 130.
+  """
+  with watch() as preemption:
     try:
-      yield watched
+      yield preemption
     except BaseException:
-      # Of any kind: C++ makes errors of its own of what a callback raises.
-      if not watched.raised:
+      # Any class: C++ code turns what a callback raises into its own errors.
+      if not preemption.raised:
         raise
-      _say(watched.number, _GOES_ON)
-      _leave(128 + watched.number)
+      _print(preemption.number, _RESUMABLE)
+      _exit(128 + preemption.number)
 
 
-def _leave(status: int):
-  """Without waiting for threads that compile, nor long for other processes."""
+def _exit(status: int):
+  """Exits without waiting for compilations, nor long for other processes."""
   jax = sys.modules.get('jax')
   if jax and jax.distributed.is_initialized():
     thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     thread.start()
-    thread.join(_PARTING)
+    thread.join(_FAREWELL)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
 
 
-def _say(number: int, words: str) -> None:
-  # Not through a stream, in which this may have interrupted a write.
+def _print(number: int, words: str) -> None:
+  # Not through a stream: the signal may have interrupted a write to it.
   os.write(2, f'\n{_NAMES[number]}: {words}.\n'.encode())
 
 
 @functools.cache
 def _reduction():
-  """The largest of one number a device."""
+  """-> sharding of one number a device, and the function of their maximum."""
   import jax
   from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
   mesh = Mesh(jax.devices(), 'all')
-  whole = NamedSharding(mesh, PartitionSpec())
-  split = NamedSharding(mesh, PartitionSpec('all'))
-  return split, jax.jit(lambda x: x.max(), out_shardings=whole)
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  by_device = NamedSharding(mesh, PartitionSpec('all'))
+  return by_device, jax.jit(lambda x: x.max(), out_shardings=everywhere)
 
 
 def _largest(number: int):
-  """Over all processes, on its way: the devices compute it in their turn."""
+  """-> the maximum over all processes, which the devices compute in turn."""
   import jax
   import numpy as np
 
-  split, reduce = _reduction()
+  by_device, reduce = _reduction()
   return reduce(
     jax.make_array_from_callback(
-      (jax.device_count(),), split, lambda _: np.full(1, number, np.int32)
+      (jax.device_count(),), by_device, lambda _: np.full(1, number, np.int32)
     )
   )

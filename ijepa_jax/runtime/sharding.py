@@ -1,8 +1,9 @@
-"""The machine: the mesh, and who holds what.
+"""The device mesh, how batches and states are split over it, and checks that
+all processes agree.
 
-One mesh of two axes, `('data', 'fsdp')`. A batch is split over both; the state
-over 'fsdp' alone, by one rule that looks at shapes only, so that parameters,
-EMA target and Adam's moments lie alike.
+The mesh has two axes, `('data', 'fsdp')`. A batch is split over both. The state
+is split over 'fsdp' alone, by one rule of shapes, so that parameters, EMA
+target and Adam's moments are split alike.
 """
 
 import hashlib
@@ -17,32 +18,31 @@ from ijepa_jax.errors import UserError
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
-  """All devices as a mesh with axes ('data', 'fsdp'), both AxisType.Auto.
+  """Makes a mesh with axes ('data', 'fsdp'), both AxisType.Auto.
 
-  Neighbours along 'fsdp', which gathers parameters in every step, are close in
-  the network; slices of a multi-slice TPU are split over 'data'.
+  Neighbors along 'fsdp', which gathers parameters in every step, are close in
+  the network. Slices of a multi-slice TPU are split over 'data'.
 
   Args:
-    data, fsdp: devices along each axis; -1, for one of them, is what is left.
-    devices: all of `jax.devices()` by default.
+    data, fsdp: devices along each axis; -1, for one of them: all that remain.
+    devices: by default `jax.devices()`.
 
   Raises:
     UserError: the devices don't divide like that.
   """
   devices = jax.devices() if devices is None else list(devices)
-  n, asked = len(devices), f'mesh.data = {data} and mesh.fsdp = {fsdp}'
+  n, axes = len(devices), f'mesh.data = {data} and mesh.fsdp = {fsdp}'
   sizes = [size for size in (data, fsdp) if size != -1]
   if not sizes or min(sizes) < 1:
-    raise UserError(f'{asked}: take 1 or more, or -1 for one of the two.')
+    raise UserError(f'{axes}: take 1 or more, or -1 for one of the two.')
   known = math.prod(sizes)
   if n % known or (len(sizes) == 2 and known != n):
     raise UserError(
-      f'{asked} do not make the {n} devices: take divisors of {n} whose '
+      f'{axes} do not make the {n} devices: take divisors of {n} whose '
       'product it is, or -1 for one of the two.'
     )
   shape = tuple(n // known if size == -1 else size for size in (data, fsdp))
-  # Not jax.make_mesh: it refuses several slices, and any machine with several
-  # GPU hosts may look like that.
+  # Not jax.make_mesh: it refuses several slices, which GPU hosts may count as.
   slices = len({getattr(d, 'slice_index', 0) for d in devices})
   if devices[0].platform != 'tpu' or slices == 1:
     grid = mesh_utils.create_device_mesh(
@@ -64,22 +64,22 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """A copy on every device."""
+  """Returns the sharding of arrays with a copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis split over all devices."""
+  """Returns the sharding of arrays split by rows over all devices."""
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
 def state_sharding(abstract_tree, mesh: Mesh, min_size: int = 2**16):
-  """A tree of NamedSharding for a tree of shaped leaves, by one rule.
+  """Returns a tree of NamedSharding for a tree of shaped leaves, by one rule.
 
   The largest axis that mesh.shape['fsdp'] divides is split over 'fsdp' (the
-  first of equals). Leaves of fewer than `min_size` elements, and those that
-  nothing divides, are replicated: gathering them costs more than they weigh.
-  (The rule of big_vision's runtime/sharding.py, on any tree.)
+  first of equals). A leaf without such an axis is replicated, and so is one of
+  fewer than `min_size` elements: gathering it costs more than its memory. (The
+  rule of big_vision's sharding.py, on any tree.)
   """
   n = mesh.shape['fsdp']
 
@@ -94,7 +94,7 @@ def state_sharding(abstract_tree, mesh: Mesh, min_size: int = 2**16):
 
 
 def with_shardings(shapes, mesh: Mesh):
-  """A tree of shaped leaves as jax.ShapeDtypeStruct with `state_sharding`."""
+  """Returns shaped leaves as jax.ShapeDtypeStruct with `state_sharding`."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
@@ -103,7 +103,7 @@ def with_shardings(shapes, mesh: Mesh):
 
 
 def to_global(batch, mesh: Mesh):
-  """This process's rows to global arrays: [b, ...] each to [B, ...].
+  """Makes global arrays [B, ...] of this process's rows [b, ...].
 
   Args:
     batch: tree of numpy arrays of b rows, B = b * jax.process_count(), the
@@ -117,10 +117,10 @@ def to_global(batch, mesh: Mesh):
 
 
 def shard_rows(x, mesh, dtype, fill=0) -> jax.Array:
-  """A host array [N, ...], split by rows over all devices.
+  """Splits a host array [N, ...] by rows over all devices.
 
-  Rows of `fill` make it up to a multiple of them. Each process reads its own
-  devices' rows only.
+  Rows of `fill` pad it to a multiple of the devices. Each process reads the
+  rows of its own devices only.
   """
   n = -(-len(x) // mesh.size) * mesh.size
 
@@ -136,7 +136,7 @@ def shard_rows(x, mesh, dtype, fill=0) -> jax.Array:
 
 
 def of_first(text: str) -> str:
-  """Gives process 0's text to all processes, whose texts are as long."""
+  """Returns process 0's text; the texts of all processes are of one length."""
   if jax.process_count() == 1:
     return text
   codes = np.frombuffer(text.encode(), np.uint8)
@@ -144,11 +144,13 @@ def of_first(text: str) -> str:
 
 
 def check_alike(listing: str, count: int) -> None:
-  """Refuses processes that see other images than process 0, as local copies of
-  a data set may: each would train on a stream of its own.
+  """Refuses processes that see other images than process 0.
+
+  Local copies of a data set may differ: each process would train on a stream of
+  its own.
 
   Args:
-    listing: of the images, see sources/.
+    listing: of the images, see data/sources.
     count: of the images, for the sentence.
 
   Raises:
@@ -157,9 +159,9 @@ def check_alike(listing: str, count: int) -> None:
   if jax.process_count() == 1:
     return
   digest = int(hashlib.sha256(listing.encode()).hexdigest()[:7], 16)
-  every = multihost_utils.process_allgather(np.int32([digest, count]))
-  if (every != every[0]).any():
+  pairs = multihost_utils.process_allgather(np.int32([digest, count]))
+  if (pairs != pairs[0]).any():
     raise UserError(
-      f'The processes see other images, {every[:, 1].tolist()} of them: bring '
+      f'The processes see other images, {pairs[:, 1].tolist()} of them: bring '
       'the same files to every machine, or take a disk that all see.'
     )

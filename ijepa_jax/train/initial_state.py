@@ -1,7 +1,7 @@
 """The first state of a run that begins with somebody's weights.
 
-The encoders and the predictor begin with what is there; the optimiser and the
-schedules begin anew, unless they are to go on too.
+The encoders and the predictor begin with the stored ones; the optimizer and the
+schedules begin anew, unless run.init_optimizer is set.
 """
 
 import jax
@@ -11,7 +11,7 @@ from absl import logging
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import train_step
-from ijepa_jax.pretrained import anything
+from ijepa_jax.pretrained import load
 from ijepa_jax.pretrained.formats import weights
 from ijepa_jax.train.run import PretrainRun
 
@@ -21,7 +21,7 @@ _MAY_DIFFER = 'image_size', 'mean', 'std'  # what another run may have otherwise
 def state_from_weights(
   run: PretrainRun, abstract: train_step.State, make_state
 ) -> train_step.State:
-  """Reads weights and, with run.init_optimizer, where AdamW was.
+  """Returns the first state, of weights and perhaps of AdamW's state.
 
   Where there is one encoder only, the target encoder and the context encoder
   both begin with it; where there is no predictor, it is a fresh one. Images of
@@ -33,35 +33,37 @@ def state_from_weights(
     abstract, make_state: from `compile.abstract_state`.
 
   Returns:
-    A state laid out as `abstract`; its step is 0, or the optimiser's.
+    A state laid out as `abstract`; its step is 0, or the optimizer's.
 
   Raises:
     UserError: there is nothing of the kind, it is of another model, or the
-      optimiser's state is asked for and can't be had. Nothing was compiled.
+      optimizer's state is asked for and can't be had. Nothing was compiled.
   """
   path = run.init_from
   if not path:
     raise UserError('init_optimizer is set: say in init_from where it is.')
-  loaded = anything.read(
+  loaded = load.read_weights(
     path, optimizer=run.init_optimizer, heads=run.model['heads']
   )
-  _check(run, loaded)
-  found, optimizer = loaded.params, loaded.optimizer
+  loaded.log_notes(path)
+  _check_model(run, loaded)
+  _check_optimizer(run, loaded)
   _log_what_is_missing(run, loaded)
 
+  params, optimizer = loaded.params, loaded.optimizer
   step = np.int32(optimizer.step if optimizer else 0)
-  context = found.get('encoder', found.get('target'))
-  target = found.get('target', context)
-  predictor, opt_state = found.get('predictor'), None
+  context = params.get('encoder', params.get('target'))
+  target = params.get('target', context)
+  predictor, opt_state = params.get('predictor'), None
   if optimizer:
     opt_state = optax.tree_utils.tree_set(
       abstract.opt_state, count=step, mu=optimizer.mu, nu=optimizer.nu
     )
   if predictor is None or opt_state is None:
-    made = make_state(jax.random.key(run.seed))
-    predictor = predictor or made.params['predictor']
-    opt_state = opt_state or made.opt_state
-    del made  # The devices never hold more than one state.
+    fresh = make_state(jax.random.key(run.seed))
+    predictor = predictor or fresh.params['predictor']
+    opt_state = opt_state or fresh.opt_state
+    del fresh  # The devices never hold more than one state.
 
   def place(x, like):
     if isinstance(x, jax.Array):
@@ -76,10 +78,10 @@ def state_from_weights(
   return jax.tree.map(place, state, abstract)
 
 
-def _check(run: PretrainRun, loaded: weights.Weights) -> None:
-  """Whether these weights are of the run's model."""
-  path, found = run.init_from, loaded.config
-  ours = weights.complete_config(
+def _check_model(run: PretrainRun, loaded: weights.Weights) -> None:
+  """Refuses weights that are not of the run's model."""
+  stored = loaded.config
+  expected = weights.complete_config(
     {
       **run.model,
       'image_size': run.image_shape[:2],
@@ -88,15 +90,20 @@ def _check(run: PretrainRun, loaded: weights.Weights) -> None:
     loaded.params,
   )
   differences = [
-    f'{k} is {found.get(k)} there and {ours[k]} in the config'
-    for k in ours
-    if k not in _MAY_DIFFER and found.get(k) != ours[k]
+    f'{k} is {stored.get(k)} there and {value} in the config'
+    for k, value in expected.items()
+    if k not in _MAY_DIFFER and stored.get(k) != value
   ]
   if differences:
     raise UserError(
-      f'{path} is of another model: {"; ".join(differences)}: change config.'
-      'model or take other weights.'
+      f'{run.init_from} is of another model: {"; ".join(differences)}: change '
+      'config.model or take other weights.'
     )
+
+
+def _check_optimizer(run: PretrainRun, loaded: weights.Weights) -> None:
+  """Refuses weights without the AdamW state that run.init_optimizer asks."""
+  path = run.init_from
   if not run.init_optimizer:
     return
   if loaded.optimizer is None:
@@ -113,36 +120,37 @@ def _check(run: PretrainRun, loaded: weights.Weights) -> None:
 
 
 def _log_what_is_missing(run: PretrainRun, loaded: weights.Weights) -> None:
-  """In words, what the weights do not bring or were not made for."""
-  path, found = run.init_from, loaded.params
-  if 'predictor' not in found:
+  """Logs what the weights lack, and where their pixels differed."""
+  path, params = run.init_from, loaded.params
+  if 'predictor' not in params:
     logging.warning(
       'There is no predictor in %s: a fresh one begins, from seed %d.',
       path,
       run.seed,
     )
-  if len(found.keys() & {'encoder', 'target'}) == 1:
+  encoders = params.keys() & set(weights.ENCODERS.values())
+  if len(encoders) == 1:
     logging.warning(
       'There is one encoder in %s, the %s: both begin with it.',
       path,
-      'context encoder' if 'encoder' in found else 'target encoder',
+      weights.PARTS[min(encoders)].words,
     )
   for name in 'mean', 'std':
-    theirs, ours = loaded.config.get(name), getattr(run.method, name)
-    if theirs is not None and not np.allclose(theirs, ours):
+    stored, expected = loaded.config.get(name), getattr(run.method, name)
+    if stored is not None and not np.allclose(stored, expected):
       logging.warning(
         'The pixels of %s had the %s %s, here data.%s is %s: the features '
         'will not be what they were.',
         path,
         name,
-        tuple(theirs),
+        tuple(stored),
         name,
-        ours,
+        expected,
       )
   logging.info(
     'Beginning with the weights of %s%s.',
     path,
-    f' and its optimiser, after step {loaded.optimizer.step}'
+    f' and its optimizer, after step {loaded.optimizer.step}'
     if loaded.optimizer
     else '',
   )

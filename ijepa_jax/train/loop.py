@@ -93,7 +93,7 @@ def train(
       # The step before is recorded while this one runs.
       journal.record_pending(state)
       last = step == run.total_steps
-      stop = preemption.asked() or last
+      stop = preemption.requested() or last
       saving = stop or checkpoints.should_save(step)
       # The best checkpoint is chosen by what its own state is worth.
       all_due = last or (saving and checkpoints.keeps_best)

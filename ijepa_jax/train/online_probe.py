@@ -51,11 +51,9 @@ def load_images(source, indices, transform, channels: int) -> LabelledImages:
   dataset = pipeline.make_dataset(
     subset.Subset(source, indices),
     None,
-    transform=transform,
+    pipeline.Reading(transform, channels, max_bad_share=0.0),
     batch_size=min(BATCH, len(indices)),
-    channels=channels,
     one_pass=True,
-    max_bad_share=0.0,
   )
   with loader.prefetch(dataset, lambda batch: batch) as batches:
     rows = [(batch['image'], batch['label']) for batch in batches]
@@ -87,7 +85,7 @@ class Probe:
     self._mesh = mesh
     for name, y, z in self._columns():
       check_probe(y, z, train.names[name])
-    self._ks = knn.at_most((NEIGHBOURS,), len(train.labels))
+    self._ks = knn.limit_ks((NEIGHBOURS,), len(train.labels))
     self._pool = jax.jit(
       lambda params, image: method.encode(params, image).mean(1),
       out_shardings=sharding.replicated(mesh),
@@ -115,7 +113,7 @@ class Probe:
     return (
       self._linear(train, test)
       | self._knn(train, test)
-      | {'rankme': statistics.host_rankme(test)}
+      | {'rankme': statistics.rankme(test)}
     )
 
   def chance(self) -> dict[str, float]:

@@ -11,22 +11,18 @@ from matplotlib import pyplot as plt
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import files, metrics
+from ijepa_jax.runtime.progress import text_table
 
 
 def format_table(rows: dict[str, dict[str, float]]) -> str:
   """A small text table: a row a name, a column a metric, accuracies in %."""
   columns = list(dict.fromkeys(k for row in rows.values() for k in row))
-  lines = [[''] + [c.removeprefix('probe/').replace('/', ' ') for c in columns]]
-  for name, row in rows.items():
-    lines.append([name] + [_cell(c, row.get(c)) for c in columns])
-  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-  return '\n'.join(
-    '  '.join(
-      cell.ljust(w) if i == 0 else cell.rjust(w)
-      for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-    ).rstrip()
-    for line in lines
-  )
+  header = [c.removeprefix('probe/').replace('/', ' ') for c in columns]
+  cells = [
+    [name, *(_cell(c, row.get(c)) for c in columns)]
+    for name, row in rows.items()
+  ]
+  return text_table([['', *header], *cells])
 
 
 def _cell(column: str, value: float | None) -> str:

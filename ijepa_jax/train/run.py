@@ -13,12 +13,13 @@ import optax
 from absl import logging
 
 from ijepa_jax.data import decode, loader, sources
+from ijepa_jax.data.batch import Reading
 from ijepa_jax.data.transforms import color_jitter, crop
-from ijepa_jax.errors import UserError
+from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.methods import from_config, masks, optim, schedules
 from ijepa_jax.methods.method import Method
 from ijepa_jax.runtime import sharding
-from ijepa_jax.runtime.config import check_numbers, check_void
+from ijepa_jax.runtime.config_checks import check_numbers, check_void
 
 _ADVICE = (
   'try a lower optim.peak_lr, a longer optim.warmup_steps, optim.clip_norm=1 '
@@ -87,8 +88,7 @@ class PretrainRun(Run):
       sources.make_source that take the place of the run's.
     source: the images; None where they were not opened.
     source_kind, split: data.source and data.split.
-    transform: from an image to the pixels of a batch.
-    reading: other arguments of pipeline.make_dataset.
+    reading: how images become rows of a batch.
     checkpoint: arguments of checkpointer.Checkpointer.
     probe, health: what looks at the run.
     init_from, init_optimizer: weights to begin with.
@@ -101,8 +101,7 @@ class PretrainRun(Run):
   source: Any
   source_kind: str
   split: str
-  transform: Callable
-  reading: Mapping[str, Any]
+  reading: Reading
   checkpoint: Mapping[str, Any]
   probe: ProbeSettings
   health: HealthSettings
@@ -121,11 +120,10 @@ class PretrainRun(Run):
     return loader.local_batches(
       self.source,
       self.method.sampler,
-      transform=self.transform,
       batch_size=self.batch_size,
       seed=self.seed,
       start=start,
-      **self.reading,
+      **vars(self.reading),
     )
 
 
@@ -142,7 +140,8 @@ def make_run(config, devices=None, *, open_images: bool = True) -> PretrainRun:
     UserError: one sentence with the value, the limit and what to do.
   """
   check_numbers(config)
-  check_void(config)
+  if open_images:
+    check_void(config)
   open_source = _opener(config.data)
   source = None
   if config.data.from_manifest:
@@ -179,8 +178,10 @@ def make_run(config, devices=None, *, open_images: bool = True) -> PretrainRun:
     source=source,
     source_kind=d.source,
     split=d.split,
-    transform=_make_transform(d),
-    reading=_pick(d, 'channels', 'fast', 'workers', 'max_bad_share'),
+    reading=Reading(
+      _make_transform(d),
+      **_pick(d, 'channels', 'fast', 'workers', 'max_bad_share'),
+    ),
     checkpoint=config.checkpoint.to_dict(),
     probe=ProbeSettings(**config.probe),
     health=HealthSettings(
@@ -233,11 +234,8 @@ def _make_method(config, total: int) -> Method:
 
 def _make_schedules(c, total: int):
   """Learning rate and weight decay over `total` steps."""
-  if c.weight_decay_schedule not in schedules.BY_NAME:
-    raise UserError(
-      f'optim.weight_decay_schedule is {c.weight_decay_schedule!r}: take one '
-      f'of {", ".join(schedules.BY_NAME)}.'
-    )
+  name = 'optim.weight_decay_schedule'
+  decay = one_of(name, c.weight_decay_schedule, schedules.BY_NAME)
   if c.warmup_steps >= total:
     logging.warning(
       'optim.warmup_steps = %d is not below the %d steps of the schedule: the '
@@ -248,7 +246,7 @@ def _make_schedules(c, total: int):
   lr = schedules.warmup_cosine(
     c.start_lr, c.peak_lr, c.final_lr, c.warmup_steps, total
   )
-  weight_decay = schedules.BY_NAME[c.weight_decay_schedule](
+  weight_decay = schedules.BY_NAME[decay](
     c.weight_decay, c.final_weight_decay, total
   )
   return lr, weight_decay

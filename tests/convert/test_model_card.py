@@ -198,12 +198,22 @@ def test_a_cards_licence_is_carried_over(tmp_path):
     '---\nlicense: [a, b]\n---\n',
     '---\nlicense:\n  - mit\n---\n',
     '---\nlicense_name: x\n---\n',
+    '---\nlicense: !!python/object/apply:os.getcwd []\n---\n',
+    '---\nlicense: {mit: }\n---\n',
+    '---\nlicense: [mit\n---\n',
+    '---\n' + '[' * 10**4 + '\n---\n',
+    '---\nmit\n---\n',
     '',
   ],
 )
 def test_no_licence_is_found(before, tmp_path):
   (tmp_path / 'README.md').write_text(before)
   assert front(card_of(tmp_path))['license_name'] == 'as-the-source'
+
+
+def test_a_word_of_yaml_stays_a_word(tmp_path):
+  (tmp_path / 'README.md').write_text('---\nlicense: no\n---\n')
+  assert "\nlicense: 'no'\n" in card_of(tmp_path)
 
 
 def test_names(tmp_path):

@@ -244,11 +244,9 @@ def test_ten_thousand_damaged():
   dataset = pipeline.make_dataset(
     Mixed([case[0] for case in cases]),
     None,
-    transform=CROPS[0],
+    pipeline.Reading(CROPS[0], workers=2, max_bad_share=1),
     batch_size=100,
     one_pass=True,
-    workers=2,
-    max_bad_share=1,
   )
   with loader.prefetch(dataset, lambda batch: batch['image'].shape) as shapes:
     assert list(shapes) == [(100, 16, 24, 3)] * (len(cases) // 50)

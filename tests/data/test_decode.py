@@ -108,8 +108,8 @@ def test_alpha(kind):
   assert_halves(data, grey(LEFT), grey(RIGHT))
   assert_halves(data, (*LEFT, 0), (*RIGHT, 100))
   assert_halves(data, (*grey(LEFT), 0), (*grey(RIGHT), 100))
-  whole = (0, 0, 32, 24)
-  crop = transforms_crop.crop(decode.Encoded(data, 4), whole, (6, 8))
+  box = (0, 0, 32, 24)
+  crop = transforms_crop.crop(decode.Encoded(data, 4), box, (6, 8))
   expected = image.convert('RGB').resize((8, 6), Image.Resampling.BILINEAR)
   np.testing.assert_array_equal(crop[..., :3], np.asarray(expected))
 
@@ -188,15 +188,15 @@ def tiff(bits, samples, pixels, size=(32, 24)) -> bytes:
   ]
   directory = struct.pack('<H', len(tags))
   after = 8 + len(pixels) + 2 + 12 * len(tags) + 4
-  more = b''
+  bits_of_samples = b''
   for tag, kind, value in tags:
     if tag == 258 and samples > 1:
       directory += struct.pack('<HHLL', tag, kind, samples, after)
-      more = struct.pack(f'<{samples}H', *samples * [bits])
+      bits_of_samples = struct.pack(f'<{samples}H', *samples * [bits])
     else:
       directory += struct.pack('<HHLL', tag, kind, 1, value)
   head = b'II*\0' + struct.pack('<L', 8 + len(pixels))
-  return head + pixels + directory + bytes(4) + more
+  return head + pixels + directory + bytes(4) + bits_of_samples
 
 
 def test_other_tiffs():
@@ -248,10 +248,10 @@ def test_orientation(kind):
 
 @pytest.mark.parametrize('kind', ['GIF', 'PNG', 'WEBP', 'TIFF'])
 def test_the_first_frame(kind):
-  others = [Image.new('RGB', (32, 24), c) for c in ('black', 'white')]
+  frames = [Image.new('RGB', (32, 24), c) for c in ('black', 'white')]
   lossless = {'lossless': True} if kind == 'WEBP' else {}
   data = encoded(
-    halves(), kind, save_all=True, append_images=others, **lossless
+    halves(), kind, save_all=True, append_images=frames, **lossless
   )
   assert Image.open(io.BytesIO(data)).n_frames == 3
   assert_halves(data)
@@ -414,7 +414,7 @@ def test_arrays(shape):
 
 
 @pytest.mark.parametrize(
-  ('data', 'words'),
+  ('data', 'message'),
   [
     (npy(np.zeros((5, 4, 13), np.uint16)), r'uint16 \(5, 4, 13\): store it as'),
     (npy(np.zeros((5, 4, 3))), r'float64 \(5, 4, 3\): store it as uint8'),
@@ -425,8 +425,8 @@ def test_arrays(shape):
     (npy(np.array([print])), 'ValueError: Object arrays cannot be loaded'),
   ],
 )
-def test_arrays_that_are_no_images(data, words):
-  with pytest.raises(decode.BadImage, match=words):
+def test_arrays_that_are_no_images(data, message):
+  with pytest.raises(decode.BadImage, match=message):
     decode.decode_npy(data)
 
 
@@ -451,7 +451,7 @@ def test_pillow_is_quiet():
     "exif = b'Exif\\0\\0II*\\0\\x08\\0\\0\\0' + bytes(range(1, 99))\n"
     "tell(encoded(halves(), 'JPEG', exif=exif))\n"
   )
-  done = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-c', code],
     cwd=pathlib.Path(__file__).parent,
     env=os.environ
@@ -462,7 +462,8 @@ def test_pillow_is_quiet():
     capture_output=True,
     text=True,
   )
-  assert done.stderr == ''
+  assert process.stderr == ''
   assert (
-    done.stdout == '10000 x 10000 pixels are more than max_pixels = 89478485\n'
+    process.stdout
+    == '10000 x 10000 pixels are more than max_pixels = 89478485\n'
   )

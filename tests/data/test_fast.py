@@ -29,7 +29,7 @@ def apart(side, scale):
   lazy, full = decode.Encoded(data, 3), Image.open(io.BytesIO(data))
   box = (41, 57, 41 + side, 57 + side)
   crop = transforms_crop.crop(lazy, box, (128, 128)).astype(int)
-  assert list(lazy._done) == [scale]
+  assert list(lazy._decoded) == [scale]
   expected = full.crop(box).resize((128, 128), Image.Resampling.BILINEAR)
   return abs(crop - np.asarray(expected))
 
@@ -54,7 +54,7 @@ def test_no_other_kind_is_reduced():
   data = encoded(photo(1200, 1100), 'PNG')
   lazy = decode.Encoded(data, 3)
   transforms_crop.crop(lazy, (0, 0, 1200, 1100), (32, 32))
-  assert list(lazy._done) == [1]
+  assert list(lazy._decoded) == [1]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_reduced_and_turned(orientation, size, scale):
   data = encoded(photo(*size), 'JPEG', quality=92, exif=exif)
   lazy = decode.Encoded(data, 3)
   crop = transforms_crop.CenterCrop((24, 24), 26)(lazy).astype(int)
-  assert list(lazy._done) == [scale]
+  assert list(lazy._decoded) == [scale]
   full = transforms_crop.CenterCrop((24, 24), 26)(decode.decode(data, 3))
   assert abs(crop - full).mean() < 0.5
 
@@ -112,17 +112,17 @@ def test_fast_crops_are_near(fast, channels):
     data = path.read_bytes()
     for size in ((224, 224), (96, 128), (700, 500)):
       box = transforms_crop.RandomResizedCrop(size).box(640, 427, rng)
-      one, other = (
+      exact, fast = (
         transforms_crop.crop(
           decode.Encoded(data, channels, f), box, size
         ).astype(int)
         for f in (False, True)
       )
-      assert one.shape == other.shape == (*size, channels)
-      assert abs(one - other).max() <= 1
-  whole = transforms_crop.CenterCrop((64, 64), 70)
+      assert exact.shape == fast.shape == (*size, channels)
+      assert abs(exact - fast).max() <= 1
+  center_crop = transforms_crop.CenterCrop((64, 64), 70)
   np.testing.assert_array_equal(
-    *(whole(decode.Encoded(data, 3, f)) for f in (False, True))
+    *(center_crop(decode.Encoded(data, 3, f)) for f in (False, True))
   )
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+import grain
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,13 +68,20 @@ class Encoded(Arrays):
 
 
 CROP = 'size', 'scale', 'ratio', 'flip'  # go to the crop
+READING = 'channels', 'fast', 'workers', 'max_bad_share'
 
 
-def make(source, **kwargs):
+def make(source, part=0, parts=1, **kwargs):
   kwargs = {'batch_size': 8, 'seed': 5, 'size': (16, 24)} | kwargs
   crop = {k: kwargs.pop(k) for k in CROP if k in kwargs}
-  transform = RandomResizedCrop(**crop)
-  return pipeline.make_dataset(source, SAMPLER, transform=transform, **kwargs)
+  reading = {k: kwargs.pop(k) for k in READING if k in kwargs}
+  return pipeline.make_dataset(
+    source,
+    SAMPLER,
+    pipeline.Reading(RandomResizedCrop(**crop), **reading),
+    shard=grain.sharding.ShardOptions(part, parts),
+    **kwargs,
+  )
 
 
 def take(source, count, **kwargs):
@@ -81,13 +89,13 @@ def take(source, count, **kwargs):
     return list(itertools.islice(batches, count))
 
 
-def assert_same(some, others):
-  assert len(some) == len(others)
-  for one, other in zip(some, others, strict=True):
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-      assert value.dtype == other[key].dtype
-      np.testing.assert_array_equal(value, other[key])
+def assert_same(expected, actual):
+  assert len(expected) == len(actual)
+  for batch, counterpart in zip(expected, actual, strict=True):
+    assert batch.keys() == counterpart.keys()
+    for key, value in batch.items():
+      assert value.dtype == counterpart[key].dtype
+      np.testing.assert_array_equal(value, counterpart[key])
 
 
 # ---- the stream ----
@@ -118,26 +126,25 @@ def test_batches_stay_what_they_were(flip, digest):
   """
   same_size = {'scale': (4 / 9, 4 / 9), 'ratio': (1.5, 1.5), 'flip': flip}
   for source in (Encoded(20), *([] if flip else [Arrays(20)])):
-    found = hashlib.sha256()
+    content = hashlib.sha256()
     for batch in take(source, 3, **same_size):
       for key in sorted(batch):
-        found.update(f'{key}{batch[key].shape}'.encode() + batch[key].tobytes())
-    assert found.hexdigest()[:16] == digest
+        content.update(
+          f'{key}{batch[key].shape}'.encode() + batch[key].tobytes()
+        )
+    assert content.hexdigest()[:16] == digest
 
 
 def test_process_count_changes_nothing():
   """2 and 4 processes hold contiguous rows of the very same batches."""
-  whole = take(Arrays(300), 5)
+  complete = take(Arrays(300), 5)
   for count in (2, 4):
-    parts = [
-      take(Arrays(300), 5, process_index=i, process_count=count)
-      for i in range(count)
-    ]
+    parts = [take(Arrays(300), 5, part=i, parts=count) for i in range(count)]
     joined = [
-      {k: np.concatenate([p[step][k] for p in parts]) for k in whole[step]}
+      {k: np.concatenate([p[step][k] for p in parts]) for k in complete[step]}
       for step in range(5)
     ]
-    assert_same(whole, joined)
+    assert_same(complete, joined)
 
 
 def test_worker_count_changes_nothing(monkeypatch):
@@ -152,15 +159,16 @@ def test_worker_count_changes_nothing(monkeypatch):
 
 def test_processes_with_workers_change_nothing():
   """Two hosts, one with a worker, resumed: rows of the very same batches."""
-  whole = take(Encoded(40), 5)
-  settings = {'start': 3, 'process_count': 2}
+  complete = take(Encoded(40), 5)
+  settings = {'start': 3, 'parts': 2}
   parts = [
-    take(Encoded(40), 2, process_index=i, workers=i, **settings)
-    for i in range(2)
+    take(Encoded(40), 2, part=i, workers=i, **settings) for i in range(2)
   ]
   for step in range(2):
-    joined = {k: np.concatenate([p[step][k] for p in parts]) for k in whole[0]}
-    assert_same([whole[3 + step]], [joined])
+    joined = {
+      k: np.concatenate([p[step][k] for p in parts]) for k in complete[0]
+    }
+    assert_same([complete[3 + step]], [joined])
 
 
 @pytest.mark.parametrize('start', [1, 3, 10**6])
@@ -177,9 +185,9 @@ def test_resuming_is_slicing(start):
 def test_every_image_once_an_epoch():
   """Epochs of 13 run on across batches of 8, each in an order of its own."""
   batches = take(Arrays(13), 13)
-  seen = np.concatenate([b['label'][:, 0] for b in batches]).reshape(8, 13)
-  np.testing.assert_array_equal(np.sort(seen), np.tile(np.arange(13), (8, 1)))
-  assert len({tuple(epoch) for epoch in seen}) == 8
+  epochs = np.concatenate([b['label'][:, 0] for b in batches]).reshape(8, 13)
+  np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(13), (8, 1)))
+  assert len({tuple(epoch) for epoch in epochs}) == 8
 
 
 def test_seeds_share_nothing():
@@ -189,9 +197,9 @@ def test_seeds_share_nothing():
     labels = [b['label'][:, 0] for b in take(Arrays(8), 2, seed=seed)]
     orders += [tuple(x) for x in labels]
   assert len(set(orders)) == 6
-  one, other = (take(Arrays(1), 1, seed=s)[0]['image'] for s in (0, 1))
-  assert (one != other).any(axis=(1, 2, 3)).all()
-  assert len(np.unique(one, axis=0)) == 8  # of the one image, eight crops
+  first, second = (take(Arrays(1), 1, seed=s)[0]['image'] for s in (0, 1))
+  assert (first != second).any(axis=(1, 2, 3)).all()
+  assert len(np.unique(first, axis=0)) == 8  # of the one image, eight crops
 
 
 def test_one_image_is_enough():
@@ -202,10 +210,7 @@ def test_batches_of_one_image():
   """They are batches still: rows of those of two, and of one pass."""
   alone = take(Encoded(5), 6, batch_size=1)
   assert [b['image'].shape for b in alone] == 6 * [(1, 16, 24, 3)]
-  parts = [
-    take(Encoded(5), 3, batch_size=2, process_index=i, process_count=2)
-    for i in range(2)
-  ]
+  parts = [take(Encoded(5), 3, batch_size=2, part=i, parts=2) for i in range(2)]
   pairs = take(Encoded(5), 3, batch_size=2)
   for step, pair in enumerate(pairs):
     joined = {k: np.concatenate([p[step][k] for p in parts]) for k in pair}
@@ -237,8 +242,8 @@ def test_the_most_pixels_of_an_image(workers, monkeypatch, caplog):
 def test_channels_of_arrays(channels):
   (batch,) = take(Arrays(9, channels), 1, channels=channels)
   assert batch['image'].shape == (8, 16, 24, channels)
-  wanted = r'array/0 has \d channels, and 2 are wanted: set data\.ch'
-  with pytest.raises(UserError, match=wanted):
+  message = r'array/0 has \d channels, and 2 are wanted: set data\.ch'
+  with pytest.raises(UserError, match=message):
     make(Arrays(9, channels), channels=2)
 
 
@@ -275,16 +280,16 @@ def test_folder_and_tfds_are_alike(prepared, tmp_path):  # noqa: F811
   write(tmp_path, *(f'{i}.png' for i in range(10)))
   folder = sources.make_source('folder', path=str(tmp_path))
   tfds = sources.make_source('tfds', path=str(prepared))
-  some, others = take(folder, 3), take(tfds, 3)
-  assert [b.pop('label').shape for b in some] == 3 * [(8, 0)]
-  assert [b.pop('label').shape for b in others] == 3 * [(8, 1)]
-  assert_same(some, others)
+  from_folder, from_tfds = take(folder, 3), take(tfds, 3)
+  assert [b.pop('label').shape for b in from_folder] == 3 * [(8, 0)]
+  assert [b.pop('label').shape for b in from_tfds] == 3 * [(8, 1)]
+  assert_same(from_folder, from_tfds)
 
 
 @pytest.mark.parametrize(
   ('wrong', 'message'),
   [
-    ({'process_count': 3}, 'batch_size of 8 does not divide over 3 processes'),
+    ({'parts': 3}, 'batch_size of 8 does not divide over 3 processes'),
     ({'seed': -1}, r'seed is -1: take one from 0'),
     ({'workers': -1}, r'data\.workers is -1: take 0'),
     ({'size': (0, 3)}, r'image_size is \(0, 3\): take a height'),
@@ -303,7 +308,9 @@ def test_mistakes_are_told(wrong, message):
 
 
 def test_fast_needs_its_extra(monkeypatch):
-  monkeypatch.setattr(decode, 'missing', lambda: ['some', 'other'])
+  monkeypatch.setattr(
+    decode, 'missing_fast_packages', lambda: ['some', 'other']
+  )
   with pytest.raises(
     UserError, match=r'fast needs some and other: pip install'
   ):
@@ -311,26 +318,28 @@ def test_fast_needs_its_extra(monkeypatch):
 
 
 def test_fast_is_of_encoded_images(monkeypatch, caplog):
-  monkeypatch.setattr(decode, 'missing', lambda: ['some'])
+  monkeypatch.setattr(decode, 'missing_fast_packages', lambda: ['some'])
   make(Arrays(9), fast=True)
   assert 'data.fast is passed over' in caplog.text
 
 
 def test_fast_batches_are_near():
   """Of JPEGs and of others; with the same masks and boxes."""
-  for name in decode.FAST:
+  for name in decode.FAST_PACKAGES:
     pytest.importorskip(name)
   for quality in (0, 90):
-    one, other = (take(Encoded(40, quality=quality), 3, fast=f) for f in (0, 1))
-    for a, b in zip(one, other, strict=True):
+    exact, fast_batches = (
+      take(Encoded(40, quality=quality), 3, fast=f) for f in (0, 1)
+    )
+    for a, b in zip(exact, fast_batches, strict=True):
       apart = abs(a.pop('image').astype(int) - b.pop('image'))
       assert apart.any() and apart.max() == 1
-    assert_same(one, other)
+    assert_same(exact, fast_batches)
 
 
 def test_a_source_without_an_image_is_told():
-  wanted = r'None of the first 101 images can be read: .*gone/0'
-  with pytest.raises(UserError, match=wanted):
+  message = r'None of the first 101 images can be read: .*gone/0'
+  with pytest.raises(UserError, match=message):
     make(Encoded(300, gone=range(300)))
 
 
@@ -358,8 +367,8 @@ def test_bad_images_are_replaced_and_named(caplog):
   source = Encoded(12, cut=[3, 4], gone=[11])
   with caplog.at_level('WARNING'):
     batches = take(source, 6, max_bad_share=1)  # four epochs
-  seen = np.concatenate([b['label'][:, 0] for b in batches])
-  counts = np.bincount(seen, minlength=12)
+  labels = np.concatenate([b['label'][:, 0] for b in batches])
+  counts = np.bincount(labels, minlength=12)
   assert counts.tolist() == [8, 4, 4, 0, 0, 12, 4, 4, 4, 4, 4, 0]
   assert all(isinstance(v, np.ndarray) for b in batches for v in b.values())
   messages = sorted(r.getMessage() for r in caplog.records)
@@ -393,11 +402,11 @@ def running():
 
 
 def test_prefetch_puts_in_order_and_ahead():
-  done = []
+  made = []
 
   def put(batch):
-    done.append(len(done))
-    return done[-1], batch['image']
+    made.append(len(made))
+    return made[-1], batch['image']
 
   expected = take(Arrays(300), 4)
   with loader.prefetch(make(Arrays(300)), put, depth=2) as batches:
@@ -406,10 +415,10 @@ def test_prefetch_puts_in_order_and_ahead():
       assert at == step
       np.testing.assert_array_equal(image, expected[step]['image'])
     deadline = time.monotonic() + 10
-    while len(done) < 6 and time.monotonic() < deadline:
+    while len(made) < 6 and time.monotonic() < deadline:
       time.sleep(0.01)
     time.sleep(0.1)
-    assert 6 <= len(done) <= 7  # two in the queue, one waiting to get in
+    assert 6 <= len(made) <= 7  # two in the queue, one waiting to get in
   assert not running()
 
 

@@ -15,6 +15,8 @@ from configs.evals import linear as linear_config
 from configs.evals import logistic as logistic_config
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import evaluation, knn, linear, logistic, tasks
+from ijepa_jax.probes import knn as probes_knn
+from ijepa_jax.probes import train_heads
 from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 
@@ -43,15 +45,15 @@ def make_config(job, small_run, images, **changes):
 @pytest.mark.parametrize('job', ['knn', 'logistic'])
 def test_easy_images(job, small_run, images, tmp_path, capsys):
   config = make_config(job, small_run, images)
-  found = RUN[job](config, tmp_path)
-  assert found['accuracy'] == {job: 1.0}
+  actual = RUN[job](config, tmp_path)
+  assert actual['accuracy'] == {job: 1.0}
   shown = capsys.readouterr().out
   assert '100.0' in shown
   how = {'knn': 'chosen on the test images', 'logistic': 'on held-out training'}
-  assert how[job] in shown and how[job] in found['chosen']
+  assert how[job] in shown and how[job] in actual['chosen']
   assert json.loads(
     (tmp_path / f'folder-{job}.json').read_text()
-  ) == json.loads(json.dumps(found))
+  ) == json.loads(json.dumps(actual))
 
 
 def test_a_result_is_written_over_its_own_alone(small_run, images, tmp_path):
@@ -132,8 +134,8 @@ def test_a_list_of_the_labelled(small_run, images, tmp_path):
     images,
     **{'logistic.list_file': str(names), 'logistic.l2': (0.01,)},
   )
-  found = logistic.run(config, tmp_path)
-  assert found['training_examples'] == 4
+  actual = logistic.run(config, tmp_path)
+  assert actual['training_examples'] == 4
   assert sorted(len(np.load(p)) for p in tmp_path.rglob('last.npy')) == [4, 24]
 
 
@@ -173,7 +175,7 @@ def test_another_label_has_heads_of_its_own(small_run, tmp_path, monkeypatch):
       train=made | {'seed': 0, 'count': 48},
       test=made | {'seed': 1, 'count': 16},
       label=label,
-      whole=True,
+      stretch=True,
       flip=False,
     )
     monkeypatch.setitem(tasks.TASKS, f'small_{label}', task)
@@ -204,8 +206,8 @@ def test_two_evaluations_at_once(small_run, images, tmp_path):
     assert process.returncode == 0, words
   for path in tmp_path.rglob('last.npy'):
     assert np.abs(np.load(path)).sum(1).all()
-  (found,) = tmp_path.glob('*.json')
-  assert json.loads(found.read_text())['accuracy'] == {'knn': 1.0}
+  (actual,) = tmp_path.glob('*.json')
+  assert json.loads(actual.read_text())['accuracy'] == {'knn': 1.0}
 
 
 def test_where_results_go(small_run, images, tmp_path, monkeypatch):
@@ -217,8 +219,8 @@ def test_where_results_go(small_run, images, tmp_path, monkeypatch):
   knn.run(config, '~/x')
   assert (tmp_path / 'x' / 'folder-knn.json').exists()
   assert len(list((tmp_path / 'kept').rglob('last.npy'))) == 2
-  bench = evaluation.set_up(config, '')
-  assert bench.workdir == epath.Path(tmp_path / 'run' / 'evals')
+  opened = evaluation.Evaluation.from_config(config, '')
+  assert opened.workdir == epath.Path(tmp_path / 'run' / 'evals')
 
 
 @pytest.mark.parametrize(
@@ -249,12 +251,71 @@ def test_heads_that_diverge_are_never_best(
   config = make_config(
     'linear', small_run, images, **changes, **{'linear.lrs': (1e30, 0.3)}
   )
-  found = linear.run(config, tmp_path)
-  lost = {k for k, v in found['heads'].items() if v is None}
-  assert lost == {name for name in found['heads'] if 'lr=1e+30' in name}
-  assert 'lr=0.3' in found['best']['head']
-  assert 'linear is the best of 4 heads, linear_last' in found['chosen']
+  actual = linear.run(config, tmp_path)
+  lost = {k for k, v in actual['heads'].items() if v is None}
+  assert lost == {name for name in actual['heads'] if 'lr=1e+30' in name}
+  assert 'lr=0.3' in actual['best']['head']
+  assert 'linear is the best of 4 heads, linear_last' in actual['chosen']
   assert caplog.text.count('lr=1e+30 wd=0.0005 has diverged') == 4
   config.linear.lrs = (1e30,)
   with pytest.raises(UserError, match=r'All of the 4 .* have diverged'):
     linear.run(config, tmp_path / 'again')
+
+
+# Functions in the middle of what each job computes.
+INSIDE = {
+  'knn': (probes_knn, '_normalize'),
+  'linear': (train_heads, '_one_epoch'),
+}
+
+
+@pytest.mark.parametrize('error', [ValueError, OSError])
+@pytest.mark.parametrize('job', INSIDE)
+def test_a_bug_of_ours_is_no_mistake_of_the_user(
+  job, error, small_run, images, tmp_path, monkeypatch
+):
+  """The very error that was raised comes out of the job."""
+  bug = error('planted')
+
+  def broken(*_):
+    raise bug
+
+  monkeypatch.setattr(*INSIDE[job], broken)
+  changes = {'linear.augment': False} if job == 'linear' else {}
+  config = make_config(job, small_run, images, **changes)
+  with pytest.raises(error) as info:
+    RUN[job](config, tmp_path)
+  assert info.value is bug
+
+
+@pytest.mark.parametrize(
+  ('job', 'error'), [('knn', 'ValueError'), ('linear', 'OSError')]
+)
+def test_a_bug_of_ours_has_its_traceback(
+  job, error, small_run, images, tmp_path
+):
+  module, function = INSIDE[job]
+  arguments = [
+    *('main.py', f'--config=configs/evals/{job}.py', f'--workdir={tmp_path}'),
+    *(f'--config.init_from={small_run}', f'--config.data.path={images}'),
+    *('--config.task=folder', '--config.data.test=test'),
+    *('--config.data.workers=0', '--config.batch_size=16'),
+  ]
+  if job == 'linear':
+    arguments += ['--config.linear.augment=False']
+    arguments += ['--config.linear.batch_size=16']
+  code = f"""
+import runpy, sys
+import {module.__name__} as module
+def broken(*_):
+  raise {error}('planted')
+module.{function} = broken
+sys.argv = {arguments}
+runpy.run_path('main.py', run_name='__main__')
+"""
+  process = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert process.returncode == 1
+  assert 'Traceback' in process.stderr
+  assert f'{error}: planted' in process.stderr

@@ -13,7 +13,7 @@ from ijepa_jax.data.transforms.crop import CenterCrop
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import features
 from ijepa_jax.pretrained import load
-from ijepa_jax.pretrained.formats import huggingface
+from ijepa_jax.pretrained.formats import huggingface, weights
 from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.config import write_config
@@ -60,34 +60,35 @@ def extract(frozen, source, cache, *, devices=None, crop=(48, 48), **kwargs):
 
 
 def test_they_are_the_encoders(workdir, source, tmp_path):
-  frozen = load.load(workdir)
+  frozen = load.load_frozen(workdir)
   assert '2, target' in frozen.name
-  found = extract(frozen, source, tmp_path)
-  assert found.last.shape == (SOURCE_COUNT, 32)
-  assert found.last4.shape == (SOURCE_COUNT, 4 * 32)
+  actual = extract(frozen, source, tmp_path)
+  assert actual.last.shape == (SOURCE_COUNT, 32)
+  assert actual.last4.shape == (SOURCE_COUNT, 4 * 32)
   images = np.stack([source[i]['image'] for i in range(SOURCE_COUNT)])
   tokens, layers = jax.jit(
     lambda p, x: frozen.encoder.apply(
       {'params': p}, frozen.normalize(x), layers='tokens'
     )
   )(frozen.params, images)
-  close(found.last, tokens.mean(1))
+  close(actual.last, tokens.mean(1))
   norm = frozen.params['norm']
   x = layers[-4:]
   x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1)[..., None] + 1e-6)
   x = (x * norm['scale'] + norm['bias']).mean(2)
   expected = np.moveaxis(np.asarray(x), 0, 1).reshape(SOURCE_COUNT, -1)
-  close(found.last4, expected)
+  close(actual.last4, expected)
   labels = np.stack([source[i]['label'] for i in range(SOURCE_COUNT)])
-  np.testing.assert_array_equal(found.labels, labels)
+  np.testing.assert_array_equal(actual.labels, labels)
 
 
 def test_what_to_compare_with(workdir, source, tmp_path):
   """As the run began, and pixels."""
-  untrained = load.load(workdir, which='untrained')
-  before = load.load(workdir, step=1)
+  untrained = load.load_frozen(workdir, which='untrained')
+  before = load.load_frozen(workdir, step=1)
   assert untrained.fingerprint == before.fingerprint
-  pixels = extract(load.load(workdir, which='pixels'), source, tmp_path).last
+  raw = load.load_frozen(workdir, which='pixels')
+  pixels = extract(raw, source, tmp_path).last
   first = source[0]['image'].reshape(-1) / 255
   close(pixels[0], first)
 
@@ -95,9 +96,9 @@ def test_what_to_compare_with(workdir, source, tmp_path):
 def test_eight_devices_and_workers_change_nothing(
   workdir, source, tmp_path, cpus
 ):
-  one = load.load(workdir, mesh=sharding.make_mesh(devices=cpus[:1]))
+  one = load.load_frozen(workdir, mesh=sharding.make_mesh(devices=cpus[:1]))
   first = extract(one, source, tmp_path / '1', devices=cpus[:1])
-  eight = load.load(workdir, mesh=sharding.make_mesh(devices=cpus))
+  eight = load.load_frozen(workdir, mesh=sharding.make_mesh(devices=cpus))
   assert eight.fingerprint == one.fingerprint
   second = extract(eight, source, tmp_path / '8', workers=1)
   close(first.last4, second.last4)
@@ -107,13 +108,13 @@ def test_eight_devices_and_workers_change_nothing(
 def test_a_cache_belongs_to_one_encoder_data_set_and_transform(
   workdir, source, tmp_path
 ):
-  frozen = load.load(workdir)
+  frozen = load.load_frozen(workdir)
   again = extract(frozen, source, tmp_path)
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
   assert extract(frozen, source, tmp_path).key == again.key
   assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')} == before
-  other_step = load.load(workdir, step=1)
-  context = load.load(workdir, which='context')
+  other_step = load.load_frozen(workdir, step=1)
+  context = load.load_frozen(workdir, which='context')
   config = make_config()
   config.data.count = SOURCE_COUNT - 1
   shorter = make_run(config).source
@@ -129,7 +130,7 @@ def test_a_cache_belongs_to_one_encoder_data_set_and_transform(
 
 
 def test_an_interrupted_pass_goes_on(workdir, source, tmp_path, monkeypatch):
-  frozen = load.load(workdir)
+  frozen = load.load_frozen(workdir)
   straight = extract(frozen, source, tmp_path / 'straight')
   monkeypatch.setattr(features, '_FLUSH', 1)
   to_global, calls = sharding.to_global, []
@@ -141,31 +142,48 @@ def test_an_interrupted_pass_goes_on(workdir, source, tmp_path, monkeypatch):
     return to_global(batch, mesh)
 
   monkeypatch.setattr(sharding, 'to_global', dying)
-  with pytest.raises(UserError, match='power'):
+  with pytest.raises(RuntimeError, match='power'):
     extract(frozen, source, tmp_path / 'broken')
   (note,) = (tmp_path / 'broken').rglob('done.json')
   assert json.loads(note.read_text())['rows'] == 16
-  found = extract(frozen, source, tmp_path / 'broken')
+  actual = extract(frozen, source, tmp_path / 'broken')
   assert len(calls) == 3 + 2  # the first of the three batches is not done again
-  np.testing.assert_array_equal(found.last, straight.last)
-  np.testing.assert_array_equal(found.labels, straight.labels)
+  np.testing.assert_array_equal(actual.last, straight.last)
+  np.testing.assert_array_equal(actual.labels, straight.labels)
+
+
+def test_a_lost_array_is_computed_anew(workdir, source, tmp_path, monkeypatch):
+  """Interrupted at that, it does not take the empty rows for features."""
+  frozen = load.load_frozen(workdir)
+  first = np.array(extract(frozen, source, tmp_path).last4)
+  (path,) = tmp_path.rglob('last4.npy')
+  path.unlink()
+
+  def dying(batch, mesh):
+    raise RuntimeError('the power is gone')
+
+  with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    patch.setattr(sharding, 'to_global', dying)
+    extract(frozen, source, tmp_path)
+  np.testing.assert_array_equal(extract(frozen, source, tmp_path).last4, first)
 
 
 def test_a_hugging_face_folder(workdir, source, tmp_path):
   """Gives the features of the encoder that was written to it."""
-  frozen = load.load(workdir)
+  frozen = load.load_frozen(workdir)
   names = 'image_size', 'channels', 'mean', 'std'
-  config = frozen.model | {k: getattr(frozen, k) for k in names}
+  config = weights.encoder_sizes(frozen.encoder)
+  config |= {k: getattr(frozen, k) for k in names}
   params = {'target': jax.device_get(frozen.params)}
   huggingface.write(tmp_path / 'hf', params, config)
-  found = load.load(tmp_path / 'hf')
-  assert found.name == 'hf, target encoder'
-  assert found.image_size == (48, 48)
+  actual = load.load_frozen(tmp_path / 'hf')
+  assert actual.name == 'hf, target encoder'
+  assert actual.image_size == (48, 48)
   expected = extract(frozen, source, tmp_path / '1')
-  again = extract(found, source, tmp_path / '2')
+  again = extract(actual, source, tmp_path / '2')
   close(again.last4, expected.last4)
   with pytest.raises(UserError, match='only a training run'):
-    load.load(tmp_path / 'hf', which='untrained')
+    load.load_frozen(tmp_path / 'hf', which='untrained')
 
 
 @pytest.mark.parametrize(
@@ -173,12 +191,12 @@ def test_a_hugging_face_folder(workdir, source, tmp_path):
   [
     ({'step': 7}, 'no checkpoint 7.*1, 2'),
     ({'which': 'teacher'}, "'teacher'"),
-    ({'path': '/nowhere'}, '/nowhere is no training workdir'),
+    ({'path': '/nowhere'}, 'There is nothing at /nowhere'),
   ],
 )
 def test_mistakes_are_told(workdir, kwargs, words):
   with pytest.raises(UserError, match=words):
-    load.load(**{'path': workdir} | kwargs)
+    load.load_frozen(**{'path': workdir} | kwargs)
 
 
 def test_another_model_is_told(workdir, tmp_path):
@@ -187,4 +205,4 @@ def test_another_model_is_told(workdir, tmp_path):
   (tmp_path / 'checkpoints').symlink_to(workdir / 'checkpoints')
   write_config(tmp_path, config.to_json_best_effort())
   with pytest.raises(UserError, match=r'another model.*target/'):
-    load.load(tmp_path)
+    load.load_frozen(tmp_path)

@@ -71,11 +71,11 @@ def test_tasks_are_complete():
 def test_paper_is_of_this_very_model():
   model = {'size': 'huge', 'patch_size': 14, 'width': None, 'depth': None}
   task = tasks.get('imagenet')
-  wanted = {'linear': 79.3, 'linear_last': 78.2, 'linear_last4': 79.3}
-  assert evaluation.paper_accuracies(task, model, (224, 224)) == wanted
+  expected = {'linear': 79.3, 'linear_last': 78.2, 'linear_last4': 79.3}
+  assert evaluation.paper_accuracies(task, model, (224, 224)) == expected
   assert (
     evaluation.paper_accuracies(task, model | {'depth': 32}, (224, 224))
-    == wanted
+    == expected
   )
   for other in ({'depth': 31}, {'patch_size': 16}, {'size': 'small'}):
     assert evaluation.paper_accuracies(task, model | other, (224, 224)) == {}

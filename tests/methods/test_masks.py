@@ -205,11 +205,11 @@ def test_masks_are_a_function_of_seed_step_and_row(kind):
   for key in asked_before:
     asked_before[key] = sampler(*key)
   # Another sampler, other questions, another order, NumPy's integers.
-  other = pickle.loads(pickle.dumps(make(kind)))
+  copy = pickle.loads(pickle.dumps(make(kind)))
   for key in reversed(asked_before):
-    other(1, 2, 3)
-    assert same(other(*map(np.int64, key)), asked_before[key])
-  assert other == sampler and other.shapes == sampler.shapes
+    copy(1, 2, 3)
+    assert same(copy(*map(np.int64, key)), asked_before[key])
+  assert copy == sampler and copy.shapes == sampler.shapes
 
   # Any one of the three changes the masks.
   for change in np.eye(3, dtype=int):
@@ -271,12 +271,12 @@ def test_rasterized_is_a_quadrant_against_three():
   quadrants = (
     np.arange(8 * 12).reshape(2, 4, 2, 6).swapaxes(1, 2).reshape(4, -1)
   )
-  seen = set()
+  contexts = set()
   for context, targets in draw(make('rasterized', (8, 12)), range(40)):
     parts = {tuple(p) for p in (*context, *targets)}
     assert parts == {tuple(q) for q in quadrants}
-    seen.add(context[0, 0])
-  assert seen == set(quadrants[:, 0])
+    contexts.add(context[0, 0])
+  assert contexts == set(quadrants[:, 0])
 
 
 @pytest.mark.parametrize('kind', ['block', 'random'])
@@ -300,7 +300,7 @@ def test_block_and_random_predict_a_share_from_the_rest(kind):
 
 
 @pytest.mark.parametrize(
-  'kind, grid, settings, words',
+  'kind, grid, settings, pattern',
   [
     ('relaese', (14, 14), {}, "'relaese': .*mean 'release'"),
     ('x', (14, 14), {}, 'rasterized, block, random.$'),
@@ -334,8 +334,8 @@ def test_block_and_random_predict_a_share_from_the_rest(kind):
     ('block', (4, 32), {'fraction': 0.6}, 'as a square fits'),
   ],
 )
-def test_refusals(kind, grid, settings, words):
-  with pytest.raises(UserError, match=words) as error:
+def test_refusals(kind, grid, settings, pattern):
+  with pytest.raises(UserError, match=pattern) as error:
     make(kind, grid, **settings)
   message = str(error.value)
   assert '\n' not in message and len(message) < 300

@@ -34,12 +34,12 @@ def test_resized_table_is_pytorchs(old, new):
   torch = pytest.importorskip('torch')
   table = np.random.default_rng(0).normal(size=(old[0] * old[1], 8))
   table = table.astype(np.float32)
-  wanted = torch.nn.functional.interpolate(
+  expected = torch.nn.functional.interpolate(
     torch.from_numpy(table.reshape(1, *old, 8)).permute(0, 3, 1, 2),
     size=new,
     mode='bicubic',
     align_corners=False,
   )
-  found = positions.resize(table, old, new)
-  wanted = wanted.permute(0, 2, 3, 1).reshape(-1, 8).numpy()
-  close(found, wanted)
+  actual = positions.resize(table, old, new)
+  expected = expected.permute(0, 2, 3, 1).reshape(-1, 8).numpy()
+  close(actual, expected)

@@ -24,10 +24,15 @@ def split(x, y, n=1100):
   return x[:n], y[:n], x[n:], y[n:]
 
 
-def same_but_one(found, wanted, n=400):
+def run(*data, classes=7, mesh=None, **kwargs):
+  mesh = mesh or sharding.make_mesh()
+  return knn.knn(*data, classes=classes, mesh=mesh, **kwargs)
+
+
+def same_but_one(actual, expected, n=400):
   """Of n answers one may hang on the last digits of two cosines."""
-  assert found.keys() == wanted.keys()
-  close([found[k] for k in wanted], list(wanted.values()), within=1.5 / n)
+  assert actual.keys() == expected.keys()
+  close([actual[k] for k in expected], list(expected.values()), within=1.5 / n)
 
 
 def plain(train_x, train_y, test_x, test_y, k, temperature):
@@ -45,35 +50,35 @@ def plain(train_x, train_y, test_x, test_y, k, temperature):
 
 
 def test_sweep_by_its_definition(cpus):
-  """Each k and temperature; on 1 and 8 devices, which no row count divides."""
+  """Each k and temperature; on 1 and 8 devices, which no row count divides, and
+  in blocks that do not divide the test examples.
+  """
   data = split(*features())
-  wanted = {(k, t): plain(*data, k, t) for k in KS for t in TEMPERATURES}
-  assert len(set(wanted.values())) > 4
+  expected = {(k, t): plain(*data, k, t) for k in KS for t in TEMPERATURES}
+  assert len(set(expected.values())) > 4
   for devices, fsdp in ((1, 1), (8, 2)):
-    result = knn.knn(
+    result = run(
       *data,
-      classes=7,
       ks=KS,
       temperatures=TEMPERATURES,
       mesh=sharding.make_mesh(fsdp=fsdp, devices=cpus[:devices]),
-      block=150,
     )
-    same_but_one(result.accuracies, wanted)
-    found = result.accuracies
-    assert found[result.best] == max(found.values())
+    same_but_one(result.accuracies, expected)
+    actual = result.accuracies
+    assert actual[result.best] == max(actual.values())
 
 
 def test_equals_scikit_learn():
   neighbors = pytest.importorskip('sklearn.neighbors')
   data = split(*features())
-  result = knn.knn(*data, classes=7, ks=KS, temperatures=TEMPERATURES)
+  result = run(*data, ks=KS, temperatures=TEMPERATURES)
   train_x, train_y, test_x, test_y = data
   for (k, t), accuracy in result.accuracies.items():
     judge = neighbors.KNeighborsClassifier(
       k, metric='cosine', weights=lambda distance, t=t: np.exp(-distance / t)
     )
-    wanted = judge.fit(train_x, train_y).score(test_x, test_y)
-    close(accuracy, wanted, within=1.5 / len(test_y))
+    expected = judge.fit(train_x, train_y).score(test_x, test_y)
+    close(accuracy, expected, within=1.5 / len(test_y))
 
 
 def test_chunks(monkeypatch, cpus):
@@ -81,9 +86,9 @@ def test_chunks(monkeypatch, cpus):
   data = split(*features())
   mesh = sharding.make_mesh(devices=cpus[:1])
   monkeypatch.setattr(knn, '_CHUNK', 90)
-  knn._compiled.cache_clear()
-  result = knn.knn(*data, classes=7, ks=(100,), mesh=mesh)
-  knn._compiled.cache_clear()
+  knn._compile_count.cache_clear()
+  result = run(*data, ks=(100,), mesh=mesh)
+  knn._compile_count.cache_clear()
   same_but_one(result.accuracies, {(100, 0.07): plain(*data, 100, 0.07)})
 
 
@@ -97,22 +102,22 @@ def test_equals_come_in_order(chunk, monkeypatch):
   cosine, label = knn.nearest(bank, labels, query, 3)
   close(cosine, np.array([[1, 1, 1], [0, 0, 0]]))
   np.testing.assert_array_equal(label, [[3, 2, 4], [5, 3, 2]])
-  np.testing.assert_array_equal(knn.votes(cosine, label, 3, 0.07), [2, 2])
-  np.testing.assert_array_equal(knn.votes(cosine, label, 2, 0.07), [2, 3])
+  np.testing.assert_array_equal(knn.vote(cosine, label, 3, 0.07), [2, 2])
+  np.testing.assert_array_equal(knn.vote(cosine, label, 2, 0.07), [2, 3])
 
 
 def test_lengths_do_not_matter():
   x, y = features()
   length = np.random.default_rng(1).uniform(1e-3, 1e3, (len(x), 1))
   scaled = (x * length).astype(np.float32)
-  a, b = (knn.knn(*split(z, y), classes=7, ks=(10,)) for z in (x, scaled))
+  a, b = (run(*split(z, y), ks=(10,)) for z in (x, scaled))
   same_but_one(a.accuracies, b.accuracies)
 
 
 def test_low_temperature_is_the_nearest():
   """Weights that underflow or overflow a naive exp leave an answer."""
   data = split(*features())
-  result = knn.knn(*data, classes=7, ks=(1, 50), temperatures=(1e-6,))
+  result = run(*data, ks=(1, 50), temperatures=(1e-6,))
   one, fifty = (result.accuracies[k, 1e-6] for k in (1, 50))
   close(one, fifty, within=1.5 / 400)
   assert fifty > 0.5
@@ -122,30 +127,33 @@ def test_mistakes():
   x, y = features(n=60)
   data = split(x, y, 40)
   with pytest.raises(UserError, match=r'to the 40 training examples'):
-    knn.knn(*data, classes=7)
+    run(*data)
   with pytest.raises(UserError, match=r'\(0, 5\): take one or more whole'):
-    knn.knn(*data, classes=7, ks=(5, 0))
+    run(*data, ks=(5, 0))
   with pytest.raises(UserError, match=r'\(2\.5,\): take one or more whole'):
-    knn.knn(*data, classes=7, ks=(2.5,))
+    run(*data, ks=(2.5,))
   with pytest.raises(UserError, match=r'temperatures are \(nan,\)'):
-    knn.knn(*data, classes=7, ks=(5,), temperatures=(float('nan'),))
+    run(*data, ks=(5,), temperatures=(float('nan'),))
   with pytest.raises(UserError, match=r'temperatures are \(0,\)'):
-    knn.knn(*data, classes=7, ks=(5,), temperatures=(0,))
+    run(*data, ks=(5,), temperatures=(0,))
   with pytest.raises(UserError, match='training labels run from 0 to 6: 3'):
-    knn.knn(*data, classes=3, ks=(5,))
+    run(*data, classes=3, ks=(5,))
   with pytest.raises(UserError, match='20 test examples have fewer than two'):
-    knn.knn(*data[:3], np.zeros(20, np.int32), classes=7, ks=(5,))
+    run(*data[:3], np.zeros(20, np.int32), ks=(5,))
   with pytest.raises(UserError, match='training features are not finite'):
-    knn.knn(np.full_like(data[0], np.nan), *data[1:], classes=7, ks=(5,))
+    run(np.full_like(data[0], np.nan), *data[1:], ks=(5,))
 
 
-def test_as_many_neighbours_as_there_are():
-  assert knn.at_most((20, 10, 100), 12) == (10, 12)
-  assert knn.at_most((20,), 5) == (5,)
+def test_as_many_neighbors_as_there_are():
+  assert knn.limit_ks((20, 10, 100), 12) == (10, 12)
+  assert knn.limit_ks((20,), 5) == (5,)
 
 
 def test_how_the_best_was_chosen():
-  found = knn.Result({(5, 0.07): 0.5, (10, 0.07): 0.75})
-  assert 'the best of 2' in found.chosen and 'test images' in found.chosen
-  assert found.chosen.endswith('k=10, T=0.07.')
-  assert not knn.Result({(5, 0.07): 0.5}).chosen
+  actual = knn.Result({(5, 0.07): 0.5, (10, 0.07): 0.75})
+  assert (
+    'the best of 2' in actual.selection_note
+    and 'test images' in actual.selection_note
+  )
+  assert actual.selection_note.endswith('k=10, T=0.07.')
+  assert not knn.Result({(5, 0.07): 0.5}).selection_note

@@ -18,7 +18,15 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.evals import finetune, linear
 from ijepa_jax.evals import knn as evals_knn
 from ijepa_jax.evals import logistic as evals_logistic
-from ijepa_jax.probes import knn, labels, linear_heads, logistic, train_heads
+from ijepa_jax.probes import (
+  head_sweep,
+  knn,
+  labels,
+  linear_heads,
+  logistic,
+  train_heads,
+)
+from ijepa_jax.runtime import sharding
 from ijepa_jax.train import online_probe
 
 N, D = 40, 6
@@ -38,8 +46,23 @@ def features(n):
 
 
 def make_sweep(n=N):
-  return linear_heads.make_sweep(
-    'transfer', {'last': D}, classes=3, examples=n, batch_size=8, epochs=1
+  return head_sweep.HeadSweep(
+    head_sweep.get_protocol('transfer'),
+    {'last': D},
+    classes=3,
+    examples=n,
+    batch_size=8,
+    epochs=1,
+  )
+
+
+def judge_heads(state, y):
+  return train_heads.accuracies(
+    make_sweep(),
+    state,
+    {'last': features(len(y))},
+    y,
+    mesh=sharding.make_mesh(),
   )
 
 
@@ -54,15 +77,25 @@ CONSUMERS = {
     features(len(y)), y, features(len(z)), z, classes=3
   ),
   'logistic': lambda y, z: logistic.evaluate(
-    features(len(y)), y, features(len(z)), z, classes=3
+    features(len(y)),
+    y,
+    features(len(z)),
+    z,
+    classes=3,
+    mesh=sharding.make_mesh(),
   ),
   'knn': lambda y, z: knn.knn(
-    features(len(y)), y, features(len(z)), z, classes=3, ks=(3,)
+    *(features(len(y)), y, features(len(z)), z),
+    classes=3,
+    mesh=sharding.make_mesh(),
+    ks=(3,),
   ),
   'heads': lambda y, z: (
-    train_heads.accuracies(make_sweep(), {}, {'last': features(len(z))}, z)
+    judge_heads({}, z)
     if y is GOOD
-    else train_heads.train(make_sweep(), {'last': features(len(y))}, y)
+    else train_heads.train(
+      make_sweep(), {'last': features(len(y))}, y, mesh=sharding.make_mesh()
+    )
   ),
   'online': lambda y, z: online_probe.Probe(None, None, images(y), images(z)),
 }
@@ -98,12 +131,12 @@ def test_on_a_device_nothing_is_taken_for_another():
   state = linear_heads.init(one, jax.random.key(0))
   for label in -1, 3:
     batch = jnp.array([0, 1, 2, label])
-    _, found = linear_heads.update_heads(
+    _, actual = linear_heads.update_heads(
       one, state, {'last': features(4)}, batch, 0
     )
-    assert np.isnan(found['loss']).all()
+    assert np.isnan(actual['loss']).all()
   logits = jnp.full((2, 3), jnp.nan)
-  assert not labels.right(logits, jnp.array([0, 1])).any()
+  assert not labels.is_correct(logits, jnp.array([0, 1])).any()
 
 
 class Partly(Folder):
@@ -186,8 +219,8 @@ def test_what_sources_know(images):
   some = subset.Subset(folder, [1, 30])
   for source in folder, some, sources.make_source('scenes', count=20):
     every = source.every_label()
-    wanted = [source[i]['label'] for i in range(len(source))]
-    np.testing.assert_array_equal(every, wanted)
+    expected = [source[i]['label'] for i in range(len(source))]
+    np.testing.assert_array_equal(every, expected)
   assert Folder(str(images / 'train/red')).every_label().shape == (
     20,
     0,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.probes import linear_heads, train_heads
+from ijepa_jax.probes import head_sweep, linear_heads, train_heads
 from ijepa_jax.runtime import sharding
 from tests.close import FLOAT64, TRAINED, close, trees_close
 
@@ -42,8 +42,11 @@ def make(protocol='imagenet', **changes):
   if protocol != 'clevr':
     options['milestones'] = (1, 2)
   options |= {'batch_size': BATCH, **GRID.get(protocol, {}), **changes}
-  return linear_heads.make_sweep(
-    protocol, options.pop('widths', WIDTHS), **options
+  rates = {k: options.pop(k, None) for k in ('lrs', 'weight_decays')}
+  return head_sweep.HeadSweep(
+    head_sweep.get_protocol(protocol, **rates),
+    options.pop('widths', WIDTHS),
+    **options,
   )
 
 
@@ -56,7 +59,7 @@ def one(cpus):
 
 
 def batches(sweep, seed=0):
-  """Rows of each step, as `heads.train` says: by (seed, epoch)."""
+  """Rows of each step, as `train_heads.train` says: by (seed, epoch)."""
   for epoch in range(sweep.epochs):
     order = np.random.default_rng((seed, epoch)).permutation(N)
     for i in range(sweep.steps_per_epoch):
@@ -112,7 +115,7 @@ class ByHand:
 
 
 @pytest.mark.parametrize('protocol', ['imagenet', 'transfer', 'clevr'])
-def test_each_head_equals_one_trained_alone(cpus, protocol):
+def test_each_head_equals_one_trained_alone(cpus, protocol, monkeypatch):
   """All 16, through all steps, and what they answer; LARS and SGD by hand."""
   sweep = plain(protocol)
   assert len(sweep.heads) == 16
@@ -120,15 +123,14 @@ def test_each_head_equals_one_trained_alone(cpus, protocol):
   state = train_heads.train(sweep, features, labels, mesh=one(cpus))
   test_x, test_y = data(70, seed=1)
   # In blocks that don't divide the examples.
-  found = train_heads.accuracies(
-    sweep, state, test_x, test_y, mesh=one(cpus), block=24
-  )
+  monkeypatch.setattr(train_heads, '_BLOCK', 24)
+  actual = train_heads.accuracies(sweep, state, test_x, test_y, mesh=one(cpus))
   start = linear_heads.init(sweep, jax.random.key(0))
   ends = []
   for i, head in enumerate(sweep.heads):
     group, run = head.input + '_bn' * head.batch_norm, i % 4
     first, last = (s['heads'][group]['params'] for s in (start, state))
-    alone = ByHand(sweep.optimizer, head, first['kernel'][run])
+    alone = ByHand(sweep.protocol.optimizer, head, first['kernel'][run])
     for step, (epoch, rows) in enumerate(batches(sweep)):
       factor = 0.1**epoch
       if protocol == 'clevr':
@@ -144,7 +146,7 @@ def test_each_head_equals_one_trained_alone(cpus, protocol):
     close(last['bias'][run], alone.b, TRAINED)
     right = alone.right(test_x[head.input], test_y)
     # One answer may hang on the last digits of two logits.
-    close(found[i], right / len(test_y), within=1.5 / 70, name=head.name)
+    close(actual[i], right / len(test_y), within=1.5 / 70, name=head.name)
     if head.batch_norm:
       norm = state['norms'][head.input]
       close(norm['mean'], alone.mean)
@@ -153,10 +155,10 @@ def test_each_head_equals_one_trained_alone(cpus, protocol):
     if pair[0].shape == pair[1].shape:
       assert np.abs(pair[0] - pair[1]).max() > 1e-4
   if protocol != 'imagenet':  # LARS needs more than 12 steps
-    assert max(found) > 0.6
+    assert max(actual) > 0.6
 
 
-def test_evaluation_normalises_by_running_statistics(cpus):
+def test_evaluation_normalizes_by_running_statistics(cpus):
   """An answer does not depend on which examples it is asked with."""
   sweep = plain('transfer')
   features, labels = data()
@@ -172,21 +174,20 @@ def test_evaluation_normalises_by_running_statistics(cpus):
   assert not judge(state, features, np.full(N, -1)).any()
 
 
-def test_any_devices_give_the_numbers_of_one(cpus):
+def test_any_devices_give_the_numbers_of_one(cpus, monkeypatch):
   """8 devices, which do not divide the test examples either."""
   features, labels = data()
   test_x, test_y = data(70, seed=1)
+  monkeypatch.setattr(train_heads, '_BLOCK', 24)
   results = []
   for mesh in one(cpus), sharding.make_mesh(fsdp=2, devices=cpus):
     sweep = plain('imagenet')
     state = train_heads.train(sweep, features, labels, mesh=mesh)
-    found = train_heads.accuracies(
-      sweep, state, test_x, test_y, mesh=mesh, block=24
-    )
-    results.append((jax.device_get(state), found))
-  (state, found), (state_8, found_8) = results
+    actual = train_heads.accuracies(sweep, state, test_x, test_y, mesh=mesh)
+    results.append((jax.device_get(state), actual))
+  (state, actual), (state_8, found_8) = results
   trees_close(state_8, state, TRAINED)
-  close(found_8, found, within=1.5 / 70)
+  close(found_8, actual, within=1.5 / 70)
 
 
 def test_stopped_and_gone_on_equals_straight(cpus):
@@ -229,8 +230,8 @@ def test_streamed_features(cpus):
   for k, (_, rows) in enumerate(batches(sweep)):
     raw = {k: 2 * x[rows] for k, x in features.items()}
     state, metrics = step(state, raw, labels[rows], k)
-  wanted = train_heads.train(sweep, features, labels, mesh=one(cpus))
-  trees_close(state, wanted, TRAINED)
+  expected = train_heads.train(sweep, features, labels, mesh=one(cpus))
+  trees_close(state, expected, TRAINED)
   assert metrics['loss'].shape == (16,)
 
 
@@ -262,14 +263,14 @@ def test_heads_of_the_protocols():
   on_imagenet = make('imagenet', **unset).heads
   assert len(set(on_imagenet)) == 16
   assert set(on_imagenet) == {
-    linear_heads.Head(*values)
+    head_sweep.Head(*values)
     for values in itertools.product(
       WIDTHS, (True, False), (0.1, 0.01), (5e-4, 0.0)
     )
   }
   for protocol in 'transfer', 'clevr':
-    found = make(protocol, **unset).heads
-    assert [(h.lr, h.weight_decay) for h in found] == [(0.01, 5e-4)] * 4
+    actual = make(protocol, **unset).heads
+    assert [(h.lr, h.weight_decay) for h in actual] == [(0.01, 5e-4)] * 4
 
 
 def test_report():
@@ -296,9 +297,11 @@ def test_diverged_heads_are_named(cpus, caplog):
   state = train_heads.train(sweep, features, labels, mesh=one(cpus))
   named = [r.getMessage() for r in caplog.records]
   assert len(named) == 2 and all('lr=1e+30' in text for text in named)
-  found = train_heads.accuracies(sweep, state, features, labels, mesh=one(cpus))
-  assert np.isnan(found[0]) and found[1] > 0.3
-  report = train_heads.report(sweep, found)
+  actual = train_heads.accuracies(
+    sweep, state, features, labels, mesh=one(cpus)
+  )
+  assert np.isnan(actual[0]) and actual[1] > 0.3
+  report = train_heads.report(sweep, actual)
   assert report['best']['head'] == report['best_last']['head']
   assert 'lr=0.1' in report['best']['head']
   assert json.loads(json.dumps(report, allow_nan=False)) == report
@@ -323,14 +326,10 @@ def test_mistakes(cpus):
     'labels run from 0 to 5: 5 classes': {'labels_N': labels + (labels > 3)},
     'fewer than two classes': {'labels_N': 0 * labels},
     "needs 'last4' as .N, 24.": {'features': {'last': features['last']}},
-    'give make_sweep examples=90': {
+    'make it with examples=90': {
       'features': {k: x[:90] for k, x in features.items()},
       'labels_N': labels[:90],
     },
   }.items():
     with pytest.raises(UserError, match=match):
       train_heads.train(make(), **(right | wrong), mesh=one(cpus))
-  with pytest.raises(UserError, match='take a multiple of the 8 devices'):
-    train_heads.train(
-      make(batch_size=30), **right, mesh=sharding.make_mesh(devices=cpus)
-    )

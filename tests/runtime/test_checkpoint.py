@@ -18,6 +18,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ijepa_jax.errors import UserError
+from ijepa_jax.methods import train_step
 from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 
@@ -112,11 +113,11 @@ def test_onto_another_mesh(tmp_path, cpus, other):
   with checkpointer.Checkpointer(tmp_path) as checkpoints:
     checkpoints.save(1, state)
     checkpoints.wait()
-    for wanted in (abstract(state), abstract(state, new_mesh)):
-      restored, _ = checkpoints.restore(wanted)
+    for abstract_state in (abstract(state), abstract(state, new_mesh)):
+      restored, _ = checkpoints.restore(abstract_state)
       assert_same_bits(restored, state)
       assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(
-        lambda x: x.sharding, wanted
+        lambda x: x.sharding, abstract_state
       )
 
 
@@ -137,14 +138,14 @@ def test_donated_right_after(tmp_path, cpus, spread):
   }
   state = step(jax.device_put(state, place))
   expected = jax.tree.map(lambda x: np.array(x, copy=True), state)
-  wanted = abstract(state)
+  abstract_state = abstract(state)
   with checkpointer.Checkpointer(tmp_path) as checkpoints:
     checkpoints.save(1, state)
     for _ in range(3):
       state = step(state)
     jax.block_until_ready(state)
     checkpoints.wait()
-    restored, _ = checkpoints.restore(wanted)
+    restored, _ = checkpoints.restore(abstract_state)
     assert_same_bits(restored, expected)
     # And what was restored may be donated in turn.
     again = step(restored)
@@ -169,8 +170,8 @@ def test_the_best_is_kept(tmp_path, mode, kept):
   for part in ([1, 2], [3, 4, 5]):
     with checkpointer.Checkpointer(tmp_path, **rules) as checkpoints:
       for step in part:
-        found = {} if values[step] is None else {'probe': values[step]}
-        checkpoints.save(step, make_state(), found)
+        actual = {} if values[step] is None else {'probe': values[step]}
+        checkpoints.save(step, make_state(), actual)
   assert checkpointer.Checkpointer(tmp_path).steps() == kept
 
 
@@ -301,16 +302,30 @@ def test_faults_of_the_machine_are_no_damage(tmp_path, monkeypatch, fault):
   assert checkpoints.steps() == [1, 2]
 
 
+def test_a_field_that_is_none_is_not_stored(tmp_path):
+  """Of a method without a target; its name is in no checkpoint."""
+  one = jnp.ones(3)
+  state = train_step.State(jnp.int32(1), {'head': one}, None, {'mu': one})
+  with checkpointer.Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    names = {'step', 'params/head', 'opt_state/mu'}
+    assert checkpoints.names() == names
+    restored, step = checkpoints.restore(abstract(state))
+  assert step == 1 and restored.target is None
+  np.testing.assert_array_equal(restored.params['head'], one)
+
+
 def test_of_another_model(tmp_path, errors):
   save_steps(tmp_path, 1, 2)
-  wanted = abstract(make_state(width=32))
-  wanted['params']['extra'] = jax.ShapeDtypeStruct((3,), jnp.float32)
-  del wanted['half']
+  abstract_state = abstract(make_state(width=32))
+  abstract_state['params']['extra'] = jax.ShapeDtypeStruct((3,), jnp.float32)
+  del abstract_state['half']
   with (
     checkpointer.Checkpointer(tmp_path) as checkpoints,
     pytest.raises(UserError, match=r'Checkpoint 2 in .* another model') as info,
   ):
-    checkpoints.restore(wanted)
+    checkpoints.restore(abstract_state)
   message = str(info.value)
   for part in (
     'params/kernel is float32[64, 64] there and float32[32, 32] in the model',
@@ -364,7 +379,7 @@ def test_killed_while_saving(tmp_path):
     """
     import os, signal, sys
     import jax
-    from ijepa_jax import checkpoint
+    from ijepa_jax.runtime.checkpoint import checkpointer
 
     state = {'w': jax.random.normal(jax.random.key(0), (2000, 2000))}
     checkpoints = checkpointer.Checkpointer(sys.argv[1])
@@ -437,7 +452,9 @@ def test_two_processes(tmp_path, cpus):
   code = """
     import pathlib, sys
     import jax, numpy as np
-    from ijepa_jax import checkpoint, distributed, sharding
+    from ijepa_jax.runtime import sharding
+    from ijepa_jax.runtime.checkpoint import checkpointer
+    from ijepa_jax.runtime.distributed import start
 
     process, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     start.initialize(f'localhost:{port}', 2, process)
@@ -481,10 +498,12 @@ def test_two_processes(tmp_path, cpus):
     assert process.returncode == 0, output
   expected = 2 * np.tile(np.arange(8, dtype=np.float32)[:, None], 64)
   mesh = sharding.make_mesh(devices=cpus)
-  wanted = jax.ShapeDtypeStruct(
+  abstract_state = jax.ShapeDtypeStruct(
     (8, 64), jnp.float32, sharding=sharding.batch_sharding(mesh)
   )
-  restored, step = checkpointer.Checkpointer(tmp_path).restore({'w': wanted})
+  restored, step = checkpointer.Checkpointer(tmp_path).restore(
+    {'w': abstract_state}
+  )
   assert step == 10
   np.testing.assert_array_equal(restored['w'], expected)
 

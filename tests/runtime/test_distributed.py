@@ -82,7 +82,7 @@ def packages(monkeypatch):
 
 def place(env, gpus=0):
   """(processes, this one, host of the first, local GPUs); None: alone."""
-  started = launchers.surroundings(
+  started = launchers.detect_cluster(
     env, lambda: gpus, ancestor=lambda name: 4321
   )
   if started is None:
@@ -220,7 +220,7 @@ def test_without_the_packages_that_jax_would_ask(packages):
     place(POD)
   packages.add('mpi4py')
   env = MPI['Open MPI'] | {'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}
-  _, options = launchers.surroundings(env, lambda: 8)
+  _, options = launchers.detect_cluster(env, lambda: 8)
   assert options == {
     'num_processes': 2,
     'process_id': 1,
@@ -230,7 +230,7 @@ def test_without_the_packages_that_jax_would_ask(packages):
 
 
 def port(env):
-  options = launchers.surroundings(env, ancestor=lambda name: 4321)[1]
+  options = launchers.detect_cluster(env, ancestor=lambda name: 4321)[1]
   return int(options['coordinator_address'].rpartition(':')[2])
 
 

@@ -15,8 +15,8 @@ from configs import tiny
 from ijepa_jax.data.transforms import mixup
 from ijepa_jax.methods import optim, schedules, train_step
 from ijepa_jax.models import vit
-from ijepa_jax.probes import knn, linear_heads, logistic
-from ijepa_jax.runtime import jax_flags
+from ijepa_jax.probes import head_sweep, knn, labels, linear_heads, logistic
+from ijepa_jax.runtime import cli
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.train import compile, health
 from ijepa_jax.train.run import make_run
@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture
 def flags():
   """Changes flags until the test ends."""
-  before = {name: getattr(jax.config, name) for name in jax_flags._SETTLED}
+  before = {name: getattr(jax.config, name) for name in cli._JAX_DEFAULTS}
   yield jax.config.update
   for name, value in before.items():
     jax.config.update(name, value)
@@ -52,7 +52,7 @@ def types():
   def array(dtype, *shape):
     return jax.ShapeDtypeStruct(shape, dtype)
 
-  images, labels = array('uint8', 16, 48, 48, 3), array(int32, 16)
+  images, labels_B = array('uint8', 16, 48, 48, 3), array(int32, 16)
   (kc, kt), *_ = run.method.sampler.shapes
   batch = {
     'image': images,
@@ -71,8 +71,13 @@ def types():
   widths = {'last': 8}
   swept = {}
   for protocol in 'imagenet', 'clevr':  # both optimizers, and a schedule
-    sweep = linear_heads.make_sweep(
-      protocol, widths, classes=3, examples=64, batch_size=16, epochs=2
+    sweep = head_sweep.HeadSweep(
+      head_sweep.get_protocol(protocol),
+      widths,
+      classes=3,
+      examples=64,
+      batch_size=16,
+      epochs=2,
     )
     begun = jax.eval_shape(
       lambda sweep=sweep: linear_heads.init(sweep, jax.random.key(0))
@@ -86,17 +91,17 @@ def types():
         ),
         begun,
         features,
-        labels,
+        labels_B,
         0,
       ),
       jax.eval_shape(
         lambda s, f, y, sweep=sweep: linear_heads.count_correct(sweep, s, f, y),
         begun,
         features,
-        labels,
+        labels_B,
       ),
     )
-  tree = {'encoder': state.params['encoder'], 'head': {'kernel': labels}}
+  tree = {'encoder': state.params['encoder'], 'head': {'kernel': labels_B}}
   scale = optim.layer_scales(state.params, 2, 0.5)
   tuned = optim.adamw_by_layer(
     schedules.warmup_cosine(0.0, 1.0, 0.0, 2, 9), 0.1, scale
@@ -133,16 +138,16 @@ def types():
         cutmix=1.0,
       ),
       array(float32, 16, 48, 48, 3),
-      labels,
+      labels_B,
     ),
     'logistic': jax.eval_shape(
       lambda x, y, l2: logistic.fit(x, y, l2, classes=3),
       array(float32, 16, 8),
-      labels,
+      labels_B,
       array(float32, 2),
     ),
     'nearest': jax.eval_shape(
-      lambda x, y: knn.nearest(x, y, x, 3), array(float32, 16, 8), labels
+      lambda x, y: knn.nearest(x, y, x, 3), array(float32, 16, 8), labels_B
     ),
     'health': jax.eval_shape(
       lambda p, t, b: health.signals(run.method, p, t, b),
@@ -190,7 +195,7 @@ def test_first_weights_whatever_the_flag(flags):
 
 
 def test_jobs_set_the_flags_aside(flags, caplog):
-  jax_flags.settle()
+  cli.reset_jax_flags()
   assert not caplog.records
   others = {
     'jax_enable_x64': True,
@@ -203,9 +208,9 @@ def test_jobs_set_the_flags_aside(flags, caplog):
   }
   for name, value in others.items():
     flags(name, value)
-  jax_flags.settle()
+  cli.reset_jax_flags()
   for name in others:
-    assert getattr(jax.config, name) == jax_flags._SETTLED[name]
+    assert getattr(jax.config, name) == cli._JAX_DEFAULTS[name]
     assert name.upper() in caplog.text
 
 

@@ -17,6 +17,7 @@ from ijepa_jax.train import pretrain
 from tests.train import test_pretrain
 
 ROOT = pathlib.Path(__file__).parents[2]
+EVALUATION = 'evals.evaluation.Evaluation.from_config'
 ONE_DEVICE = ' --xla_force_host_platform_device_count=1'  # the last counts
 SIGNALS = [(signal.SIGTERM, 143, 'SIGTERM'), (signal.SIGINT, 130, 'Ctrl-C')]
 
@@ -35,7 +36,7 @@ def python(script: str) -> subprocess.CompletedProcess:
 def test_the_first_ends_what_has_nothing_to_save(number, status, name):
   """In order, so that what was begun is cleared up; and told in one line."""
   run = python(f"""
-from ijepa_jax import interruption
+from ijepa_jax.runtime import preemption
 with preemption.job():
   try:
     os.kill(os.getpid(), {number})
@@ -54,14 +55,14 @@ with preemption.job():
 def test_the_second_ends_at_once(number, status, name):
   """But one that a launcher hands on at the same time is no second one."""
   run = python(f"""
-from ijepa_jax import interruption
-preemption._SAME = 0.5
+from ijepa_jax.runtime import preemption
+preemption._SAME_SIGNAL = 0.5
 with preemption.job() as watched, watched.together():
   watched.keep()
   os.kill(os.getpid(), {number})
   os.kill(os.getpid(), {number})
   time.sleep(0.1)
-  print('saving', bool(watched.asked()), flush=True)
+  print('saving', bool(watched.requested()), flush=True)
   time.sleep(0.6)
   os.kill(os.getpid(), {number})
   time.sleep(100)
@@ -74,7 +75,7 @@ def test_while_the_main_thread_is_in_c():
   """Such as in waiting for the other processes of a job."""
   run = python("""
 import ctypes, threading
-from ijepa_jax import interruption
+from ijepa_jax.runtime import preemption
 preemption._PATIENCE = 0.2
 with preemption.job():
   libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
@@ -88,7 +89,7 @@ with preemption.job():
 
 def test_what_becomes_another_error_on_its_way():
   run = python("""
-from ijepa_jax import interruption
+from ijepa_jax.runtime import preemption
 with preemption.job():
   try:
     os.kill(os.getpid(), signal.SIGINT)
@@ -125,15 +126,15 @@ def test_signals_are_given_back():
     # Traced in a thread of those that compile, which is not waited for.
     ('main.py', 'methods.train_step.train_step', 'configs/tiny.py'),
     ('main.py', 'data.sources.make_source', 'configs/tiny.py'),
-    ('main.py', 'evals.evaluation.set_up', 'configs/evals/knn.py'),
-    ('main.py', 'evals.evaluation.set_up', 'configs/evals/finetune_full.py'),
+    ('main.py', EVALUATION, 'configs/evals/knn.py'),
+    ('main.py', EVALUATION, 'configs/evals/finetune_full.py'),
     ('ijepa_jax.convert', 'convert.export.export', ''),
     ('ijepa_jax.data.pack', 'data.pack.pack.pack', ''),
   ],
 )
 def test_every_job_ends_before_it_has_begun(runs, busy, config, tmp_path):
   """While it opens, loads or compiles: soon, with a line, and 130."""
-  module, _, function = f'ijepa_jax.{busy}'.rpartition('.')
+  owner, _, function = f'ijepa_jax.{busy}'.rpartition('.')
   arguments = {
     'main.py': [f'--workdir={tmp_path}', f'--config={config}'],
     'ijepa_jax.convert': ['a', 'b', '--to=orbax'],
@@ -147,13 +148,12 @@ def test_every_job_ends_before_it_has_begun(runs, busy, config, tmp_path):
     arguments += test_pretrain.flags(test_pretrain.make_config())
   how = 'run_path' if runs == 'main.py' else 'run_module'
   run = python(f"""
-import importlib, runpy, sys
+import pkgutil, runpy, sys
 def busy(*args, **kwargs):
   os.kill(os.getpid(), signal.SIGINT)
   time.sleep(1000)
 sys.argv = {['main.py', *arguments]!r}
-module = importlib.import_module({module!r})
-setattr(module, {function!r}, busy)
+setattr(pkgutil.resolve_name({owner!r}), {function!r}, busy)
 runpy.{how}({runs!r}, run_name='__main__')
 """)
   assert run.returncode == 130, run.stderr

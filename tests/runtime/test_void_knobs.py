@@ -8,7 +8,7 @@ from PIL import Image
 
 from configs import base, tiny
 from ijepa_jax.errors import UserError
-from ijepa_jax.runtime.config import PASSED_OVER, REFUSED, check_void
+from ijepa_jax.runtime.config_checks import PASSED_OVER, REFUSED, check_void
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 

@@ -49,8 +49,8 @@ def sizes(config):
 
 
 def weights(state, *names):
-  found = {**state.params, 'target': state.target}
-  return {k: found[k] for k in names or found}
+  parts = {**state.params, 'target': state.target}
+  return {k: parts[k] for k in names or parts}
 
 
 @pytest.fixture(scope='module')
@@ -85,14 +85,14 @@ def test_the_loss_goes_on_falling(straight, tmp_path):
   assert max(after[i] for i in (6, 7, 8)) < min(before.values())
 
 
-def test_with_the_optimiser_it_is_the_straight_run(straight, trained, tmp_path):
+def test_with_the_optimizer_it_is_the_straight_run(straight, trained, tmp_path):
   half = tmp_path / 'half'
   shutil.copytree(straight, half)
   shutil.rmtree(half / 'checkpoints/8')
   config = make_config(init_from=str(half), init_optimizer=True)
   pretrain.run(config, tmp_path / 'on')
-  whole, on = losses(straight), losses(tmp_path / 'on')
-  assert on == {i: whole[i] for i in range(5, 9)}
+  expected, on = losses(straight), losses(tmp_path / 'on')
+  assert on == {i: expected[i] for i in range(5, 9)}
   assert_same(params(config, tmp_path / 'on'), trained)
   # What the workdir holds is gone on from, whatever init_from says.
   config.init_from = str(tmp_path / 'nowhere')
@@ -133,7 +133,7 @@ def test_one_encoder_alone(trained, tmp_path, caplog):
 
 
 def test_torch_file(trained, tmp_path):
-  """Every bit of a state, by way of a .pth.tar with the optimiser."""
+  """Every bit of a state, by way of a .pth.tar with the optimizer."""
   pytest.importorskip('torch')
   config = make_config(init_optimizer=True, total_steps=9)
   path = tmp_path / 'a.pth.tar'

@@ -75,7 +75,7 @@ def train(monkeypatch):
     )
     monkeypatch.setattr(compile, 'compile_steps', lambda *_: {((4,),): step})
     writer = Writer(checkpoints)
-    watched = preemption.Watch()
+    watched = preemption.Preemption()
     loop.train(make_run(), State(), None, None, checkpoints, writer, watched)
     return writer
 

@@ -1,6 +1,5 @@
 """What looks at a run: on any labelled images, and which checkpoint is kept."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ import pytest
 
 from configs import tiny
 from ijepa_jax.errors import UserError
-from ijepa_jax.runtime import files, metrics, sharding
+from ijepa_jax.runtime import files, metrics
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.train import (
   compile,
@@ -193,7 +192,7 @@ def test_too_few_images_for_health(images, tmp_path, cpus, monkeypatch):
   for path in (tmp_path / 'test').rglob('*.png'):
     path.unlink()
   (tmp_path / 'one.png').rename(tmp_path / 'test/one.png')
-  one = dataclasses.replace(run, mesh=sharding.make_mesh(devices=cpus[:1]))
+  one = make_run(config, cpus[:1])
   with pytest.raises(UserError, match=r'There are 1 images .* 2 are'):
     monitors.make_health(one)
 

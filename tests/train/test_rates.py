@@ -115,7 +115,7 @@ def rows_of(device):
   )
   monitors = [(5, device.look), (7, device.look)]
   loop.train(
-    *(run, state, None, None, checkpoints, writer, preemption.Watch()),
+    *(run, state, None, None, checkpoints, writer, preemption.Preemption()),
     monitors,
   )
   return writer.rows

@@ -1,4 +1,4 @@
-"""Packs images into shards: python -m ijepa_jax.data.pack."""
+"""The command line of packing: python -m ijepa_jax.data.pack."""
 
 import argparse
 import contextlib
@@ -11,24 +11,24 @@ from ijepa_jax.runtime import cli, preemption
 
 
 def main(arguments=None) -> int:
-  """-> the exit status: 0, or 1 after a fault."""
+  """Packs or verifies; returns the exit status: 0, or 1 after a fault."""
   args = _parse(arguments)
   with contextlib.suppress(AttributeError):  # not under pytest
     # Names of files may be of any bytes.
     sys.stdout.reconfigure(errors='backslashreplace')
-  most = decode.most_pixels()
+  limit = decode.max_pixels()
   with preemption.job():
     try:
       with cli.one_sentence():
         return _verify(args) if args.verify else _pack(args)
     finally:
-      decode.limit_pixels(most)
+      decode.limit_pixels(limit)
 
 
 def _parse(arguments):
   parser = argparse.ArgumentParser(
     prog='python -m ijepa_jax.data.pack',
-    description=__doc__,
+    description=pack.__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
@@ -44,7 +44,7 @@ def _parse(arguments):
   add(
     '--max_pixels',
     type=int,
-    default=decode.most_pixels(),
+    default=decode.max_pixels(),
     help='more are left out; 0: none (%(default)s)',
   )
   add('--shard_mb', type=float, default=256, help='about this size (256)')
@@ -59,32 +59,35 @@ def _parse(arguments):
 
 def _pack(args):
   kind, colon, path = args.source.partition(':')
-  if not colon and kind != 'scenes':
+  is_scenes = kind == 'scenes'
+  if not colon and not is_scenes:
     raise UserError(
       f'The source is {kind}: say of what kind, as in folder:{kind}.'
     )
-  if kind == 'scenes' and args.split != 'train':
+  if is_scenes and args.split != 'train':
     raise UserError(f'--split is {args.split}, and scenes have none: leave it.')
-  if kind != 'scenes' and args.count is not None:
+  if not is_scenes and args.count is not None:
     raise UserError(
       f'--count is {args.count}, and only scenes have one: name the images in '
       '--list_file, or leave it.'
     )
   decode.limit_pixels(args.max_pixels)
-  more = {'flavour': path or 'scenes'} if kind == 'scenes' else {'path': path}
   source = sources.make_source(
     kind,
     split=args.split,
     list_file=args.list_file,
     count=20_000 if args.count is None else args.count,
-    **more,
+    **({'flavour': path or 'scenes'} if is_scenes else {'path': path}),
   )
-  words = [args.source, f'split {args.split}' if kind != 'scenes' else '']
-  words.append(f'list {args.list_file}' if args.list_file else '')
+  description = args.source
+  if not is_scenes:
+    description += f', split {args.split}'
+  if args.list_file:
+    description += f', list {args.list_file}'
   manifest = pack.pack(
     source,
     args.out,
-    words=', '.join(filter(None, words)),
+    description=description,
     encoding=encoding.Encoding(
       args.resize, args.quality, args.alpha, args.max_pixels
     ),
@@ -107,9 +110,9 @@ def _pack(args):
 
 def _verify(args):
   faults = pack.verify(args.verify, args.processes)
-  for kind, where in faults.items():
-    some = '; '.join(where[:3]) + ('; ...' if where[3:] else '')
-    print(f'{len(where)} {kind}: {some}')
+  for fault, places in faults.items():
+    examples = '; '.join(places[:3]) + ('; ...' if places[3:] else '')
+    print(f'{len(places)} {fault}: {examples}')
   if not faults:
     print(f'{args.verify} is whole: every image can be read.')
   return 1 if faults else 0

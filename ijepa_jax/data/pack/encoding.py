@@ -1,4 +1,4 @@
-"""How images are encoded when they are packed."""
+"""Encodes the images that are packed, and measures their pixels."""
 
 import dataclasses
 import io
@@ -11,30 +11,30 @@ from ijepa_jax.data.transforms import crop
 from ijepa_jax.errors import UserError
 
 _LOSSY = 'JPEG', 'MPO', 'WEBP'
-_QUALITY = 95  # of what has to be encoded again, and was lossy before
+_QUALITY = 95  # of lossy images that have to be encoded again
 _POWERS = np.stack([np.arange(256), np.arange(256) ** 2], 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-  """How images are stored: their bytes as they are, unless asked otherwise.
+  """How images are stored: by default their bytes as they are.
 
   Attributes:
-    resize: the shorter side in pixels of images that are larger; 0: their own.
-      Bicubic with antialiasing.
-    quality: of JPEG, 1 to 100: every image becomes one. 0: only what is resized
-      is encoded again, JPEG and WebP as JPEG of quality 95 and everything else
-      without loss, as PNG. Arrays of 1 or 3 channels become PNG, and of any
-      other number .npy files.
-    alpha: transparency is kept, as a fourth channel of every image; what is
-      encoded again becomes PNG.
-    max_pixels: images of more are no good; 0: no limit.
+    resize: shorter side in pixels that larger images get, bicubic with
+      antialiasing; 0: their own.
+    quality: 1 to 100: every image becomes a JPEG of this quality. 0: only
+      images that are resized are encoded again, JPEG and WebP as JPEG of
+      quality 95 and all others without loss, as PNG. Arrays of 1 or 3 channels
+      become PNG, and of any other number .npy files.
+    alpha: transparency is kept, as a fourth channel of every image; images that
+      are encoded again become PNG.
+    max_pixels: images of more are left out; 0: no limit.
   """
 
   resize: int = 0
   quality: int = 0
   alpha: bool = False
-  max_pixels: int = decode.most_pixels()
+  max_pixels: int = decode.max_pixels()
 
   def __post_init__(self):
     if self.resize < 0:
@@ -47,14 +47,18 @@ class Encoding:
   def __call__(
     self, image: bytes | np.ndarray
   ) -> tuple[bytes, Image.Image | np.ndarray]:
-    """-> what is to be stored, and its pixels as RGB, or as the array's.
+    """Encodes an image.
 
     Args:
       image: encoded, or uint8 [H, W, C].
 
+    Returns:
+      The bytes to store; the pixels in them as RGB, RGBA with `alpha`, or
+      uint8 [H, W, C] of an array.
+
     Raises:
-      BadImage: see augment.decode.
-      UserError: a JPEG is wanted of other than 1 or 3 channels.
+      BadImage: see decode.decode.
+      UserError: a JPEG can't have as many channels.
     """
     if isinstance(image, np.ndarray):
       if image.shape[-1] not in (1, 3):
@@ -66,20 +70,18 @@ class Encoding:
     if self.alpha:
       if not size:
         return image, pixels
-      whole = 0, 0, *pixels.size
-      array = crop.crop(pixels, whole, size[::-1], 'bicubic')
-      pixels = Image.fromarray(array)
+      pixels = Image.fromarray(_resize(pixels, size))
       return _encode(pixels, 'PNG'), pixels
     if size:
       pixels = pixels.resize(size, Image.Resampling.BICUBIC)
     elif not self.quality:
       return image, pixels
     lossy = Image.open(io.BytesIO(image)).format in _LOSSY
-    kind = 'JPEG' if self.quality or lossy else 'PNG'
+    file_format = 'JPEG' if self.quality or lossy else 'PNG'
     r, g, b = (channel.tobytes() for channel in pixels.split())
-    grey = r == g == b
-    stored = pixels.getchannel(0) if grey else pixels
-    return _encode(stored, kind, quality=self.quality or _QUALITY), pixels
+    stored = pixels.getchannel(0) if r == g == b else pixels
+    quality = self.quality or _QUALITY
+    return _encode(stored, file_format, quality=quality), pixels
 
   def _as_array(self, pixels):
     height, width, channels = pixels.shape
@@ -88,41 +90,52 @@ class Encoding:
         f'An image has {channels} channels and a JPEG 1 or 3: leave quality.'
       )
     if size := self._smaller(width, height):
-      whole = 0, 0, width, height
-      pixels = crop.crop(pixels, whole, size[::-1], 'bicubic')
+      pixels = _resize(pixels, size)
     file = io.BytesIO()
     np.save(file, pixels)
     return file.getvalue(), pixels
 
   def _smaller(self, *size):
-    """The width and height that a larger image is to have; None for others."""
+    """Returns the width and height that a larger image gets; None: its own."""
     scale = self.resize / min(size)
     if 0 < scale < 1:
       return tuple(max(self.resize, round(side * scale)) for side in size)
 
 
-def _encode(image, kind, **options) -> bytes:
+def _resize(image, size) -> np.ndarray:
+  """Resizes to (width, height); no channel is weighted by a fourth one."""
+  box = 0, 0, *crop.image_size(image)
+  return crop.crop(image, box, size[::-1], 'bicubic')
+
+
+def _encode(image, file_format, **options) -> bytes:
   file = io.BytesIO()
-  image.save(file, kind, **options)
+  image.save(file, file_format, **options)
   return file.getvalue()
 
 
 def channel_moments(pixels: Image.Image | np.ndarray) -> np.ndarray:
-  """[channels, 2]: means of the values in [0, 1] and of their squares."""
+  """Returns [channels, 2]: means of values in [0, 1], and of their squares."""
   if isinstance(pixels, np.ndarray):
     planes = pixels.reshape(-1, pixels.shape[-1]).T
     counts = np.stack([np.bincount(plane, minlength=256) for plane in planes])
   else:
     counts = np.array(pixels.histogram()).reshape(-1, 256)
-  # Whole numbers up to here: grey images have the same in each channel.
+  # Integers up to here: grey images have the same moments in each channel.
   return counts @ _POWERS / counts[0].sum() / [255, 255**2]
 
 
-def add_moments(sums, more, where):
-  """The sum of what `channel_moments` gave; [] is the one of none."""
-  if len(sums) and len(more) and len(sums) != len(more):
+def add_moments(total, moments, name):
+  """Adds the `channel_moments` of the image `name`; [] is the sum of none.
+
+  Raises:
+    UserError: it has another number of channels.
+  """
+  if len(total) and len(moments) and len(total) != len(moments):
     raise UserError(
-      f'{where} has {len(more)} channels and an image before it {len(sums)}: '
-      'pack them apart.'
+      f'{name} has {len(moments)} channels and an image before it '
+      f'{len(total)}: pack them apart.'
     )
-  return np.add(sums, more) if len(sums) and len(more) else [*sums, *more]
+  if len(total) and len(moments):
+    return np.add(total, moments)
+  return [*total, *moments]

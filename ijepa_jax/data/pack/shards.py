@@ -1,4 +1,4 @@
-"""The shards of a packed data set: written, told of, and read back."""
+"""Writes the shards of a packed data set, their manifest, and verifies them."""
 
 import hashlib
 import os
@@ -14,33 +14,35 @@ from ijepa_jax.data.transforms import crop
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import files
 
-# A record is a group of its own, else every image read at random would read its
-# neighbours too; JPEG and PNG files hardly shrink, and unpacking takes time.
+# A record is a group of its own: otherwise every image that is read at random
+# would read its neighbors too. Compressing JPEG and PNG files again would save
+# next to nothing and take time.
 _OPTIONS = 'group_size:1,uncompressed'
 
 
 def write(
-  source, rows: range, path: str, encoding: Encoding, tick: Callable
+  source, rows: range, path: str, encoding: Encoding, report: Callable
 ) -> dict:
-  """Packs these images of a source; the file appears whole or not at all.
+  """Packs images of a source into one file, which appears whole or not at all.
 
   Images that can't be read or decoded are left out and named in the log.
 
   Args:
-    tick: called after each image as tick(1, how many of it were left out);
-      what it raises ends it all.
+    rows: indices of the images.
+    report: is called after each image as report(1, 1 if it was left out); an
+      exception from it ends the packing.
 
   Returns:
-    What is to be known of the shard, for JSON: 'count', 'bytes', 'sha256', and
-    of its images 'keys', 'sizes' [H, W], 'moments' (their sum) and 'skipped'
+    A description of the shard, for JSON: 'count', 'bytes', 'sha256', and of its
+    images 'keys', 'sizes' [H, W], 'moments' (their sum) and 'skipped'
     [key, reason].
 
   Raises:
-    OSError: it can't be written.
-    UserError: not all images have as many channels.
+    UserError: it can't be written, or the images differ in their number of
+      channels.
   """
   decode.limit_pixels(encoding.max_pixels)  # of this process
-  keys, sizes, skipped, sums = [], [], [], []
+  keys, sizes, skipped, moments = [], [], [], []
   with files.atomic_write(path) as temporary:
     writer = _Writer(temporary, path)
     for row in rows:
@@ -53,36 +55,34 @@ def write(
         name = getattr(error, 'filename', None) or name
         logging.warning('Left out %s: %s.', name, error)
         skipped.append([name, str(error)])
-        tick(1, 1)
+        report(1, 1)
         continue
-      record = arrayrecord.to_record(image, element['label'], name)
-      writer.write(record)
+      writer.write(arrayrecord.to_record(image, element['label'], name))
       keys.append(name)
       sizes.append(crop.image_size(pixels)[::-1])
-      sums = add_moments(sums, channel_moments(pixels), name)
-      tick(1, 0)
+      moments = add_moments(moments, channel_moments(pixels), name)
+      report(1, 0)
     writer.close()
-    found = {
-      'count': len(keys),
-      'bytes': os.path.getsize(temporary),
-      'sha256': sha256_of_file(temporary),
-    }
-  return found | {
+    size, digest = os.path.getsize(temporary), sha256_of_file(temporary)
+  return {
+    'count': len(keys),
+    'bytes': size,
+    'sha256': digest,
     'keys': keys,
     'sizes': sizes,
-    'moments': np.array(sums).tolist(),
+    'moments': np.array(moments).tolist(),
     'skipped': skipped,
   }
 
 
 class _Writer:
-  """ArrayRecord's own, with its errors as OSError."""
+  """ArrayRecord's writer, with its errors as UserError about `path`."""
 
   def __init__(self, temporary, path):
-    from array_record.python import array_record_module
+    from array_record.python.array_record_module import ArrayRecordWriter
 
-    self._path, make = path, array_record_module.ArrayRecordWriter
-    self._writer = self._try(make, str(temporary), _OPTIONS)
+    self._path = path
+    self._writer = self._try(ArrayRecordWriter, str(temporary), _OPTIONS)
 
   def write(self, record):
     self._try(self._writer.write, record)
@@ -99,7 +99,7 @@ class _Writer:
 
 
 def manifest(source, plan: dict, parts: list[dict]) -> dict:
-  """What manifest.json says of a data set.
+  """Returns the content of manifest.json, which describes the data set.
 
   Args:
     plan: how it was packed.
@@ -107,24 +107,16 @@ def manifest(source, plan: dict, parts: list[dict]) -> dict:
   """
   count = sum(part['count'] for part in parts)
   sizes = np.array([size for part in parts for size in part['sizes']])
-  # Of images that all weigh the same, as they do in training.
-  sums = []
+  # Every image has the same weight, whatever its size, as it has in training.
+  total = []
   for part in parts:
-    sums = add_moments(sums, part['moments'], 'A later shard')
-  mean, square = np.reshape(sums, (-1, 2)).T / max(count, 1)
+    total = add_moments(total, part['moments'], 'A later shard')
+  mean, square = np.reshape(total, (-1, 2)).T / max(count, 1)
   std = np.sqrt(np.maximum(square - mean**2, 0))
-  # Grey images were looked at as RGB.
-  grey = len(mean) == 3 and len({*mean}) == len({*std}) == 1
-  channels = 1 if grey else len(mean)
-  sides = {}
-  if count:
-    for name, side in zip(('height', 'width'), sizes.T, strict=True):
-      middle = float(np.median(side))
-      sides[name] = {
-        'min': int(side.min()),
-        'median': middle,
-        'max': int(side.max()),
-      }
+  # The moments of grey images are those of RGB.
+  gray = len(mean) == 3 and len({*mean}) == len({*std}) == 1
+  channels = 1 if gray else len(mean)
+  sides = zip(('height', 'width'), sizes.T, strict=True) if count else ()
   return {
     'format': arrayrecord.FORMAT,
     'version': arrayrecord.VERSION,
@@ -132,7 +124,14 @@ def manifest(source, plan: dict, parts: list[dict]) -> dict:
     'count': count,
     'labels': source.labels,
     'class_names': list(getattr(source, 'class_names', ())),
-    **sides,
+    **{
+      name: {
+        'min': int(side.min()),
+        'median': float(np.median(side)),
+        'max': int(side.max()),
+      }
+      for name, side in sides
+    },
     'channels': channels,
     'mean': mean.tolist()[:channels],
     'std': std.tolist()[:channels],
@@ -146,27 +145,28 @@ def manifest(source, plan: dict, parts: list[dict]) -> dict:
 
 
 def shard_names(count: int) -> list[str]:
-  """Of the files of so many shards."""
+  """Returns the names of the files of so many shards."""
   ending = f'-of-{count:05}{arrayrecord.ENDING}'
   return [f'images-{i:05}{ending}' for i in range(count)]
 
 
 def sha256_of_file(path) -> str:
+  """Returns the SHA-256 of a file in hex digits."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def verify_shard(
-  path: str, shard: dict, keys: list[str], labels: dict, tick: Callable
+  path: str, shard: dict, keys: list[str], labels: dict, report: Callable
 ) -> list[tuple[str, str]]:
-  """Reads a shard back -> its faults: what kind, and where.
+  """Reads a shard back and returns its faults: (kind of fault, place).
 
   Args:
     path: of the file.
-    shard: its 'count' and 'sha256'.
-    keys: its images should have.
+    shard: its 'count' and 'sha256' in the manifest.
+    keys: the keys that its images should have.
     labels: name -> number of values.
-    tick: as above.
+    report: as for `write`.
   """
   name = os.path.basename(path)
   if not os.path.exists(path):
@@ -176,18 +176,18 @@ def verify_shard(
     faults.append(('not of the SHA-256 in the manifest', name))
   records = arrayrecord.open_shards([path], [shard['count']])
   for row, key in enumerate(keys):
-    where = f'{key} in {name}'
+    place = f'{key} in {name}'
     try:
       element = arrayrecord.from_record(records[row])
       if isinstance(element['image'], bytes):
         decode.decode(element['image'], 3)
     except (RuntimeError, ValueError, OSError, decode.BadImage) as error:
-      faults.append(('no longer readable', f'{where} ({error})'))
+      faults.append(('no longer readable', f'{place} ({error})'))
     else:
       if element['key'] != key:
-        faults.append(('under another key', f'{element["key"]}, not {where}'))
+        faults.append(('under another key', f'{element["key"]}, not {place}'))
       sizes = zip(element['label'], labels.values(), strict=True)
       if any(not -1 <= label < size for label, size in sizes):
-        faults.append(('of a label out of range', where))
-    tick(1, 0)
+        faults.append(('of a label out of range', place))
+    report(1, 0)
   return faults

@@ -1,4 +1,4 @@
-"""The embedded pictures: labelled scenes that are drawn here.
+"""Draws the embedded pictures: labelled scenes, so that no data set is needed.
 
 May import data and runtime.
 """

@@ -2,7 +2,8 @@
 
 from ijepa_jax.data.scenes import solids
 
-# ---- objects: each gives solids of material 0 (main) and 1 (second) ----
+# Each function returns solids of material 0 (main) and 1 (second). j(mean) is
+# a length, drawn anew at each call.
 
 
 def _legs(w, d, height, thick, material):
@@ -23,8 +24,8 @@ def _table(j):
 def _chair(j):
   w, h, top, leg, back = j(1.1), j(0.85), j(0.15), j(0.14), j(0.95)
   seat = solids.box((0, h - top / 2, 0), (w, top, w), 0)
-  rest = solids.box((0, h + back / 2, (top - w) / 2), (w, back, top), 0)
-  return [seat, rest, *_legs(w, w, h - top, leg, 1)]
+  support = solids.box((0, h + back / 2, (top - w) / 2), (w, back, top), 0)
+  return [seat, support, *_legs(w, w, h - top, leg, 1)]
 
 
 def _lamp(j):
@@ -90,7 +91,7 @@ def _mug(j):
   r, h = j(0.6), j(1.3)
   return [
     solids.Cone((0, 0, 0), h, r, r, 0),
-    solids.Cone((0, h, 0), 0.01, *[0.84 * r] * 2, 1),  # what is in it
+    solids.Cone((0, h, 0), 0.01, *[0.84 * r] * 2, 1),  # the drink
     solids.Torus((r + 0.05, h / 2, 0), j(0.38), j(0.1), 0),
   ]
 

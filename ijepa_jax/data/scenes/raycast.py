@@ -1,8 +1,8 @@
-"""A ray-caster in numpy: upright solids on a floor before a wall, one sun.
+"""A ray caster in NumPy: upright solids on a floor before a wall, one sun.
 
-Everything is float32, one ray a pixel. Arrays of rays and points are [3, n];
-one origin for many rays is [3, 1], and so is one direction for many origins:
-broadcasting then does only the work that varies.
+Everything is float32, one ray a pixel. Arrays of rays and points are [3, n].
+One origin for many rays is [3, 1], and so is one direction for many origins:
+broadcasting then computes only what varies.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _RAYS = _camera_rays()  # [3, SIZE, SIZE]: right, up, forward
 
 @dataclasses.dataclass
 class Material:
-  """Two colours [3] in 0..1 mixed by a pattern over (u, v) = uv [2,3] @ p."""
+  """Two colors [3] in 0..1, mixed by a pattern over (u, v) = uv [2, 3] @ p."""
 
   colors: tuple
   pattern: str = 'plain'  # plain, stripes, checks, dots
@@ -37,13 +37,13 @@ class Material:
   gloss: float = 0.0
 
   def mix(self, p):
-    """Share of the second colour at points p [3,n] -> [n] in 0..1."""
+    """Returns the share [n] in 0..1 of the second color at points p [3, n]."""
     u, v = np.sin(
       np.asarray(self.uv, np.float32) @ p
       + np.asarray(self.phase, np.float32)[:, None]
     )
-    # The ramps are a third of a period wide: a hard edge would alias at one
-    # ray a pixel, and become noise that nobody can predict.
+    # The ramps are a third of a period wide: at one ray a pixel a hard edge
+    # would alias, and become noise that no model can predict.
     if self.pattern == 'stripes':
       level = 0.8 * u
     elif self.pattern == 'checks':
@@ -55,17 +55,17 @@ class Material:
 
 @dataclasses.dataclass
 class Room:
-  """What surrounds the solids. The floor is y = 0; vectors are [3]."""
+  """Camera, floor, wall and sun. The floor is y = 0; vectors are [3]."""
 
   eye: np.ndarray
   aim: np.ndarray
   wall_normal: np.ndarray  # towards the camera
-  wall_offset: float  # wall_normal @ p of the wall's points
-  sun: np.ndarray  # unit vector towards it
+  wall_offset: float  # wall_normal @ p for every point p of the wall
+  sun: np.ndarray  # unit vector towards the sun
 
 
-def _look(eye, aim):
-  """Rows: right, up, forward."""
+def _camera_frame(eye, aim):
+  """Returns a matrix of rows right, up, forward."""
   forward = (aim - eye) / np.linalg.norm(aim - eye)
   right = np.array([forward[2], 0, -forward[0]])
   right /= np.linalg.norm(right)
@@ -73,8 +73,15 @@ def _look(eye, aim):
 
 
 def _trace(room, solids, corners):
-  """-> rays [3,n], distance [n], which [n]: 0 floor, 1 wall, 2 + solid."""
-  frame = _look(room.eye, room.aim)
+  """Finds what each ray of the camera hits first.
+
+  Args:
+    corners: [S, 8, 3], of a box around each solid.
+
+  Returns:
+    Rays [3, n]; distances [n]; surfaces uint8 [n]: 0 floor, 1 wall, 2 + solid.
+  """
+  frame = _camera_frame(room.eye, room.aim)
   rays = (frame.T.astype(np.float32) @ _RAYS.reshape(3, -1)).reshape(
     3, SIZE, SIZE
   )
@@ -83,54 +90,54 @@ def _trace(room, solids, corners):
   gap = float(room.wall_offset - room.wall_normal @ room.eye)
   floor = np.where(rays[1] < 0, -eye[1, 0] / rays[1], np.inf)
   wall = gap / np.tensordot(normal, rays, 1)
-  which = (wall < floor).astype(np.uint8)
+  surface = (wall < floor).astype(np.uint8)
   distance = np.minimum(wall, floor)
-  # Each solid meets only the rays in the frame of its projected corners.
+  # Each solid is tried with the rays in the window of its projected corners.
   right, up, forward = np.moveaxis((corners - room.eye) @ frame.T, -1, 0)
   scale = SIZE / 2 / np.tan(HALF_FOV) / np.maximum(forward, 0.1)
   columns, rows = SIZE / 2 + right * scale, SIZE / 2 - up * scale
   bounds = np.stack([rows.min(1), rows.max(1), columns.min(1), columns.max(1)])
   bounds = np.clip(np.rint(bounds), 0, SIZE).astype(int).T.tolist()
-  for index, (solid, (top, bottom, left, end)) in enumerate(
+  for index, (solid, (top, bottom, start, stop)) in enumerate(
     zip(solids, bounds, strict=True)
   ):
-    if top == bottom or left == end:
+    if top == bottom or start == stop:
       continue
-    window = np.s_[top:bottom, left:end]
+    window = np.s_[top:bottom, start:stop]
     t = solid.hit(eye, rays[:, *window].reshape(3, -1))
-    t = t.reshape(bottom - top, end - left)
+    t = t.reshape(bottom - top, stop - start)
     closer = t < distance[window]
     np.copyto(distance[window], t, where=closer)
-    np.copyto(which[window], 2 + index, where=closer)
-  return rays.reshape(3, -1), distance.ravel(), which.ravel()
+    np.copyto(surface[window], 2 + index, where=closer)
+  return rays.reshape(3, -1), distance.ravel(), surface.ravel()
 
 
 def _shadow(points, sun, solids, corners):
-  """Which points [3,n] the solids hide from the sun -> bool [n]."""
+  """Returns bool [n]: whether a solid hides the sun from points [3, n]."""
   hidden = np.zeros(points.shape[1], bool)
   across = cross(sun, [0, 1, 0])
   plane = np.stack([across, cross(sun, across)])
-  flat = plane.astype(np.float32) @ points
+  projected = plane.astype(np.float32) @ points
   corners = corners @ plane.T  # [S, 8, 2]
   low, high = corners.min(1), corners.max(1)
   toward = column(sun)
 
-  def inside(where, low, high):
-    (a, b), (a0, b0), (a1, b1) = where, low.tolist(), high.tolist()
+  def indices_within(coordinates, low, high):
+    (a, b), (a0, b0), (a1, b1) = coordinates, low.tolist(), high.tolist()
     return np.flatnonzero((a > a0) & (a < a1) & (b > b0) & (b < b1))
 
-  near = inside(flat, low.min(0), high.max(0))
-  flat, points = flat[:, near], points[:, near]
+  candidates = indices_within(projected, low.min(0), high.max(0))
+  projected, points = projected[:, candidates], points[:, candidates]
   for index, solid in enumerate(solids):
-    chosen = inside(flat, low[index], high[index])
+    chosen = indices_within(projected, low[index], high[index])
     if chosen.size:
       met = solid.hit(points[:, chosen], toward) < np.inf
-      hidden[near[chosen[met]]] = True
+      hidden[candidates[chosen[met]]] = True
   return hidden
 
 
 def render(room, solids, materials):
-  """-> image uint8 [SIZE,SIZE,3].
+  """Draws an image: uint8 [SIZE, SIZE, 3].
 
   Args:
     room: a `Room`.
@@ -142,16 +149,16 @@ def render(room, solids, materials):
     low = np.array([s.low for s in solids])[:, None]
     high = np.array([s.high for s in solids])[:, None]
     corners = np.where(CORNERS, high, low)  # [S, 8, 3]
-    rays, distance, which = _trace(room, solids, corners)
+    rays, distance, surface = _trace(room, solids, corners)
     points = column(room.eye) + rays * distance
     normals = np.zeros_like(points)
-    normals[1] = which == 0
-    wall = which == 1
+    normals[1] = surface == 0
+    wall = surface == 1
     normals[0][wall], _, normals[2][wall] = room.wall_normal
     for index, solid in enumerate(solids):
-      seen = np.flatnonzero(which == index + 2)
-      if seen.size:
-        normals[:, seen] = solid.normal(points[:, seen])
+      visible = np.flatnonzero(surface == index + 2)
+      if visible.size:
+        normals[:, visible] = solid.normal(points[:, visible])
 
     sun = room.sun.astype(np.float32)
     light = np.maximum(sun @ normals, 0)
@@ -159,22 +166,22 @@ def render(room, solids, materials):
     start = points[:, facing] + 2 * EPSILON * normals[:, facing]
     light[facing[_shadow(start, room.sun, solids, corners)]] = 0
 
-    owner = np.array([0, 1] + [s.material + 2 for s in solids])[which]
+    owner = np.array([0, 1] + [s.material + 2 for s in solids])[surface]
     colors = np.array([m.colors[0] for m in materials], np.float32).T
     color = colors[:, owner]
     shine = np.zeros_like(light)
     for index, material in enumerate(materials):
       if material.pattern == 'plain' and not material.gloss:
         continue
-      mine = np.flatnonzero(owner == index)
+      pixels = np.flatnonzero(owner == index)
       if material.pattern != 'plain':
         step = column(np.subtract(material.colors[1], material.colors[0]))
-        color[:, mine] += step * material.mix(points[:, mine])
+        color[:, pixels] += step * material.mix(points[:, pixels])
       if material.gloss:
-        half = column(room.sun) - rays[:, mine]
+        half = column(room.sun) - rays[:, pixels]
         half /= np.sqrt(dot(half, half))
-        glint = np.maximum(dot(normals[:, mine], half), 0) ** 32
-        shine[mine] = material.gloss * glint * (light[mine] > 0)
+        glint = np.maximum(dot(normals[:, pixels], half), 0) ** 32
+        shine[pixels] = material.gloss * glint * (light[pixels] > 0)
     color *= 0.36 + 0.10 * normals[1] + 0.62 * light
     color += shine
   image = np.clip(color * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -2,8 +2,7 @@
 
 `scenes`: one upright object of ten classes, in one of six hues, on a floor
 before a wall. `crowd`: one to five simple solids. 48 x 48 RGB. An image is a
-pure function of (flavour, seed, index); scenes/rendered.py makes whole sets of
-them.
+pure function of (flavour, seed, index); scenes/rendered.py draws whole sets.
 """
 
 import colorsys
@@ -13,9 +12,9 @@ import numpy as np
 
 from ijepa_jax.data.scenes import objects, raycast
 from ijepa_jax.data.scenes.solids import Ball, Cone, box
-from ijepa_jax.errors import UserError
+from ijepa_jax.errors import UserError, one_of
 
-# Of the embedded pictures, those to test with are made with this seed.
+# The test images of evaluations are drawn with this seed.
 TEST_SEED = 20_230_619
 SIZE = raycast.SIZE
 CLASS_NAMES = (
@@ -29,11 +28,11 @@ LABELS = {
   'crowd': {'count': 5, 'distance': 6},
 }
 FLAVOURS = tuple(LABELS)
-VERSION = 2  # raise it whenever a pixel changes: it names the cached files
+VERSION = 2  # raise it if any pixel changes: the cached files are named by it
 
 
 def _draws(flavour, seed, index):
-  """-> function (low, high) -> the next uniform float of this image."""
+  """Returns a function (low, high) -> the next uniform float of an image."""
   rng = np.random.default_rng([FLAVOURS.index(flavour), seed, index])
 
   def stream():
@@ -48,19 +47,25 @@ def _draws(flavour, seed, index):
 
 
 def _material(draw, color, contrast, patterned, period, axes, gloss=0.0):
-  """A colour, and with chance `patterned` a darker one in a pattern.
+  """Draws a material of one color, or of two in a pattern.
 
-  `period` is the range of the pattern's in units of length, `axes` the two
-  directions [2,3] along which it varies.
+  Args:
+    draw: see `_draws`.
+    color: RGB [3] in 0..1.
+    contrast: share by which the second color is darker.
+    patterned: probability of a pattern.
+    period: range of the pattern's period, in units of length.
+    axes: the two directions [2, 3] along which the pattern varies.
+    gloss: see raycast.Material.
   """
   if draw() >= patterned:
     return raycast.Material((color,), gloss=gloss)
   pattern = ('stripes', 'checks', 'dots')[int(draw(0, 3))]
   if draw() < 0.5:
     axes = axes[::-1]
-  other = tuple(c * (1 - contrast) for c in color)
+  darker = tuple(c * (1 - contrast) for c in color)
   return raycast.Material(
-    (color, other),
+    (color, darker),
     pattern,
     np.asarray(axes) * (2 * math.pi / draw(*period)),
     (draw(0, 6.3), draw(0, 6.3)),
@@ -69,21 +74,21 @@ def _material(draw, color, contrast, patterned, period, axes, gloss=0.0):
 
 
 def _surroundings(draw, along, out, floor, wall):
-  """Floor and wall: pale, patterned with the chances `floor` and `wall`."""
-  made = []
+  """Draws pale materials of floor and wall, patterned with these chances."""
+  materials = []
   for axes, chance in (((along, out), floor), ((along, (0, 1, 0)), wall)):
     color = colorsys.hsv_to_rgb(draw(), draw(0.1, 0.3), draw(0.65, 1.0))
-    made.append(_material(draw, color, 0.12, chance, (0.5, 0.9), axes))
-  return made
+    materials.append(_material(draw, color, 0.12, chance, (0.5, 0.9), axes))
+  return materials
 
 
 def _surface(draw, hue, saturation, value):
-  """What objects are made of: a third patterned, 40% glossy."""
+  """Draws the material of an object: a third patterned, 40% glossy."""
   color = colorsys.hsv_to_rgb(hue % 1, draw(*saturation), draw(*value))
   gloss = draw(0.35, 0.7) if draw() < 0.4 else 0.0
   # Oblique axes, so that the pattern shows on every side of a box.
   axes = ((0.7, 0.0, 0.7), (0.45, 0.8, -0.45))
-  # Faint patterns: busy ones keep a tiny I-JEPA from learning shapes.
+  # Faint patterns: strong ones keep a tiny I-JEPA from learning shapes.
   return _material(draw, color, 0.25, 1 / 3, (0.5, 0.8), axes, gloss)
 
 
@@ -96,7 +101,7 @@ def _sun(draw):
 
 
 def _turned(angle):
-  """The wall's direction along and its normal, towards -z at angle 0."""
+  """Returns a wall's direction and its normal, which is -z at angle 0."""
   c, s = math.cos(angle), math.sin(angle)
   return np.array([c, 0, s]), np.array([s, 0, -c])
 
@@ -105,7 +110,7 @@ def _turned(angle):
 
 
 def _draw_scene(draw):
-  kind, hue = int(draw(0, 10)), int(draw(0, 6))
+  label, hue = int(draw(0, 10)), int(draw(0, 6))
   scale, yaw = draw(1.1, 1.4), draw(-math.pi, math.pi)
   center = np.array([draw(-0.5, 0.5), 0, draw(-0.3, 0.5)])
   eye = np.array([0, draw(1.2, 2.6), -draw(3.0, 3.6)])
@@ -113,9 +118,9 @@ def _draw_scene(draw):
   along, normal = _turned(draw(-0.5, 0.5))
   behind = draw(1.8, 3.5)
   sun = _sun(draw)
-  solids = objects.OBJECTS[kind](lambda mean: scale * mean * draw(0.85, 1.15))
-  # The room turns about the object, which stays along the axes: its solids
-  # then need no rotation of their own.
+  solids = objects.OBJECTS[label](lambda mean: scale * mean * draw(0.85, 1.15))
+  # The room is turned instead of the object, whose solids stay along the axes
+  # and need no rotation of their own.
   c, s = math.cos(yaw), math.sin(yaw)
   turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
   eye, aim = turn @ (eye - center), turn @ (aim - center)
@@ -126,12 +131,13 @@ def _draw_scene(draw):
     _surface(draw, hue / 6 + draw(-0.05, 0.05), (0.6, 0.9), (0.75, 1.0)),
     _surface(draw, draw(), (0.6, 0.9), (0.75, 1.0)),
   ]
-  return raycast.render(room, solids, materials), (kind, hue)
+  return raycast.render(room, solids, materials), (label, hue)
 
 
 def _place(draw, count, nearest):
-  """-> `count` (x, depth, radius): none inside or right behind another."""
-  # A sector of the view each: thrown freely, some would hide others.
+  """Draws `count` (x, depth, radius), none inside or hidden by another."""
+  # Each in a sector of the view of its own: placed anywhere, some would hide
+  # others.
   sectors = sorted(range(count), key=lambda _: draw())
   placed, shrink = [], 1.0
   while len(placed) < count:
@@ -146,7 +152,7 @@ def _place(draw, count, nearest):
     )
     if free:
       placed.append((x, z, radius))
-    shrink *= 1 if free else 0.98  # so that there is room for all in the end
+    shrink *= 1 if free else 0.98  # until there is room for all
   return placed
 
 
@@ -160,14 +166,14 @@ def _draw_crowd(draw):
   sun = _sun(draw)
   solids = []
   for material, (x, z, r) in enumerate(_place(draw, count + 1, nearest)):
-    kind, height = int(draw(0, 4)), r * draw(1.4, 2.2)
-    if kind == 0:
+    shape, height = int(draw(0, 4)), r * draw(1.4, 2.2)
+    if shape == 0:
       size = (1.5 * r, height, 1.5 * r)
       solid = box((x, height / 2, z), size, material, draw(0, 1.6))
-    elif kind == 1:
+    elif shape == 1:
       solid = Ball((x, r, z), r, material)
     else:
-      top = r if kind == 2 else 0.0
+      top = r if shape == 2 else 0.0
       solid = Cone((x, 0, z), height, r, top, material)
     solids.append(solid)
   room = raycast.Room(eye, aim, normal, float(normal @ wall), sun)
@@ -180,20 +186,18 @@ _DRAW = {'scenes': _draw_scene, 'crowd': _draw_crowd}
 
 
 def check(flavour, **numbers):
-  if flavour not in FLAVOURS:
-    raise UserError(
-      f"unknown flavour {flavour!r}: it must be 'scenes' or 'crowd'."
-    )
+  """Raises UserError for an unknown flavour or a number that is too small."""
+  one_of('flavour', flavour, FLAVOURS)
   for name, value in numbers.items():
-    least = 1 if name in ('count', 'workers') else 0
-    if not isinstance(value, int | np.integer) or value < least:
+    minimum = 1 if name in ('count', 'processes') else 0
+    if not isinstance(value, int | np.integer) or value < minimum:
       raise UserError(
-        f'{name} is {value!r}: it must be a whole number of at least {least}.'
+        f'{name} is {value!r}: it must be a whole number of at least {minimum}.'
       )
 
 
 def render(flavour, seed, index):
-  """One image, a pure function of its arguments.
+  """Draws one image, a pure function of its arguments.
 
   Returns:
     image uint8 [48,48,3] and labels int32 [2], in the order of

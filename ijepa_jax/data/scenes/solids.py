@@ -1,8 +1,13 @@
-"""The solids that the ray caster draws."""
+"""The solids that the ray caster draws.
+
+Each has `low` and `high`, the corners [3] of a box around it; `material`, an
+index; `hit(origin, direction)`, the distance [n] at which each ray meets it
+first, or inf; and `normal(p)`, unit normals [3, n] at points of its surface.
+"""
 
 import numpy as np
 
-EPSILON = 1e-3  # hits nearer than this are the surface that a ray leaves
+EPSILON = 1e-3  # a hit nearer than this is the surface that the ray leaves
 _TORUS_STEPS = 24
 CORNERS = np.stack(np.meshgrid(*[[0, 1]] * 3), -1).reshape(8, 3)
 
@@ -22,7 +27,7 @@ def dot(a, b):
 
 
 class Hull:
-  """Convex polyhedron: the points p with normals [P,3] @ p <= offsets [P]."""
+  """Convex polyhedron: all points p with normals [P, 3] @ p <= offsets [P]."""
 
   def __init__(self, normals, offsets, low, high, material):
     self.normals = np.asarray(normals, np.float32)
@@ -42,7 +47,7 @@ class Hull:
 
 
 def box(center, size, material, yaw=0.0):
-  """Box of full `size` (x, y, z) turned about the vertical by `yaw` rad."""
+  """Returns a box of `size` (x, y, z), turned about y by `yaw` radians."""
   c, s = np.cos(yaw), np.sin(yaw)
   axes = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
   center, half = np.asarray(center), np.asarray(size) / 2
@@ -58,7 +63,7 @@ def box(center, size, material, yaw=0.0):
 
 
 def gable(center, size, material):
-  """Roof over a base centred at `center`: the ridge runs along x."""
+  """Returns a roof over a base around `center`; its ridge runs along x."""
   x, y, z = center
   length, height, width = size
   slope = np.hypot(height, width / 2)
@@ -126,8 +131,8 @@ class Cone:
     for level, r in ((0, self.r0), (self.height, self.r1)):
       if r:
         t = (level - y) / dy
-        inside = (x + t * dx) ** 2 + (z + t * dz) ** 2 < r * r
-        best = np.minimum(best, np.where(inside & (t > EPSILON), t, np.inf))
+        valid = (x + t * dx) ** 2 + (z + t * dz) ** 2 < r * r
+        best = np.minimum(best, np.where(valid & (t > EPSILON), t, np.inf))
     return best
 
   def normal(self, p):

@@ -1,8 +1,8 @@
-"""Images packed into ArrayRecord shards by pack/pack.py: here, or in a bucket.
+"""The source of packed images: ArrayRecord shards, on a disk or in a bucket.
 
-A packed data set is a folder of
+pack/pack.py makes them. A packed data set is a folder of
 
-  manifest.json        what is in it: {"format": "ijepa_jax", "version": 1, ...}
+  manifest.json        {"format": "ijepa_jax", "version": 1, counts, sizes, ...}
   keys.json.gz         the keys of all images in their order: a list of strings
   images-00000-of-00042.array_record, ...
 
@@ -14,13 +14,12 @@ and a record is a MessagePack map of three entries
   "key"    str             names the image for a person; where a file's name is
                            not UTF-8, its bytes as they are
 
-MessagePack since every language reads it, it needs no schema and no generated
-code, keeps bytes as they are, and comes with Flax.
+It is MessagePack since every language reads it, it needs no schema and no
+generated code, keeps bytes as they are, and comes with Flax.
 
 A bucket's shards are copied to the cache folder (see runtime/files.py) when
-the source is opened, under the name of their checksum: random access would ask
-for every image on its own, and wait for it. A bucket that is mounted is read
-in place.
+the source is opened, under the name of their checksum: random access would wait
+for a request for every image. A bucket that is mounted is read in place.
 """
 
 import functools
@@ -37,25 +36,26 @@ from ijepa_jax.data.sources.base import (
   ReopenedAfterPickling,
   decode_if_npy,
   read_record,
+  split_folder,
   stamp,
 )
-from ijepa_jax.data.sources.remote import download_shards, exists, is_url, read
+from ijepa_jax.data.sources.remote import download_shards, exists, read
 from ijepa_jax.errors import UserError
+from ijepa_jax.runtime.files import is_url
 
 FORMAT, VERSION = 'ijepa_jax', 1
 MANIFEST, KEYS, ENDING = 'manifest.json', 'keys.json.gz', '.array_record'
-UNFINISHED = (
-  'unfinished'  # a folder that pack/pack.py has there until it is done
-)
+UNFINISHED = 'unfinished'  # folder that pack/pack.py removes when it is done
 
 
 def to_record(encoded: bytes, label, key: str) -> bytes:
+  """Returns the record of an image."""
   record = {'image': encoded, 'label': [int(i) for i in label], 'key': key}
   return msgpack.packb(record, unicode_errors='surrogateescape')
 
 
 def from_record(record: bytes) -> dict:
-  """-> an element of a source.
+  """Returns the element of a source that a record holds.
 
   Raises:
     OSError: see `base.decode_if_npy`.
@@ -68,17 +68,21 @@ def from_record(record: bytes) -> dict:
 
 
 def open_shards(paths: list[str], counts: list[int]):
-  """All records of these files, at random, as bytes."""
-  # Here, since the sources of most runs don't need it.
+  """Returns all records of these files, for random access, as bytes.
+
+  Args:
+    counts: numbers of records of the files.
+  """
+  # Imported here since the sources of most runs don't need it.
   from array_record.python import array_record_data_source
 
-  # With the counts it need not open every shard to ask for its own.
+  # With the counts it need not open every shard at once.
   parts = [f'{p}[0:{n}]' for p, n in zip(paths, counts, strict=True)]
   return array_record_data_source.ArrayRecordDataSource(parts)
 
 
 def read_manifest(folder: str) -> dict:
-  """Of a packed data set.
+  """Returns the content of a packed data set's manifest.json.
 
   Raises:
     UserError: there is none, or it is of another version.
@@ -109,7 +113,7 @@ def read_manifest(folder: str) -> dict:
 
 
 def read_keys(folder: str) -> list[str]:
-  """The keys of all images of a packed data set.
+  """Returns the keys of all images of a packed data set.
 
   Raises:
     UserError: they can't be read.
@@ -124,48 +128,40 @@ def read_keys(folder: str) -> list[str]:
 
 
 def check_sizes(folder: str, shards: list[dict]) -> list[str]:
-  """The paths of shards that lie here whole, as far as their sizes tell.
+  """Returns the paths of shards on this machine, after checking their sizes.
 
   Raises:
-    UserError: one does not.
+    UserError: one is missing or of another size.
   """
   paths = [os.path.join(folder, shard['name']) for shard in shards]
   for path, shard in zip(paths, shards, strict=True):
     size = os.path.getsize(path) if os.path.exists(path) else None
     if size != shard['bytes']:
-      have = 'is missing' if size is None else f'has {size} bytes'
+      fault = 'is missing' if size is None else f'has {size} bytes'
       raise UserError(
-        f'{path} {have}, and {shard["bytes"]} bytes were packed: copy it again.'
+        f'{path} {fault}, and {shard["bytes"]} bytes were packed: copy it '
+        'again.'
       )
   return paths
 
 
 class ArrayRecord(ReopenedAfterPickling):
-  """A packed data set: `path`/`split` where it exists, `path` itself otherwise.
+  """A packed data set: `path`/`split` if there is one, else `path` itself.
 
-  `manifest` is what manifest.json says: counts, sizes, mean, std, ...
+  `manifest` has the content of manifest.json: counts, sizes, mean, std, ...
   """
 
   def __init__(self, path: str, split: str = 'train'):
     remote = is_url(path)
     if not remote:
       path = os.path.abspath(os.path.expanduser(path))
-    path = path.rstrip('/')
-    inside = f'{path}/{split}'
-    if split and any(
-      exists(f'{inside}/{name}') for name in (MANIFEST, UNFINISHED)
-    ):
-      if exists(f'{path}/{MANIFEST}'):
-        raise UserError(
-          f'{path} is a packed data set and holds another one, {split!r}: for '
-          'the outer one set data.split to the empty text; for the inner one '
-          f'data.path to {inside} too.'
-        )
-      path = inside
-    elif split not in ('', 'train'):
-      # Else one would test on what one trained on.
+    root = path.rstrip('/')
+    path = split_folder(root, split, _is_packed, 'packed data set')
+    if path != root and exists(f'{root}/{MANIFEST}'):
       raise UserError(
-        f'There is no packed data set {split!r} in {path}: check split.'
+        f'{root} is a packed data set and holds another one, {split!r}: for '
+        'the outer one set data.split to the empty text; for the inner one '
+        f'data.path to {path} too.'
       )
     self.manifest = read_manifest(path)
     shards = self.manifest['shards']
@@ -182,7 +178,7 @@ class ArrayRecord(ReopenedAfterPickling):
       [self.labels, self.class_names, [s['sha256'] for s in shards]]
     )
     self.listing = hashlib.sha256(content.encode()).hexdigest()
-    # Copies of a bucket's shards had those checksums when they were made.
+    # Copies of a bucket's shards were checked when they were made.
     stamps = [] if remote else [stamp(p) for p in self._paths]
     digest = hashlib.sha256(f'{content} {stamps}'.encode()).hexdigest()
     self.identity = f'arrayrecord {digest}'
@@ -195,10 +191,14 @@ class ArrayRecord(ReopenedAfterPickling):
     return self.manifest['count']
 
   def keys(self) -> list[str]:
-    """The keys of all images, without reading one."""
+    """Returns the keys of all images, without reading one."""
     return read_keys(self._path)
 
   def __getitem__(self, index):
     index = range(len(self))[index]
     name = f'record {index} of {self._path}'
     return from_record(read_record(self._data, index, name))
+
+
+def _is_packed(path: str) -> bool:
+  return any(exists(f'{path}/{name}') for name in (MANIFEST, UNFINISHED))

@@ -1,4 +1,4 @@
-"""Labels of Clevr, worked out of its records."""
+"""Labels of CLEVR, computed from its records."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -11,11 +11,11 @@ from ijepa_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """A label that has to be worked out of a record of a data set.
+  """A label that is computed from a record of a data set.
 
   Attributes:
-    classes: labels are from 0 to one less.
-    function: record -> label; a ValueError where there is none.
+    classes: number of classes; labels are 0 to classes - 1.
+    function: record -> label; UserError if it has none.
   """
 
   classes: int
@@ -23,7 +23,7 @@ class Rule:
 
 
 def clevr_count(record) -> int:
-  """3 to 10 objects -> 0 to 7; `record` is one of TFDS's `clevr`."""
+  """Returns 0 to 7 for 3 to 10 objects in a record of TFDS's `clevr`."""
   count = len(_pixel_coords(record))
   if not 3 <= count <= 10:
     raise UserError(
@@ -32,12 +32,12 @@ def clevr_count(record) -> int:
   return count - 3
 
 
-# Of the nearest object, up to and including.
+# Upper ends, inclusive, of the bins of the nearest object's depth.
 CLEVR_DISTANCES = (8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
 
 
 def clevr_distance(record) -> int:
-  """The bin, 0 to 5, of the nearest object's depth; as `clevr_count`."""
+  """Returns the bin, 0 to 5, of the nearest object's depth."""
   nearest = float(_pixel_coords(record)[:, 2].min())
   label = int(np.searchsorted(CLEVR_DISTANCES, nearest))
   if not 0 < nearest <= CLEVR_DISTANCES[-1]:
@@ -49,7 +49,7 @@ def clevr_distance(record) -> int:
 
 
 def _pixel_coords(record) -> np.ndarray:
-  """[objects, 3]: x, y in pixels, and depth."""
+  """Returns float32 [objects, 3]: x and y in pixels, and depth."""
   coords = np.asarray(record['objects']['pixel_coords'], np.float32)
   if not coords.size:
     raise UserError(

@@ -1,4 +1,4 @@
-"""The embedded pictures as a source."""
+"""The source of the embedded pictures."""
 
 import functools
 import hashlib
@@ -8,13 +8,13 @@ from ijepa_jax.data.sources.base import ReopenedAfterPickling
 
 
 class Scenes(ReopenedAfterPickling):
-  """The embedded pictures; made at first use, then kept on disk."""
+  """The embedded pictures; drawn at first use, then kept on disk."""
 
   class_names = ()
 
   def __init__(self, flavour: str, seed: int, count: int):
     self._key = flavour, seed, count
-    # Here rather than in every worker, should they have to be made.
+    # Here rather than in every worker, if they have to be drawn.
     self._data  # noqa: B018
     self.labels = dict(scene.LABELS[flavour])
     self.identity = f'scenes {scene.VERSION} {flavour} {seed} {count}'
@@ -32,7 +32,7 @@ class Scenes(ReopenedAfterPickling):
     return [f'{flavour}/{seed}/{index}' for index in range(count)]
 
   def every_label(self):
-    """int32 [N, L] of all pictures."""
+    """Returns int32 [N, L] of all pictures."""
     return self._data[1]
 
   def __getitem__(self, index):

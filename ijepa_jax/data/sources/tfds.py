@@ -1,4 +1,4 @@
-"""Data sets prepared by TensorFlow Datasets, read without TensorFlow."""
+"""The source of data sets that TensorFlow Datasets has prepared."""
 
 import difflib
 import functools
@@ -13,27 +13,28 @@ from absl import logging
 
 from ijepa_jax.data.sources.base import (
   ReopenedAfterPickling,
+  choose_image,
+  features_of_type,
   read_record,
   stamps,
 )
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import files
 
-# Features that name an image, as some data sets have.
-_NAMES = 'file_name', 'filename'
+# Features that name an image; some data sets have one.
+_NAME_FEATURES = 'file_name', 'filename'
 
 
 class TFDS(ReopenedAfterPickling):
   """A data set prepared by TensorFlow Datasets as ArrayRecord.
 
-  Read without TensorFlow, and the images still encoded. Every ClassLabel is a
-  label; `TFDS_DATA_DIR` says where data sets lie.
+  It is read without TensorFlow, and its images stay encoded. Every ClassLabel
+  is a label; `TFDS_DATA_DIR` says where data sets lie.
 
   Args:
-    rules: name -> rule of a label that no feature is, with its number of
-      `classes` and a `function` of the record (evals/tasks.py has Clevr's); to
-      be pickled. A rule that changes needs another name: features are kept by
-      it.
+    rules: name -> clevr.Rule of a label that is computed from the record. They
+      are pickled. A rule that changes needs another name, since the features
+      that evaluations keep are named by it.
   """
 
   def __init__(self, path: str, split: str = 'train', rules=None):
@@ -44,24 +45,20 @@ class TFDS(ReopenedAfterPickling):
 
     self._length = len(data)
     self._folder = os.fspath(info.data_dir)
-    self._name = next((n for n in _NAMES if n in info.features), None)
+    self._name = next((n for n in _NAME_FEATURES if n in info.features), None)
     self._shown = f'{info.full_name}/{split}'
-    # Prepared anew it has the same name.
+    # A data set that is prepared again has the same name, and other sizes.
     sizes = [(n, s.num_bytes, s.shard_lengths) for n, s in info.splits.items()]
     content = self._shown, self._length, sorted(sizes), *self._rules
     self.listing = hashlib.sha256(repr(content).encode()).hexdigest()
     digest = hashlib.sha256(stamps(self._folder).encode()).hexdigest()
     self.identity = f'tfds {self._shown} {self.listing} {digest}'
-    classes = {
-      name: feature
-      for name, feature in info.features.items()
-      if isinstance(feature, tfds.features.ClassLabel)
-    }
-    self.labels = {name: f.num_classes for name, f in classes.items()}
+    names = features_of_type(info.features, tfds.features.ClassLabel)
+    self.labels = {name: info.features[name].num_classes for name in names}
     self.labels |= {name: rule.classes for name, rule in self._rules.items()}
     self.class_names = ()
-    if len(self.labels) == len(classes) == 1:
-      self.class_names = tuple(*(f.names for f in classes.values()))
+    if len(self.labels) == len(names) == 1:
+      self.class_names = tuple(info.features[names[0]].names)
 
   @functools.cached_property
   def _data(self):
@@ -71,20 +68,20 @@ class TFDS(ReopenedAfterPickling):
     return self._length
 
   def keys(self) -> list[str]:
-    """The keys of all images.
+    """Returns the keys of all images.
 
-    Where the data set names its images these names stand in the records: all
-    are read once, and the names kept in the cache folder.
+    If the data set names its images, these names stand in the records: all are
+    read once, and the names are kept in the cache folder.
     """
     if not self._name:
       return [f'{self._shown}/{index}' for index in range(len(self))]
-    about = f'{self._folder} {self.identity}'
-    digest = hashlib.sha256(os.fsencode(about)).hexdigest()[:24]
+    content = f'{self._folder} {self.identity}'
+    digest = hashlib.sha256(os.fsencode(content)).hexdigest()[:24]
     path = files.cache_dir() / f'names-{digest}.json'
     try:
       return json.loads(path.read_text())
     except (OSError, ValueError):
-      pass  # it is not there, or damaged
+      pass  # there is no such file, or it is damaged
     indices = range(len(self))
     logging.info('Reading the names of all images, once, to %s.', path)
     names = [
@@ -123,52 +120,31 @@ class TFDS(ReopenedAfterPickling):
 
 
 def _open_tfds(path, split):
-  """-> the data source, its info and the name of its image."""
-  # Here since it takes half a second, and most runs don't need it.
+  """Returns the data source, its info and the name of its image feature."""
+  # Imported here since it takes half a second, and most runs don't need it.
   import tensorflow_datasets as tfds
 
-  if os.path.exists(os.path.join(path, 'dataset_info.json')):
-    builder = tfds.builder_from_directory(path)
-  else:
-    try:
-      builder = tfds.builder(path)
-    except (ValueError, AssertionError) as error:
-      known = tfds.list_builders(with_community_datasets=False)
-      near = difflib.get_close_matches(path, known, 1)
-      hint = f'Did you mean {near[0]!r}?' if near else ''
-      if re.split('[/:]', path)[0] in known:  # but no such config or version
-        hint = str(error).splitlines()[0]
-      raise UserError(
-        f'{path!r} is neither a TFDS data set nor the directory of a prepared '
-        f'one, which holds dataset_info.json. {hint}'.rstrip()
-      ) from None
+  builder = _builder(path)
   info = builder.info
-  how = (
+  remedy = (
     f'on a machine with TensorFlow: `tfds build {info.name} '
     '--file_format=array_record`, and bring its directory here.'
   )
   if not info.splits:
     raise UserError(
       f'{info.full_name} is not prepared in {builder.data_path}: prepare it, '
-      f'once, {how}'
+      f'once, {remedy}'
     )
   formats = {f.value for f in info.available_file_formats()}
   if 'array_record' not in formats:
     raise UserError(
       f'{info.full_name} in {builder.data_path} is stored as '
       f'{", ".join(sorted(formats))}, and only array_record can be read at '
-      f'random: prepare it again {how}'
+      f'random: prepare it again {remedy}'
     )
-  images = [
-    name
-    for name, feature in info.features.items()
-    if isinstance(feature, tfds.features.Image)
-  ]
-  if 'image' not in images and len(images) != 1:
-    raise UserError(
-      f'{info.full_name} has no one image feature: it has '
-      f'{", ".join(info.features)}.'
-    )
+  images = features_of_type(info.features, tfds.features.Image)
+  columns = ', '.join(info.features)
+  image = choose_image(images, ('image',), info.full_name, columns)
   try:
     data = builder.as_data_source(
       split,
@@ -180,4 +156,24 @@ def _open_tfds(path, split):
       f'{info.full_name} has no split {split!r}: take one of '
       f'{", ".join(info.splits)}, or a slice of one.'
     ) from error
-  return data, info, 'image' if 'image' in images else images[0]
+  return data, info, image
+
+
+def _builder(path):
+  """Returns the builder of a prepared directory, or of a named data set."""
+  import tensorflow_datasets as tfds
+
+  if os.path.exists(os.path.join(path, 'dataset_info.json')):
+    return tfds.builder_from_directory(path)
+  try:
+    return tfds.builder(path)
+  except (ValueError, AssertionError) as error:
+    names = tfds.list_builders(with_community_datasets=False)
+    near = difflib.get_close_matches(path, names, 1)
+    hint = f'Did you mean {near[0]!r}?' if near else ''
+    if re.split('[/:]', path)[0] in names:  # but no such config or version
+      hint = str(error).splitlines()[0]
+    raise UserError(
+      f'{path!r} is neither a TFDS data set nor the directory of a prepared '
+      f'one, which holds dataset_info.json. {hint}'.rstrip()
+    ) from None

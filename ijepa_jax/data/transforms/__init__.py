@@ -1,4 +1,5 @@
-"""From an encoded image to the pixels of a batch.
+"""Transforms of an encoded image to the pixels of a batch.
 
-May import data/decode.py. Its workers need no JAX: this file imports nothing.
+May import data/decode.py. The workers have no JAX, so that
+this file imports nothing.
 """

@@ -1,7 +1,7 @@
-"""Random colour, grey and blur, as contrastive methods have them.
+"""Random color changes, grey and blur, as contrastive methods use them.
 
 The strengths are SimCLR's (Chen et al., 2020, appendix A). I-JEPA needs none of
-it and its release trains without: they are here to measure what they do.
+them, and its release trains without: they are here to measure what they do.
 """
 
 import dataclasses
@@ -12,37 +12,38 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from ijepa_jax.errors import UserError
 
-JITTERED = 0.8  # share of the images
-SIGMA = 0.1, 2.0  # pixels, of the blur
+JITTERED_SHARE = 0.8  # of the images
+BLUR_SIGMA = 0.1, 2.0  # pixels
 
 
-def _hue(image: Image.Image, turn: float) -> Image.Image:
-  """Turns of the colour circle, -.5 to .5."""
-  hue, *others = image.convert('HSV').split()
+def _shift_hue(image: Image.Image, turn: float) -> Image.Image:
+  """Shifts the hue by -.5 to .5 turns of the color circle."""
+  hue, saturation, value = image.convert('HSV').split()
   hue = hue.point([(i + round(255 * turn)) % 256 for i in range(256)])
-  return Image.merge('HSV', (hue, *others)).convert('RGB')
+  return Image.merge('HSV', (hue, saturation, value)).convert('RGB')
 
 
-def _enhance(kind):
-  return lambda image, factor: kind(image).enhance(factor)
+def enhance(enhancer):
+  """Returns Pillow's enhancer as an operation, see OPERATIONS."""
+  return lambda image, factor, *_: enhancer(image).enhance(factor)
 
 
-# Operation of image and value; value without change; how far from it it is
-# drawn at a strength of 1. Brightness, contrast, saturation, hue.
+# Brightness, contrast, saturation, hue: (operation(image, value), value that
+# changes nothing, half-width of the draw at strength 1).
 OPERATIONS: tuple[tuple[Callable, float, float], ...] = (
-  (_enhance(ImageEnhance.Brightness), 1, 0.8),
-  (_enhance(ImageEnhance.Contrast), 1, 0.8),
-  (_enhance(ImageEnhance.Color), 1, 0.8),
-  (_hue, 0, 0.2),
+  (enhance(ImageEnhance.Brightness), 1, 0.8),
+  (enhance(ImageEnhance.Contrast), 1, 0.8),
+  (enhance(ImageEnhance.Color), 1, 0.8),
+  (_shift_hue, 0, 0.2),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter:
-  """Random changes after a crop; a transform for pipeline.make_dataset.
+  """Random color changes after a crop; a transform for batch.Reading.
 
   Attributes:
-    crop: what cuts and resizes first, such as crop.RandomResizedCrop.
+    crop: the transform before it, such as crop.RandomResizedCrop.
     jitter: strength of the changes in brightness, contrast, saturation and hue
       that four images in five get, in an order drawn for each (SimCLR: 1).
     grey: share of the images that become grey (SimCLR: .2).
@@ -56,7 +57,7 @@ class ColorJitter:
   blur: float = 0.0
 
   def __post_init__(self):
-    # Where brightness comes down to nothing, and hue goes all around.
+    # At 1.25 the least brightness is 0, and hues go around the circle.
     if not 0 <= self.jitter <= 1.25:
       raise UserError(
         f'data.jitter is {self.jitter}: take a strength from 0 to 1.25.'
@@ -80,17 +81,17 @@ class ColorJitter:
       )
 
   def __call__(self, image, rng: np.random.Generator) -> np.ndarray:
-    """-> uint8 [H, W, 3]; colour images only."""
+    """Returns uint8 [H, W, 3]; color images only."""
     pixels = self.crop(image, rng)
     self.check(pixels.shape[-1])
     image = Image.fromarray(pixels)
-    if self.jitter and rng.random() < JITTERED:
+    if self.jitter and rng.random() < JITTERED_SHARE:
       for i in rng.permutation(len(OPERATIONS)):
-        operation, still, far = OPERATIONS[i]
-        value = still + self.jitter * far * rng.uniform(-1, 1)
+        operation, identity, spread = OPERATIONS[i]
+        value = identity + self.jitter * spread * rng.uniform(-1, 1)
         image = operation(image, value)
     if rng.random() < self.grey:
       image = image.convert('L').convert('RGB')
     if rng.random() < self.blur:
-      image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*SIGMA)))
+      image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR_SIGMA)))
     return np.asarray(image)

@@ -1,4 +1,4 @@
-"""From an encoded or raw image to a crop of the size that the model takes."""
+"""Crops and resizes an encoded or raw image to the size that a model takes."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from PIL import Image
 from ijepa_jax.data.decode import BadImage, Encoded
 from ijepa_jax.errors import UserError
 
-_MAX_PIXELS = 2**26  # that the whole of an image may have on the way
+_MAX_PIXELS = 2**26  # of an image that is resized before it is cropped
 FILTERS = {
   'bilinear': Image.Resampling.BILINEAR,
   'bicubic': Image.Resampling.BICUBIC,
@@ -22,10 +22,10 @@ def crop(
   size: tuple[int, int],
   resample: str = 'bilinear',
 ) -> np.ndarray:
-  """The box out of an image, resized with antialiasing.
+  """Cuts a box out of an image and resizes it with antialiasing.
 
   Args:
-    image: Pillow's, of the modes of `decode`; encoded; or uint8 [h, w, C].
+    image: Pillow's, in a mode of decode.MODES; encoded; or uint8 [h, w, C].
     box: left, top, right, bottom in whole pixels.
     size: (H, W) in pixels.
     resample: 'bilinear' (as the release pre-trains) or 'bicubic'.
@@ -34,14 +34,14 @@ def crop(
     uint8 [H, W, C].
 
   Raises:
-    BadImage: an encoded image that is none.
+    BadImage: an encoded image can't be decoded.
   """
   fast = False
   if isinstance(image, Encoded):
     fast = image.fast and resample == 'bilinear'
-    image, box = image.needed(box, size)
-  # Cut first, as a filter would look across the edge of a box; a reduced image
-  # may have fractions of a pixel left to take off.
+    image, box = image.region_for_crop(box, size)
+  # Cut first: the filter of a resize would read pixels beyond the edge of the
+  # box. In a reduced image the box may begin within a pixel.
   left, top = math.floor(box[0]), math.floor(box[1])
   right, bottom = math.ceil(box[2]), math.ceil(box[3])
   inner = box[0] - left, box[1] - top, box[2] - left, box[3] - top
@@ -55,7 +55,7 @@ def crop(
     return _resize_fast(pixels, inner, size)
   if channels == 3:
     return _resize(Image.fromarray(pixels), inner, size, resample)
-  # One by one: Pillow would weight colours by a fourth channel.
+  # Each plane by itself: Pillow would weight colors by a fourth channel.
   planes = (Image.fromarray(pixels[..., i]) for i in range(channels))
   resized = [_resize(plane, inner, size, resample) for plane in planes]
   return resized[0] if channels == 1 else np.concatenate(resized, axis=-1)
@@ -87,10 +87,10 @@ def _resize_fast(pixels, box, size):
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop:
-  """A random box of the image, resized; as the release's RandomResizedCrop.
+  """Cuts out a random box and resizes it, as torchvision's RandomResizedCrop.
 
   The area is uniform, the aspect log-uniform; a box that does not fit is drawn
-  again, ten times in all, and then it is the largest one in the middle.
+  again, ten times in all, and then the largest one in the middle is taken.
 
   Attributes:
     size: (H, W) of the result in pixels.
@@ -125,7 +125,7 @@ class RandomResizedCrop:
   def box(
     self, width: int, height: int, rng: np.random.Generator
   ) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom in an image of width x height pixels."""
+    """Draws left, top, right, bottom in an image of width x height pixels."""
     (s0, s1), (r0, r1) = self.scale, self.ratio
     for _ in range(10):
       u_area, u_ratio, u_top, u_left = rng.random(4).tolist()
@@ -135,7 +135,7 @@ class RandomResizedCrop:
       if 0 < w <= width and 0 < h <= height:
         left, top = int(u_left * (width - w + 1)), int(u_top * (height - h + 1))
         return left, top, left + w, top + h
-    # At most one of the two is less than the whole.
+    # At most one of the two is less than the side of the image.
     w = max(1, min(width, round(height * r1)))
     h = max(1, min(height, round(width / r0)))
     left, top = (width - w) // 2, (height - h) // 2
@@ -144,7 +144,7 @@ class RandomResizedCrop:
   def __call__(
     self, image: Image.Image | Encoded | np.ndarray, rng: np.random.Generator
   ) -> np.ndarray:
-    """-> uint8 [H, W, C]; `image` as in `crop`."""
+    """Returns uint8 [H, W, C] of an image, see `crop`."""
     box = self.box(*image_size(image), rng)
     pixels = crop(image, box, self.size, self.resample)
     if self.flip and rng.random() < 0.5:
@@ -154,7 +154,9 @@ class RandomResizedCrop:
 
 @dataclasses.dataclass(frozen=True)
 class CenterCrop:
-  """The middle of an image whose shorter side is `resize` pixels; bicubic.
+  """Resizes the shorter side to `resize` pixels and cuts out the middle.
+
+  Bicubic.
 
   Attributes:
     size: (H, W) of the result in pixels.
@@ -177,22 +179,22 @@ class CenterCrop:
     image: Image.Image | Encoded | np.ndarray,
     rng: np.random.Generator | None = None,
   ) -> np.ndarray:
-    """-> uint8 [H, W, C]; `image` as in `crop`; `rng` is not looked at."""
+    """Returns uint8 [H, W, C] of an image, see `crop`; `rng` is not used."""
     width, height = image_size(image)
     # The longer side is rounded down, as torchvision and transformers do.
     short = min(width, height)
-    whole = height * self.resize // short, width * self.resize // short
-    if math.prod(whole) > _MAX_PIXELS:
+    resized = height * self.resize // short, width * self.resize // short
+    if math.prod(resized) > _MAX_PIXELS:
       raise BadImage(
         f'{width} x {height} pixels are too long and thin to cut out the middle'
       )
-    pixels = crop(image, (0, 0, width, height), whole, 'bicubic')
-    top, left = ((a - b) // 2 for a, b in zip(whole, self.size, strict=True))
+    pixels = crop(image, (0, 0, width, height), resized, 'bicubic')
+    top, left = ((a - b) // 2 for a, b in zip(resized, self.size, strict=True))
     return pixels[top : top + self.size[0], left : left + self.size[1]]
 
 
 def evaluation_crop(size: tuple[int, int]) -> CenterCrop:
-  """What evaluations and `ImageEncoder` see of a picture.
+  """Returns the transform of evaluations and of `ImageEncoder`.
 
   Args:
     size: (H, W) in pixels that the encoder takes.
@@ -202,7 +204,7 @@ def evaluation_crop(size: tuple[int, int]) -> CenterCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-  """The whole image, stretched to a size; bilinear, as VISSL does for Clevr.
+  """Stretches the whole image to a size; bilinear, as VISSL does for CLEVR.
 
   Attributes:
     size: (H, W) in pixels.
@@ -217,13 +219,13 @@ class Resize:
     image: Image.Image | Encoded | np.ndarray,
     rng: np.random.Generator | None = None,
   ) -> np.ndarray:
-    """-> uint8 [H, W, C]; `image` as in crop."""
+    """Returns uint8 [H, W, C] of an image, see `crop`."""
     pixels = crop(image, (0, 0, *image_size(image)), self.size)
     return pixels[:, ::-1] if self.flip and rng.random() < 0.5 else pixels
 
 
 def image_size(image: Image.Image | Encoded | np.ndarray) -> tuple[int, int]:
-  """Width and height in pixels."""
+  """Returns width and height in pixels."""
   if isinstance(image, np.ndarray):
     return image.shape[1], image.shape[0]
   return image.size

@@ -1,9 +1,9 @@
 """RandAugment (Cubuk et al., 2020), as fine-tuning recipes use it.
 
-The set and the strengths are timm's 'increasing' ones, by which the recipe
-string rand-m9-mstd0.5-inc1 of MAE, BEiT and I-JEPA's fine-tuning goes: two
-operations an image, each left out half of the time, at magnitude 9 of 10 with a
-normal deviation of .5.
+The operations and strengths are timm's 'increasing' ones. MAE, BEiT and
+I-JEPA's fine-tuning use them by the string rand-m9-mstd0.5-inc1: two operations
+an image, each left out half of the time, at magnitude 9 of 10 with a normal
+deviation of .5.
 """
 
 import dataclasses
@@ -12,9 +12,10 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from ijepa_jax.data.transforms.color_jitter import enhance
 from ijepa_jax.errors import UserError
 
-SHARE = 0.5  # of the chosen operations that are done
+APPLIED_SHARE = 0.5  # of the chosen operations
 
 
 def _affine(image, matrix, fill):
@@ -37,12 +38,11 @@ def _solarize_add(image, add, fill):
   )
 
 
-def _enhance(kind):
-  return lambda image, factor, fill: kind(image).enhance(factor)
+def _signed_factor(level, sign):
+  return 1 + 0.9 * level * sign
 
 
-# Name -> (operation of image, value and fill colour, value of level in [0, 1]
-# and sign).
+# Name -> (operation(image, value, fill color), value(level in [0, 1], sign)).
 OPERATIONS: dict[str, tuple[Callable, Callable]] = {
   'autocontrast': (lambda i, v, f: ImageOps.autocontrast(i), lambda m, s: 0),
   'equalize': (lambda i, v, f: ImageOps.equalize(i), lambda m, s: 0),
@@ -57,13 +57,10 @@ OPERATIONS: dict[str, tuple[Callable, Callable]] = {
     lambda m, s: 256 - min(256, int(256 * m)),  # threshold
   ),
   'solarize_add': (_solarize_add, lambda m, s: min(128, int(110 * m))),
-  'color': (_enhance(ImageEnhance.Color), lambda m, s: 1 + 0.9 * m * s),
-  'contrast': (_enhance(ImageEnhance.Contrast), lambda m, s: 1 + 0.9 * m * s),
-  'brightness': (
-    _enhance(ImageEnhance.Brightness),
-    lambda m, s: 1 + 0.9 * m * s,
-  ),
-  'sharpness': (_enhance(ImageEnhance.Sharpness), lambda m, s: 1 + 0.9 * m * s),
+  'color': (enhance(ImageEnhance.Color), _signed_factor),
+  'contrast': (enhance(ImageEnhance.Contrast), _signed_factor),
+  'brightness': (enhance(ImageEnhance.Brightness), _signed_factor),
+  'sharpness': (enhance(ImageEnhance.Sharpness), _signed_factor),
   'shear_x': (
     lambda i, v, f: _affine(i, (1, v, 0, 0, 1, 0), f),
     lambda m, s: 0.3 * m * s,
@@ -85,14 +82,15 @@ OPERATIONS: dict[str, tuple[Callable, Callable]] = {
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-  """Random operations after a crop; a transform for pipeline.make_dataset.
+  """Random operations after a crop; a transform for batch.Reading.
 
   Attributes:
-    crop: what cuts and resizes first, such as crop.RandomResizedCrop.
-    count: operations chosen for an image.
+    crop: the transform before it, such as crop.RandomResizedCrop.
+    count: number of operations that are chosen for an image.
     magnitude: mean of their strength, 0 to 10.
-    deviation: of the strength, normal, cut to that range.
-    fill: colour of what is shifted in, 0 to 255, per channel.
+    deviation: standard deviation of the strength, which is normal and clipped
+      to that range.
+    fill: color of the pixels that are shifted in, 0 to 255, per channel.
   """
 
   crop: Callable
@@ -114,7 +112,7 @@ class RandAugment:
     return self.crop.size
 
   def __call__(self, image, rng: np.random.Generator) -> np.ndarray:
-    """-> uint8 [H, W, 3]; colour images only."""
+    """Returns uint8 [H, W, 3]; color images only."""
     pixels = self.crop(image, rng)
     if pixels.shape[-1] != 3:
       raise UserError(
@@ -122,11 +120,12 @@ class RandAugment:
         f'{pixels.shape[-1]}: switch it off.'
       )
     image = Image.fromarray(pixels)
-    names = rng.choice(len(OPERATIONS), self.count)
-    for operation, value in (tuple(OPERATIONS.values())[i] for i in names):
+    operations = tuple(OPERATIONS.values())
+    for i in rng.choice(len(operations), self.count):
+      operation, value = operations[i]
       strength = rng.normal(self.magnitude, self.deviation)
-      done, sign = rng.random() < SHARE, rng.choice((-1, 1))
-      if done:
+      applied, sign = rng.random() < APPLIED_SHARE, rng.choice((-1, 1))
+      if applied:
         level = float(np.clip(strength, 0, 10)) / 10
         image = operation(image, value(level, sign), self.fill)
     return np.asarray(image)

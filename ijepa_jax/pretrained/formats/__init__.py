@@ -1,4 +1,4 @@
 """One file for each format of weights, with reading and writing in it.
 
-May import methods, models and runtime.
+May import data, methods, models and runtime.
 """

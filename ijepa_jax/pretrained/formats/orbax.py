@@ -1,9 +1,10 @@
-"""Workdirs, and folders that look like one to every job: read and written.
+"""Training workdirs, and exports that every job takes for one.
 
-config.json          of the run; of a file from elsewhere what
-                     pretrained/load.py and method.build_model look at
-checkpoints/<step>/  arrays named as in train_step.State, perhaps not all of
-them position_tables.safetensors   those that differ from what is computed
+config.json                    of the run, or `plain_config` of an export
+checkpoints/<step>/            arrays named as in train_step.State, perhaps
+                               not all of them
+position_tables.safetensors    of an export, the position tables that
+                               differ from the sin-cos table, by part
 """
 
 import re
@@ -18,69 +19,92 @@ from ml_collections import ConfigDict
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import optim, train_step
 from ijepa_jax.models import vit
-from ijepa_jax.pretrained import load
-from ijepa_jax.pretrained.formats import safetensors, weights
+from ijepa_jax.pretrained.formats import tensors, weights
+from ijepa_jax.runtime import files, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.config import read_run_config, write_config
 
-WORDS = {
-  'encoder': 'context encoder',
-  'predictor': 'predictor',
-  'target': 'target encoder',
-}
-_PLACES = {
-  'encoder': 'params/encoder/',
-  'predictor': 'params/predictor/',
-  'target': 'target/',
-}
-_TABLES = 'position_tables.safetensors'
-_MODEL = (
-  *('width', 'depth', 'heads', 'mlp_dim', 'patch_size'),
-  *('predictor_width', 'predictor_depth', 'predictor_heads'),
-)
+POSITION_TABLES = 'position_tables.safetensors'
 
 
 def read(
-  path, *, step: int | None = None, optimizer: bool = False
-) -> tuple[weights.Weights, int]:
-  """What a checkpoint holds, and its step; see anything.read."""
+  path,
+  *,
+  step: int | None = None,
+  optimizer: bool = False,
+  encoder: str | None = None,
+  mesh=None,
+) -> weights.Weights:
+  """Reads a checkpoint of a run or of an export.
+
+  Args:
+    path: of the workdir.
+    step: of the checkpoint; None: the newest that can be read.
+    optimizer: read AdamW's state too, where the checkpoint holds it.
+    encoder: 'encoder' or 'target': read this part alone, or the other one
+      where the checkpoint holds only that; None: all parts.
+    mesh: devices that hold the arrays, split by runtime/sharding.py; None:
+      NumPy arrays on the host.
+
+  Raises:
+    UserError: it is no workdir, or the arrays are not of its config.
+    checkpointer.CheckpointError: the checkpoints are damaged.
+  """
   config = read_run_config(path)
-  tree, step, parts, sizes = load.from_checkpoints(
-    path, lambda checkpoints: _tree(path, config, checkpoints, step, optimizer)
-  )
-  found = {'target': tree.get('target'), **tree.get('params', {})}
-  params, moments = {part: found[part] for part in parts}, None
+
+  def read_tree(checkpoints):
+    names = checkpoints.names(step)
+    sizes, tree = _abstract_tree(path, config, names, encoder, optimizer)
+    if mesh is not None:
+      tree = sharding.with_shardings(tree, mesh)
+    else:  # Orbax gives NumPy arrays for these, which take no memory.
+      tree = jax.tree.map(
+        lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), tree
+      )
+    return sizes, *checkpoints.read(tree, step)
+
+  sizes, tree, step = _while_a_run_trains(path, read_tree)
+  params = dict(tree.get('params', {}))
+  if 'target' in tree:
+    params['target'] = tree['target']
+  notes, moments = [], None
+  if encoder is None:
+    notes = [
+      f'There is no {part.words}.'
+      for name, part in weights.PARTS.items()
+      if name not in params
+    ]
   if 'opt_state' in tree:
     state, get = tree['opt_state'], optax.tree_utils.tree_get
     moments = weights.Optimizer(step, get(state, 'mu'), get(state, 'nu'))
-  notes = [
-    f'There is no {w}.' for part, w in WORDS.items() if part not in parts
-  ]
-  for note in notes:
-    logging.warning('%s: %s', path, note)
-  tables = _read_tables(epath.Path(path) / _TABLES, sizes, params)
-  return weights.Weights(sizes, params, tables, notes, moments), step
+  tables = _read_tables(epath.Path(path) / POSITION_TABLES, sizes, params)
+  return weights.Weights(sizes, params, tables, notes, moments, config, step)
 
 
-def _tree(path, config, checkpoints, step, optimizer):
-  """What is there as in train_step.State, its step, its parts and their
-  sizes."""
-  names = checkpoints.names(step)
+def _abstract_tree(path, config, names, encoder, optimizer):
+  """Returns the sizes, and the shapes as in train_step.State that are read."""
   parts = [
-    part
-    for part, place in _PLACES.items()
-    if any(name.startswith(place) for name in names)
+    name
+    for name, part in weights.PARTS.items()
+    if any(leaf.startswith(part.prefix) for leaf in names)
   ]
-  if not {'encoder', 'target'} & set(parts):
+  encoders = [name for name in weights.ENCODERS.values() if name in parts]
+  if not encoders:
     raise UserError(f'{path} holds no encoder: it is no run of pre-training.')
+  if encoder:
+    parts = [encoder] if encoder in encoders else encoders
   try:
-    sizes = _sizes(config, parts)
-    encoder = weights.shapes(sizes, 'encoder')
-    shapes = {'encoder': encoder, 'target': encoder}
-    if 'predictor' in parts:
-      shapes['predictor'] = weights.shapes(sizes, 'predictor')
-    tree = nested({part: shapes[part] for part in parts})
-    if optimizer and any(name.startswith('opt_state/') for name in names):
+    d = config.data
+    sizes = weights.complete_config(
+      {
+        **config.model.to_dict(),
+        'image_size': tuple(d.image_size),
+        **dict(channels=d.channels, mean=d.mean, std=d.std),
+      },
+      parts,
+    )
+    tree = nested({part: weights.shapes(sizes, part) for part in parts})
+    if optimizer and any(leaf.startswith('opt_state/') for leaf in names):
       tree['opt_state'] = _opt_state(tree['params'], config)
   except (AttributeError, KeyError, TypeError) as error:
     # ConfigDict's own words are a paragraph.
@@ -88,11 +112,46 @@ def _tree(path, config, checkpoints, step, optimizer):
       f"{path}'s config.json is not of a run of pre-training, or lacks a part "
       f'of it ({type(error).__name__}).'
     ) from error
-  # NumPy's leaves are read as such: no device needs to hold them.
-  tree = jax.tree.map(
-    lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), tree
-  )
-  return *checkpoints.read(tree, step), parts, sizes
+  return sizes, tree
+
+
+def _while_a_run_trains(workdir, read):
+  """Returns what `read` returns for the Checkpointer of a workdir.
+
+  A run that trains deletes old checkpoints: `read` is called again where one
+  disappeared while it was read.
+
+  Raises:
+    UserError: as `read` does.
+  """
+  folder = files.resolve(workdir) / 'checkpoints'
+  with checkpointer.Checkpointer(folder) as checkpoints:
+    while True:
+      before = checkpoints.steps()
+      try:
+        return read(checkpoints)
+      except ValueError:
+        if not set(before) - set(checkpoints.steps()):
+          raise
+        logging.info('The run at %s goes on: its newest is read anew.', workdir)
+
+
+def _read_tables(path, config, params) -> dict[str, np.ndarray]:
+  """Returns the position tables of `params` that an export keeps."""
+  if not path.exists():
+    return {}
+  (rows, columns), tables = weights.grid(config), {}
+  for part, table in tensors.read_safetensors(path).items():
+    if part in weights.PARTS and part not in params:
+      continue  # of a part that is not read
+    width = config[weights.PARTS[part].width] if part in params else None
+    if table.shape != (rows * columns, width):
+      raise UserError(
+        f'{path}: {part} is {list(table.shape)}, which is no position table of '
+        'this model.'
+      )
+    tables[part] = tensors.require_finite(table, f'{path}: {part}')
+  return tables
 
 
 def write(path, loaded: weights.Weights, config: ConfigDict, step: int):
@@ -103,7 +162,7 @@ def write(path, loaded: weights.Weights, config: ConfigDict, step: int):
 
   Args:
     path: of the folder.
-    loaded: its tables are those to be kept.
+    loaded: the weights; its tables are those that the folder keeps.
     config: of the run, or `plain_config`.
     step: finished steps.
   """
@@ -120,15 +179,14 @@ def write(path, loaded: weights.Weights, config: ConfigDict, step: int):
     logging.warning('config.json, kept whole, says %s = %s.', name, value)
   write_config(path, text)
   if loaded.tables:
-    safetensors.write(epath.Path(path) / _TABLES, loaded.tables, {})
-  with checkpointer.Checkpointer(
-    epath.Path(path) / 'checkpoints'
-  ) as checkpoints:
+    tensors.write_safetensors(epath.Path(path) / POSITION_TABLES, loaded.tables)
+  folder = epath.Path(path) / 'checkpoints'
+  with checkpointer.Checkpointer(folder) as checkpoints:
     checkpoints.save(step, tree)
 
 
 def plain_config(config, source: str, size: str) -> ConfigDict:
-  """The least that pretrained/load.py and method.build_model take.
+  """Returns the smallest config.json from which every job builds the model.
 
   Args:
     config: as in `Weights`.
@@ -136,7 +194,7 @@ def plain_config(config, source: str, size: str) -> ConfigDict:
     size: name of the model's size, or ''.
 
   Raises:
-    UserError: how pixels are normalised is not known and can't be guessed.
+    UserError: how pixels are normalized is not known and can't be guessed.
   """
   c = dict(config)
   if c['channels'] == 3:  # as pretrained/load.py takes them
@@ -149,7 +207,7 @@ def plain_config(config, source: str, size: str) -> ConfigDict:
   model = {'size': size or 'base', 'init': 'release'}
   # Where there is no predictor, one that suits any heads.
   model |= {'predictor_width': c['width'], 'predictor_depth': 1}
-  model |= {k: c[k] for k in _MODEL if k in c}
+  model |= {k: c[k] for k in weights.SIZE_KEYS if k in c}
   data = {k: c[k] for k in ('image_size', 'channels', 'mean', 'std')}
   return ConfigDict(
     {
@@ -164,24 +222,14 @@ def plain_config(config, source: str, size: str) -> ConfigDict:
 
 
 def nested(params) -> dict:
-  """{'encoder', 'predictor', 'target'} as in train_step.State, those there
-  are."""
-  trained = {k: v for k, v in params.items() if k != 'target'}
+  """Nests {part: tree} as train_step.State does; leaves absent parts out."""
+  trained = {k: v for k, v in params.items() if k in weights.TRAINED}
   tree = {'params': trained} if trained else {}
   return tree | {k: v for k, v in params.items() if k == 'target'}
 
 
-def _sizes(config, parts) -> dict:
-  d = config.data
-  pixels = dict(channels=d.channels, mean=d.mean, std=d.std)
-  image_size = tuple(d.image_size)
-  return weights.complete_config(
-    {**config.model.to_dict(), 'image_size': image_size, **pixels}, parts
-  )
-
-
 def _opt_state(params, config):
-  """AdamW's state over shaped leaves, its own leaves jax.ShapeDtypeStruct."""
+  """Returns AdamW's state over shaped leaves, as jax.ShapeDtypeStruct."""
   tx = optim.adamw(
     lr=lambda step: 0.0,
     weight_decay=lambda step: 0.0,
@@ -189,23 +237,3 @@ def _opt_state(params, config):
     clip_norm=config.optim.clip_norm,
   )
   return jax.eval_shape(tx.init, params)
-
-
-def _read_tables(path, config, params) -> dict[str, np.ndarray]:
-  if not path.exists():
-    return {}
-  tables, _ = safetensors.read(path)
-  wanted = {
-    part: weights.release_shapes(config, part)[weights.TABLES[part]]
-    for part in params
-  }
-  for part, table in tables.items():
-    if (1, *table.shape) != wanted.get(part):
-      raise UserError(
-        f'{path}: {part} is {list(table.shape)}, which is no position table of '
-        'this model.'
-      )
-  return {
-    k: weights.require_finite(np.array(x), f'{path}: {k}')
-    for k, x in tables.items()
-  }

@@ -1,4 +1,4 @@
-"""Parameter names of the released PyTorch I-JEPA, to and from ours.
+"""Parameter names of the released PyTorch I-JEPA, to and from our trees.
 
 The release has one module a block, weights as [out, in] and convolutions as
 [out, in, rows, columns]; here blocks are stacked [depth, ...] and weights are
@@ -11,6 +11,7 @@ import numpy as np
 
 from ijepa_jax.errors import UserError
 
+# Name in the release -> name in our tree.
 _LAYERS = {
   'norm1': 'norm1',
   'attn.qkv': 'qkv',
@@ -31,64 +32,65 @@ _BLOCKS = {'encoder': 'blocks', 'predictor': 'predictor_blocks'}
 _TABLES = {'pos_embed', 'predictor_pos_embed'}
 
 
-def from_release(tensors: Mapping[str, np.ndarray], part: str) -> dict:
-  """A Flax parameter tree from arrays under the release's names.
+def from_release(tensors: Mapping[str, np.ndarray], network: str) -> dict:
+  """Returns a Flax parameter tree of arrays under the release's names.
 
   Args:
     tensors: name -> array, of one network.
-    part: 'encoder' (the target encoder too) or 'predictor'.
+    network: 'encoder' (the target encoder too) or 'predictor'.
 
   Raises:
     UserError: a name is missing, or one is left over.
   """
-  left = {k: v for k, v in tensors.items() if k not in _TABLES}
+  unused = {k: v for k, v in tensors.items() if k not in _TABLES}
 
-  def take(name):
-    if name not in left:
-      raise UserError(f'The {part} has no {name!r}: not an I-JEPA {part}.')
-    return np.asarray(left.pop(name))
+  def pop(name):
+    if name not in unused:
+      raise UserError(
+        f'The {network} has no {name!r}: not an I-JEPA {network}.'
+      )
+    return np.asarray(unused.pop(name))
 
   def layer(name):
-    weight, bias = take(f'{name}.weight'), take(f'{name}.bias')
+    weight, bias = pop(f'{name}.weight'), pop(f'{name}.bias')
     if weight.ndim == 1:
       return {'scale': weight, 'bias': bias}
     if weight.ndim == 4:
       weight = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
     return {'kernel': weight.T, 'bias': bias}
 
+  def stacked(name):
+    layers = [layer(f'{_BLOCKS[network]}.{i}.{name}') for i in range(depth)]
+    return {k: np.stack([x[k] for x in layers]) for k in layers[0]}
+
   depth = 0
-  while f'{_BLOCKS[part]}.{depth}.norm1.weight' in left:
+  while f'{_BLOCKS[network]}.{depth}.norm1.weight' in unused:
     depth += 1
   if not depth:
-    raise UserError(f'The {part} has no blocks: not an I-JEPA {part}.')
-  params = {ours: layer(name) for name, ours in _TOP[part].items()}
-  params['blocks'] = {
-    ours: _stack([layer(f'{_BLOCKS[part]}.{i}.{name}') for i in range(depth)])
-    for name, ours in _LAYERS.items()
-  }
-  if part == 'predictor':
-    params['mask_token'] = take('mask_token').reshape(-1)
-  if left:
+    raise UserError(f'The {network} has no blocks: not an I-JEPA {network}.')
+  params = {key: layer(name) for name, key in _TOP[network].items()}
+  params['blocks'] = {key: stacked(name) for name, key in _LAYERS.items()}
+  if network == 'predictor':
+    params['mask_token'] = pop('mask_token').reshape(-1)
+  if unused:
     raise UserError(
-      f'The {part} has {len(left)} tensors that I-JEPA has no place for, '
-      f'{", ".join(sorted(left)[:3])} among them.'
+      f'The {network} has {len(unused)} tensors that I-JEPA has no place for, '
+      f'{", ".join(sorted(unused)[:3])} among them.'
     )
   return params
 
 
-def _stack(layers):
-  return {k: np.stack([layer[k] for layer in layers]) for k in layers[0]}
+def to_release(
+  params, network: str, *, patch_size: int
+) -> dict[str, np.ndarray]:
+  """Returns the inverse of `from_release`, without the sin-cos tables.
 
-
-def to_release(params, part: str, *, patch_size: int) -> dict[str, np.ndarray]:
-  """The inverse of `from_release`, without the sin-cos tables.
-
-  The names come in the order of the released files, by which an optimiser's
+  The names come in the order of the released files, by which an optimizer's
   state counts.
   """
   tensors = {}
 
-  def put(name, layer):
+  def add(name, layer):
     layer = {k: np.asarray(v) for k, v in layer.items()}
     weight = layer['scale'] if 'scale' in layer else layer['kernel'].T
     if name == 'patch_embed.proj':
@@ -97,17 +99,17 @@ def to_release(params, part: str, *, patch_size: int) -> dict[str, np.ndarray]:
     tensors[f'{name}.weight'] = weight
     tensors[f'{name}.bias'] = layer['bias']
 
-  if part == 'predictor':
+  if network == 'predictor':
     tensors['mask_token'] = np.asarray(params['mask_token'])[None, None]
-  (first, ours), *last = _TOP[part].items()
-  put(first, params[ours])
+  (first, key), *last = _TOP[network].items()
+  add(first, params[key])
   blocks = params['blocks']
   for i in range(len(blocks['norm1']['bias'])):
-    for name, ours in _LAYERS.items():
-      put(
-        f'{_BLOCKS[part]}.{i}.{name}',
-        {k: v[i] for k, v in blocks[ours].items()},
+    for name, key in _LAYERS.items():
+      add(
+        f'{_BLOCKS[network]}.{i}.{name}',
+        {k: v[i] for k, v in blocks[key].items()},
       )
-  for name, ours in last:
-    put(name, params[ours])
+  for name, key in last:
+    add(name, params[key])
   return tensors

@@ -1,12 +1,11 @@
-"""What files of weights say about the model, and whether they fit it.
+"""The model in a file: its three parts, its sizes, and whether they fit.
 
 The architecture is read from the tensors' shapes, never from what a file only
-claims: so nothing larger than the file itself is ever built, and a claim that
+claims. So nothing larger than the file itself is ever built, and a claim that
 does not fit is refused with its name.
 """
 
 import functools
-import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -15,30 +14,64 @@ import numpy as np
 from absl import logging
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.models import vit
-from ijepa_jax.pretrained.formats import release_names
+from ijepa_jax.models import positions, vit
+from ijepa_jax.pretrained.formats import release_names, tensors
 
-PARTS = 'encoder', 'predictor', 'target'
-TABLES = {
-  'encoder': 'pos_embed',
-  'predictor': 'predictor_pos_embed',
-  'target': 'pos_embed',
+
+class Part(NamedTuple):
+  """One of the three networks of a pre-training state.
+
+  Attributes:
+    words: its name in sentences.
+    prefix: what its leaves' names begin with in a checkpoint of
+      `train_step.State`.
+    release_key: its key in a .pth.tar file.
+    network: 'encoder' or 'predictor', whose modules and names it has.
+    table: name of its position table in the release.
+    width: key of its width in `Weights.config`.
+  """
+
+  words: str
+  prefix: str
+  release_key: str
+  network: str
+  table: str
+  width: str
+
+
+_ENCODER = dict(network='encoder', table='pos_embed', width='width')
+PARTS = {
+  'encoder': Part(
+    'context encoder', 'params/encoder/', release_key='encoder', **_ENCODER
+  ),
+  'predictor': Part(
+    'predictor',
+    'params/predictor/',
+    release_key='predictor',
+    network='predictor',
+    table='predictor_pos_embed',
+    width='predictor_width',
+  ),
+  'target': Part(
+    'target encoder', 'target/', release_key='target_encoder', **_ENCODER
+  ),
 }
-_MODEL = (
-  *('size', 'width', 'depth', 'heads', 'mlp_dim', 'patch_size'),
+TRAINED = 'encoder', 'predictor'  # the parts that have an optimizer's state
+# The two encoders as `which` of load_encoder and --which name them -> part.
+ENCODERS = {'target': 'target', 'context': 'encoder'}
+SIZE_KEYS = (
+  *('width', 'depth', 'heads', 'mlp_dim', 'patch_size'),
   *('predictor_width', 'predictor_depth', 'predictor_heads'),
 )
-_NAMES_SHOWN = 3
-_TYPES = {'float32', 'float64', 'float16', 'bfloat16'}
 
 
 class Optimizer(NamedTuple):
-  """Where AdamW was.
+  """AdamW's state.
 
   Attributes:
     step: updates that it has finished.
     mu, nu: first and second moments over the parameters, {'encoder',
-      'predictor'}, trees of float32 NumPy arrays as in `Loaded.params`.
+      'predictor'}, trees of float32 NumPy arrays as in `Weights.params`.
   """
 
   step: int
@@ -47,18 +80,20 @@ class Optimizer(NamedTuple):
 
 
 class Weights(NamedTuple):
-  """What a file held.
+  """The content of a file or of a checkpoint.
 
   Attributes:
     config: width, depth, heads, mlp_dim, patch_size, image_size (H, W) and
       channels; of a predictor predictor_width, _depth and _heads; mean and std
-      of the pixels where the file says them.
-    params: those of 'encoder' (context), 'predictor' and 'target' that are
-      there, as in `train_step.State`: trees of float32 NumPy arrays.
-    tables: the position tables as stored, float32 [N, D], by the same names;
-      the model computes its own.
-    notes: sentences that whoever uses it should know; `read` logged them.
-    optimizer: its state, where it was asked for and is there.
+      of the pixels where the file has them.
+    params: part -> tree as in `train_step.State`, of those parts of PARTS that
+      the file holds; float32 NumPy arrays, or jax.Array where a mesh was given.
+    tables: part -> position table as stored, float32 [N, D]; of a run those
+      alone that are not the sin-cos table, which the model computes.
+    notes: sentences that a user of these weights should know.
+    optimizer: AdamW's state, where it was asked for and the file holds it.
+    run_config: the ConfigDict of a training run or an export to orbax.
+    step: finished steps, where the file says them.
   """
 
   config: dict
@@ -66,41 +101,44 @@ class Weights(NamedTuple):
   tables: dict[str, np.ndarray]
   notes: list[str]
   optimizer: Optimizer | None = None
+  run_config: object = None
+  step: int = 0
 
-  @classmethod
-  def told(
-    cls, path, config, params, tables, notes, optimizer=None
-  ) -> 'Weights':
-    for note in notes:
+  def log_notes(self, path) -> None:
+    """Logs the notes as warnings that name `path`."""
+    for note in self.notes:
       logging.warning('%s: %s', path, note)
 
-    def own(tree):
-      # What still lies in the file is copied: the file may go.
-      return jax.tree.map(lambda x: np.require(x, requirements='O'), tree)
 
-    if optimizer:
-      mu, nu = own(optimizer.mu), own(optimizer.nu)
-      optimizer = optimizer._replace(mu=mu, nu=nu)
-    return cls(config, own(params), own(tables), notes, optimizer)
+def own_arrays(tree):
+  """Copies the arrays that still lie in a file: the file may go."""
+  return jax.tree.map(lambda x: np.require(x, requirements='O'), tree)
 
 
 def models(config: Mapping) -> tuple[vit.Encoder, vit.Predictor]:
-  """The modules of a config as in `Weights`, or with `size` and what differs.
+  """Makes the modules of a config of `Weights`, or of a run's config.model.
 
   Raises:
     UserError: no model has these sizes.
   """
-  known = {k: config[k] for k in _MODEL if config.get(k)}
-  known.setdefault('size', 'base')
-  known.setdefault('predictor_depth', 1)
-  if 'predictor_width' not in known and 'width' in known:
+  sizes = {k: config[k] for k in ('size', *SIZE_KEYS) if config.get(k)}
+  sizes.setdefault('size', 'base')
+  sizes.setdefault('predictor_depth', 1)
+  if 'predictor_width' not in sizes and 'width' in sizes:
     # Where there is no predictor, its usual width need not suit the heads.
-    known['predictor_width'] = known['width']
-  return vit.make_models(**known)
+    sizes['predictor_width'] = sizes['width']
+  return vit.make_models(**sizes)
+
+
+def encoder_sizes(encoder: vit.Encoder) -> dict:
+  """Returns the sizes of an encoder by name, and `size`, their name or ''."""
+  names = 'width', 'depth', 'heads', 'mlp_dim', 'patch_size'
+  sizes = {k: getattr(encoder, k) for k in names}
+  return {**sizes, 'size': size_name(sizes)}
 
 
 def size_name(config: Mapping) -> str:
-  """Of an encoder of these sizes, as in `vit.SIZES`; '' where it has none."""
+  """Returns the name in `vit.SIZES` of an encoder of these sizes, or ''."""
   for name, sizes in vit.SIZES.items():
     if all(config[k] == v for k, v in sizes.items()):
       return name
@@ -108,7 +146,7 @@ def size_name(config: Mapping) -> str:
 
 
 def complete_config(config: Mapping, parts: Iterable[str]) -> dict:
-  """The config of `Weights` with every size spelt out, for these parts.
+  """Returns the config of `Weights` with every size of these parts.
 
   Raises:
     UserError: no model has these sizes, or the image does not fit them.
@@ -116,10 +154,8 @@ def complete_config(config: Mapping, parts: Iterable[str]) -> dict:
   if missing := {'patch_size', 'image_size', 'channels'} - set(config):
     raise UserError(f'The config has no {", ".join(sorted(missing))}.')
   encoder, predictor = models(config)
-  full = {
-    k: getattr(encoder, k)
-    for k in ('width', 'depth', 'heads', 'mlp_dim', 'patch_size')
-  }
+  full = encoder_sizes(encoder)
+  del full['size']
   h, w = full['image_size'] = tuple(config['image_size'])
   full['channels'] = config['channels']
   if 'predictor' in parts:
@@ -148,10 +184,10 @@ def complete_config(config: Mapping, parts: Iterable[str]) -> dict:
 
 
 def shapes(config: Mapping, part: str) -> dict:
-  """The tree of one part, its leaves jax.ShapeDtypeStruct; no memory."""
+  """Returns the tree of one part, its leaves jax.ShapeDtypeStruct."""
   encoder, predictor = models(config)
   model = predictor if part == 'predictor' else encoder
-  # A copy: what is kept is not to be changed.
+  # A copy, since the cached tree must not change.
   return jax.tree.map(
     lambda x: x, _shapes(model, encoder.width, config['channels'])
   )
@@ -171,57 +207,61 @@ def _shapes(model, width: int, channels: int) -> dict:
   return jax.eval_shape(init, jax.random.key(0))['params']
 
 
+def grid(config: Mapping) -> tuple[int, int]:
+  """Returns the rows and columns of patches of a config's images."""
+  h, w = config['image_size']
+  return h // config['patch_size'], w // config['patch_size']
+
+
+def computed_table(config: Mapping, part: str) -> np.ndarray:
+  """Returns the sin-cos position table [N, D] that the model computes."""
+  return positions.sincos_table(grid(config), config[PARTS[part].width])
+
+
 def release_shapes(config: Mapping, part: str) -> dict[str, tuple[int, ...]]:
-  """{name in a released file: shape} of one part, with its table."""
+  """Returns {name in a released file: shape} of one part, with its table."""
   # Zeros that take no memory, so that the names stand in
   # formats/release_names.py alone.
   zeros = jax.tree.map(
     lambda x: np.broadcast_to(np.float32(0), x.shape), shapes(config, part)
   )
-  network = 'predictor' if part == 'predictor' else 'encoder'
-  tensors = release_names.to_release(
-    zeros, network, patch_size=config['patch_size']
+  arrays = release_names.to_release(
+    zeros, PARTS[part].network, patch_size=config['patch_size']
   )
-  wanted = {k: v.shape for k, v in tensors.items()}
-  (h, w), p = config['image_size'], config['patch_size']
-  width = config['predictor_width' if part == 'predictor' else 'width']
-  wanted[TABLES[part]] = (1, (h // p) * (w // p), width)
-  return wanted
+  rows, columns = grid(config)
+  table = 1, rows * columns, config[PARTS[part].width]
+  return {k: x.shape for k, x in arrays.items()} | {PARTS[part].table: table}
 
 
-def some(names: Iterable[str]) -> str:
-  """The first few of these names, and how many more there are."""
-  names = sorted(names)
-  more = len(names) - _NAMES_SHOWN
-  shown = ', '.join(names[:_NAMES_SHOWN])
-  return f'{shown} and {more} more' if more > 0 else shown
+def release_tensors(
+  config: Mapping, part: str, tree, table: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+  """Returns one part's arrays by their names in a released file.
 
-
-def require_same_shapes(found: Mapping, wanted: Mapping, what: str) -> None:
-  """Compares {name: shape}.
+  Args:
+    config: as in `Weights`.
+    tree: the part's parameters.
+    table: its position table [N, D]; None: the computed one.
 
   Raises:
-    UserError: one is missing, left over or of another shape; with names.
+    UserError: an array is not of the config's model.
   """
-
-  faults = []
-  if missing := wanted.keys() - found.keys():
-    faults.append(f'lacks {some(missing)}')
-  if extra := found.keys() - wanted.keys():
-    faults.append(f'has what I-JEPA has no place for: {some(extra)}')
-  wrong = [
-    f'{k} as {list(found[k])} instead of {list(wanted[k])}'
-    for k in wanted.keys() & found.keys()
-    if tuple(found[k]) != tuple(wanted[k])
-  ]
-  if wrong:
-    faults.append(f'has {some(wrong)}')
-  if faults:
-    raise UserError(f'{what} does not fit: it {"; it ".join(faults)}.')
+  arrays = release_names.to_release(
+    jax.device_get(tree), PARTS[part].network, patch_size=config['patch_size']
+  )
+  if table is None:
+    table = computed_table(config, part)
+  arrays[PARTS[part].table] = np.asarray(table)[None]
+  tensors.require_same_shapes(
+    {k: x.shape for k, x in arrays.items()},
+    release_shapes(config, part),
+    f'The {part}',
+  )
+  return arrays
 
 
 def check_params(params: Mapping, config: Mapping) -> None:
-  """Whether trees to be written are those of the config's model.
+  """Refuses trees that are not of the config's model, before they are written.
 
   Raises:
     UserError: a part is unknown, no encoder is there, or a tensor is not as
@@ -234,77 +274,11 @@ def check_params(params: Mapping, config: Mapping) -> None:
       'one of the two encoders is needed, and nothing else has a place.'
     )
   for part, tree in params.items():
-    require_same_shapes(
-      *(
-        {k: x.shape for k, x in _named(t)} for t in (tree, shapes(config, part))
-      ),
-      f'The {part}',
+    actual, expected = (
+      {
+        jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(t)
+      }
+      for t in (tree, shapes(config, part))
     )
-
-
-def _named(tree):
-  return [
-    (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  ]
-
-
-def sizes_from_shapes(
-  found: Mapping, what: str, *, patch: str, fc1: str, blocks: str
-) -> dict[str, int]:
-  """width, depth, mlp_dim, patch_size and channels from {name: shape}.
-
-  Args:
-    found: of an encoder.
-    what: it is, for the sentence.
-    patch, fc1: names of the patch embedding's weight [D, C, P, P] and of the
-      first block's first MLP weight [mlp_dim, D].
-    blocks: pattern that a block's tensors start with, its number in a group.
-
-  Raises:
-    UserError: they are not there, or of another kind.
-  """
-  kernel, mlp = tuple(found.get(patch, ())), tuple(found.get(fc1, ()))
-  if len(kernel) != 4 or kernel[2] != kernel[3] or len(mlp) != 2:
-    some = ', '.join(sorted(found)[:_NAMES_SHOWN]) or 'nothing'
-    raise UserError(
-      f'{what} is no I-JEPA encoder: its {patch} is {list(kernel)} and its '
-      f'{fc1} is {list(mlp)}, where [D, C, P, P] and [mlp, D] are expected '
-      f'(it has {some}, ...).'
-    )
-  return dict(
-    width=kernel[0],
-    depth=depth(found, blocks),
-    mlp_dim=mlp[0],
-    patch_size=kernel[2],
-    channels=kernel[1],
-  )
-
-
-def depth(found: Iterable[str], blocks: str) -> int:
-  """How many blocks there are; `check` tells if one of them is missing."""
-  return len({m[1] for m in map(re.compile(blocks).match, found) if m})
-
-
-def check_types(types: Iterable[str], what: str) -> str:
-  """The names of the types that weights are stored in, in words.
-
-  Raises:
-    UserError: one is not of floating point.
-  """
-  names = ', '.join(sorted(types))
-  if not set(types) <= _TYPES:
-    raise UserError(f'{what} holds weights of the types {names}: not I-JEPA.')
-  return names
-
-
-def require_finite(array: np.ndarray, name: str) -> np.ndarray:
-  """The array, float32.
-
-  Raises:
-    UserError: it has an entry that is not a finite number.
-  """
-  array = np.asarray(array, np.float32)
-  if not np.isfinite(array).all():
-    raise UserError(f'{name} holds numbers that are not finite.')
-  return array
+    tensors.require_same_shapes(actual, expected, f'The {part}')

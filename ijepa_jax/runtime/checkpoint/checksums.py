@@ -1,4 +1,4 @@
-"""Digests of a state, and where its numbers are not finite."""
+"""Checksums and digests of arrays, and which are not finite."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def leaves_by_name(tree) -> dict:
-  """{'params/encoder/norm/scale': leaf}, in the order of the leaves."""
+  """Returns {'params/encoder/norm/scale': leaf}, in the order of the leaves."""
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -14,9 +14,9 @@ def leaves_by_name(tree) -> dict:
 
 
 @jax.jit
-def _examined(tree):
-  """Of each leaf the sum of its bits, uint32 [], modulo 2^32, which any layout
-  gives alike; and whether all is finite, bool [].
+def _inspect(tree):
+  """-> of each leaf: the sum of its bits modulo 2^32, uint32 [], which is the
+  same for any layout; and whether all is finite, bool [].
   """
 
   def one(x):
@@ -26,34 +26,39 @@ def _examined(tree):
   return jax.tree.map(one, tree)
 
 
-def examined(state) -> tuple[dict[str, int], list[str]]:
-  """Looks through all arrays once.
+def _inspect_on_host(x: np.ndarray):
+  bits = np.ascontiguousarray(x).view(f'uint{8 * x.dtype.itemsize}')
+  return bits.sum(dtype=np.uint32), np.isfinite(x).all()
+
+
+def inspect(state) -> tuple[dict[str, int], list[str]]:
+  """Reads all arrays once.
 
   Returns:
-    A checksum of each array by its name, the same for any layout over devices;
-    and the names of those with a number that is not finite.
+    Name -> checksum of each array, the same for any layout over devices; and
+    the names of the arrays with a number that is not finite.
   """
   named = leaves_by_name(state)
-  # What is on the host need not fit on a device.
+  # An array on the host need not fit on a device.
   host = {k: x for k, x in named.items() if isinstance(x, np.ndarray)}
-  found = jax.device_get(
-    _examined({k: x for k, x in named.items() if k not in host})
+  results = jax.device_get(
+    _inspect({k: x for k, x in named.items() if k not in host})
   )
-  found |= {k: _examined_here(x) for k, x in host.items()}
-  sums = {name: int(found[name][0]) for name in named}
-  return sums, [name for name in named if not found[name][1]]
+  results |= {k: _inspect_on_host(x) for k, x in host.items()}
+  sums = {name: int(results[name][0]) for name in named}
+  return sums, [name for name in named if not results[name][1]]
 
 
 @jax.jit
 def _digests(tree):
-  """Of each leaf's bits and where they stand, uint32 [2]; of any layout."""
+  """-> of each leaf: two hashes of its bits and their places, uint32 [2]."""
 
   def one(x):
     bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
     bits, at = bits.astype(jnp.uint32), jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
       at = at * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    # Odd weights by place, of Knuth's and of Murmur's multiplier.
+    # Odd weights by place, from Knuth's and Murmur's multiplier.
     weights = (at * np.uint32(m) ^ at >> 15 for m in (2654435761, 2246822507))
     return jnp.stack(
       [jnp.sum(bits * (w | 1), dtype=jnp.uint32) for w in weights]
@@ -63,20 +68,11 @@ def _digests(tree):
 
 
 def digests(tree) -> dict[str, list[int]]:
-  """Names arrays on devices by their values, the same for any layout.
+  """Identifies arrays on devices by their values: name -> two hashes.
 
-  Unlike `checksums` it sees two values that changed places, as those of a
-  kernel that was transposed: it is to tell one model from another.
+  They are the same for any layout. Unlike the checksums of `inspect` they
+  change if two values change places, as when a kernel is transposed: they tell
+  one model from another.
   """
-  named = jax.device_get(_digests(leaves_by_name(tree)))
-  return {name: x.tolist() for name, x in named.items()}
-
-
-def _examined_here(x: np.ndarray):
-  bits = np.ascontiguousarray(x).view(f'uint{8 * x.dtype.itemsize}')
-  return bits.sum(dtype=np.uint32), np.isfinite(x).all()
-
-
-def checksums(state) -> dict[str, int]:
-  """One number for each array, the same for any layout over devices."""
-  return examined(state)[0]
+  hashes = jax.device_get(_digests(leaves_by_name(tree)))
+  return {name: x.tolist() for name, x in hashes.items()}

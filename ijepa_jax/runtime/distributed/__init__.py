@@ -1,4 +1,4 @@
-"""Starts the processes of a job, whoever launches them.
+"""Starts the processes of a job under any launcher.
 
 May import `errors` and runtime.
 """

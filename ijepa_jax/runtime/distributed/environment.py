@@ -1,4 +1,4 @@
-"""What the environment of a process says of its place in a job."""
+"""The place of a process in its job, and readers of environment variables."""
 
 import dataclasses
 import json
@@ -10,28 +10,33 @@ from ijepa_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Of one process in its job, as a launcher tells it.
+  """The place of one process in its job, as a launcher gives it.
 
   Attributes:
     launcher: its name.
     count: processes of the job.
     rank: of this process, from 0.
-    here: processes on this node; 0: not told.
-    local: of this process among them; -1: not told.
-    most: processes on the fullest node.
-    address: 'host:port' at which process 0 can listen; '': not told.
+    local_count: processes on this node; 0: unknown.
+    local_rank: of this process among them; -1: unknown.
+    max_local_count: processes on the fullest node; 0: unknown.
+    address: 'host:port' at which process 0 can listen; '': unknown.
   """
 
   launcher: str
   count: int
   rank: int
-  here: int = 0
-  local: int = -1
-  most: int = 0
+  local_count: int = 0
+  local_rank: int = -1
+  max_local_count: int = 0
   address: str = ''
 
 
 def number_in(env, name: str) -> int | None:
+  """Returns a variable as a whole number; None if it is not set or empty.
+
+  Raises:
+    UserError: it is no whole number.
+  """
   text = env.get(name, '').strip() if name else ''
   if not text:
     return None
@@ -44,9 +49,10 @@ def number_in(env, name: str) -> int | None:
 
 
 def port_in(env, *names: str) -> int:
-  """The same on every node for the same job, most likely another for another.
+  """Returns a port for process 0: $JAX_COORDINATOR_PORT, else by `names`.
 
-  Above the ports that Linux gives away.
+  Names of the job give the same port on every node, and other jobs most likely
+  another one. It is above the ports that Linux assigns by itself.
   """
   return number_in(env, 'JAX_COORDINATOR_PORT') or (
     61440 + zlib.crc32(' '.join(names).encode()) % 4095
@@ -54,17 +60,18 @@ def port_in(env, *names: str) -> int:
 
 
 def host_of(name: str) -> str:
+  """Returns a host for 'host:port'; IPv6 addresses get their brackets."""
   return f'[{name}]' if ':' in name and name[0] != '[' else name
 
 
 def count_listed(text: str) -> int:
-  """Machines in the JSON of SageMaker, TensorFlow and Vertex AI."""
+  """Counts the machines in the JSON of SageMaker, TensorFlow and Vertex AI."""
   try:
-    found = json.loads(text or '[]')
+    machines = json.loads(text or '[]')
   except ValueError:
     return 0
-  if isinstance(found, dict):
-    cluster = found.get('cluster')
+  if isinstance(machines, dict):
+    cluster = machines.get('cluster')
     lists = cluster.values() if isinstance(cluster, dict) else ()
-    found = [x for part in lists if isinstance(part, list) for x in part]
-  return len(found) if isinstance(found, list) else 0
+    machines = [x for part in lists if isinstance(part, list) for x in part]
+  return len(machines) if isinstance(machines, list) else 0

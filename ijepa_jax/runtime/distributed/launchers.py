@@ -1,8 +1,8 @@
-"""Many processes of one job: who says that there are others, and where.
+"""Detects the launcher of a job, and where its processes find each other.
 
-A launcher tells each process through its environment how many there are and
-which of them it is. A job starts right from that, or it is refused in a
-sentence: going on alone would train the same run several times.
+A launcher sets environment variables: how many processes there are and which
+one this is. If they are incomplete the job is refused in a sentence: each
+process alone would train the same run.
 """
 
 import importlib.util
@@ -11,15 +11,13 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping
 
-from absl import logging
-
 from ijepa_jax.errors import UserError
-from ijepa_jax.runtime.distributed import environment
+from ijepa_jax.runtime.distributed import environment, slurm
 from ijepa_jax.runtime.distributed.gpus import share_gpus, visible_gpus
 
-# Launcher -> the variables of: how many processes there are, which one this is,
-# and both on this node alone. Innermost first: srun starts torchrun and the
-# daemons of mpirun, it is not started by them.
+# Launcher -> its variables: number of processes, rank, and both on this node.
+# Innermost first: srun starts torchrun and the daemons of mpirun, and is not
+# started by them.
 _LAUNCHERS = {
   'torchrun': ('WORLD_SIZE', 'RANK', 'LOCAL_WORLD_SIZE', 'LOCAL_RANK'),
   **{
@@ -32,7 +30,7 @@ _LAUNCHERS = {
       ('PMIx', 'PMIX', ('LOCAL_SIZE', 'LOCAL_RANK')),
     )
   },
-  # Of MPICH, Intel MPI and all that start processes with Hydra.
+  # MPICH, Intel MPI and all others that start processes with Hydra.
   'MPI': ('PMI_SIZE', 'PMI_RANK', 'MPI_LOCALNRANKS', 'MPI_LOCALRANKID'),
   'PALS': ('PMI_SIZE', 'PALS_RANKID', 'PALS_LOCAL_SIZE', 'PALS_LOCAL_RANKID'),
   'Flux': ('FLUX_JOB_SIZE', 'FLUX_TASK_RANK', '', 'FLUX_TASK_LOCAL_ID'),
@@ -44,116 +42,125 @@ _BY_HAND = (
 )
 
 
-def surroundings(
+def detect_cluster(
   env: Mapping[str, str],
   gpus: Callable[[], int] = lambda: 0,
   by_hand: environment.Place | None = None,
   ancestor: Callable[[str], int] | None = None,
 ) -> tuple[str, dict] | None:
-  """Who says that there are more processes, and how JAX is to be started.
+  """Detects SLURM, Open MPI, torchrun, TPU, Kubernetes, ... .
 
   Args:
     env: the environment.
-    gpus: how many this node has.
-    by_hand: what the command line says; it goes before the environment.
+    gpus: counts the GPUs of this node.
+    by_hand: from the command line; it overrides the environment.
     ancestor: variable -> id of the process that started all those with it.
 
   Returns:
-    (launcher, arguments of jax.distributed.initialize); what they lack JAX
-    finds out itself. None: this process is alone.
+    (launcher, arguments of jax.distributed.initialize); JAX itself detects
+    those that are left out. None: this process is alone.
 
   Raises:
-    UserError: there are more, and not all that is needed is told.
+    UserError: there are several processes, and a variable is missing or wrong.
   """
   if not by_hand and environment.number_in(env, 'JAX_NUM_PROCESSES') == 1:
     return None
   places, incomplete = _places(env)
-  chosen = next(filter(None, (by_hand, _by_jax(env, places), *places)), None)
-  if chosen is None:
-    found = _by_others(env)
-    if found is None and incomplete:
+  place = next(filter(None, (by_hand, _by_jax(env, places), *places)), None)
+  if place is None:
+    cluster = _without_ranks(env)
+    if cluster is None and incomplete:
       raise UserError(incomplete[0])
-    return found
-  if not 0 <= chosen.rank < chosen.count:
+    return cluster
+  count, rank = place.count, place.rank
+  if not 0 <= rank < count:
     raise UserError(
-      f'{chosen.launcher} says that this is process {chosen.rank} of '
-      f'{chosen.count}, and they count from 0: look at the environment, or '
-      f'{_BY_HAND}.'
+      f'{place.launcher} says that this is process {rank} of {count}, and they '
+      f'count from 0: look at the environment, or {_BY_HAND}.'
     )
-  # What one launcher leaves out another may tell of the very same process.
-  same = [p for p in places if (p.count, p.rank) == (chosen.count, chosen.rank)]
-  local = next((p for p in (chosen, *same) if p.local >= 0), chosen)
-  options = {'num_processes': chosen.count, 'process_id': chosen.rank}
+  # What one launcher leaves out another one may say of the same process.
+  same = [place, *(p for p in places if (p.count, p.rank) == (count, rank))]
+  local = next((p for p in same if p.local_rank >= 0), place)
   devices = share_gpus(env, local, gpus)
-  address = next((p.address for p in (chosen, *same) if p.address), '')
+  options = {'num_processes': count, 'process_id': rank}
+  address = next((p.address for p in same if p.address), '')
   if not by_hand:
     address = env.get('JAX_COORDINATOR_ADDRESS') or address or _master(env)
-  if not address and local.here == chosen.count:
-    name = _LAUNCHERS.get(local.launcher, ('', ''))[1]
-    launcher = (ancestor or _ancestor)(name)
+  if not address and local.local_count == count:
+    variable = _LAUNCHERS.get(local.launcher, ('', ''))[1]
+    launcher = (ancestor or _ancestor)(variable)
     address = f'127.0.0.1:{environment.port_in(env, str(launcher))}'
   if address:
-    if not re.fullmatch(r'.+:\d+', address):
-      raise UserError(
-        f'The address of process 0 is {address!r}: take host:port.'
-      )
-    # Asked too, JAX would take one GPU for each process.
-    options |= {
-      'coordinator_address': address,
-      'cluster_detection_method': 'deactivate',
-    }
-  elif chosen.launcher in _OF_MPI and importlib.util.find_spec('mpi4py'):
-    options['cluster_detection_method'] = 'mpi4py'
+    # With a detection method JAX would take one GPU for each process.
+    options['coordinator_address'] = _checked_address(address)
+    options['cluster_detection_method'] = 'deactivate'
+  else:
+    options['cluster_detection_method'] = _require_mpi4py(place)
     if devices is None and not env.get('JAX_LOCAL_DEVICE_IDS'):
       visible = visible_gpus(env)
       devices = list(range(gpus() if visible is None else visible)) or None
-  else:
-    raise UserError(
-      f'{chosen.launcher} started {chosen.count} processes but does not say '
-      'where the first is: set MASTER_ADDR and MASTER_PORT, or '
-      f'{"install mpi4py, or " if chosen.launcher in _OF_MPI else ""}'
-      f'{_BY_HAND}.'
-    )
   if devices is not None:
     options['local_device_ids'] = devices
-  return chosen.launcher, options
+  return place.launcher, options
+
+
+def _checked_address(address: str) -> str:
+  if not re.fullmatch(r'.+:\d+', address):
+    raise UserError(f'The address of process 0 is {address!r}: take host:port.')
+  return address
+
+
+def _require_mpi4py(place) -> str:
+  """Returns the detection method with which JAX finds process 0 by itself."""
+  if place.launcher in _OF_MPI and importlib.util.find_spec('mpi4py'):
+    return 'mpi4py'
+  raise UserError(
+    f'{place.launcher} started {place.count} processes but does not say where '
+    'the first is: set MASTER_ADDR and MASTER_PORT, or '
+    f'{"install mpi4py, or " if place.launcher in _OF_MPI else ""}{_BY_HAND}.'
+  )
 
 
 def _places(env) -> tuple[list[environment.Place], list[str]]:
-  """What the launchers say, innermost first; and what is wrong with the rest.
+  """-> the places that launchers give, innermost first; and a sentence for
+  each launcher whose variables are incomplete.
 
-  One that says there is one process says nothing: it may be left over.
+  A launcher of one process counts as none: its variables may be left over.
   """
   places, incomplete = [], []
   for launcher, names in _LAUNCHERS.items():
-    count, rank, here, local = (
+    count, rank, local_count, local_rank = (
       environment.number_in(env, name) for name in names
     )
     if count is None or rank is None:
-      lacking = names[count is not None]
+      missing = names[count is not None]
       if (count or 0) > 1 or (rank or 0) > 0:
         incomplete.append(
           f'{names[count is None]} is {rank if count is None else count} and '
-          f'{lacking} is not set: set or unset both, or {_BY_HAND}.'
+          f'{missing} is not set: set or unset both, or {_BY_HAND}.'
         )
     elif count > 1:
-      here = here or 0
-      local = -1 if local is None else local
+      local_count = local_count or 0
+      local_rank = -1 if local_rank is None else local_rank
       address = _orte(env) if launcher == 'Open MPI' else ''
       if launcher == 'torchrun':
         address = _master(env)
-        # DeepSpeed's name for it.
-        here = here or environment.number_in(env, 'LOCAL_SIZE') or 0
+        # LOCAL_SIZE is DeepSpeed's name of it.
+        local_count = local_count or environment.number_in(env, 'LOCAL_SIZE')
+        local_count = local_count or 0
       places.append(
-        environment.Place(launcher, count, rank, here, local, here, address)
+        environment.Place(
+          *(launcher, count, rank),
+          *(local_count, local_rank, local_count, address),
+        )
       )
-  if slurm := _slurm(env):
-    places.append(slurm)
+  if place := slurm.place(env):
+    places.append(place)
   return places, incomplete
 
 
 def _by_jax(env, places) -> environment.Place | None:
-  """JAX's own variables, or those of a Kubeflow JAXJob."""
+  """-> the place by JAX's own variables, or by those of a Kubeflow JAXJob."""
   prefix = 'JAX_'
   address = env.get('JAX_COORDINATOR_ADDRESS', '')
   if not address and env.get('COORDINATOR_ADDRESS'):
@@ -180,54 +187,20 @@ def _by_jax(env, places) -> environment.Place | None:
   return None
 
 
-def _slurm(env) -> environment.Place | None:
-  count = environment.number_in(env, 'SLURM_STEP_NUM_TASKS')
-  count = environment.number_in(env, 'SLURM_NTASKS') if count is None else count
-  if (count or 1) < 2:
-    return None
-  names = 'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID'
-  if not all(env.get(name) for name in names):
-    logging.warning(
-      'SLURM has %d tasks, but srun did not start this one: it runs alone.',
-      count,
-    )
-    return None
-  text = env.get('SLURM_STEP_TASKS_PER_NODE') or env.get('SLURM_TASKS_PER_NODE')
-  nodes = []  # tasks on each, from '2(x3),1'
-  for tasks, times in re.findall(r'(\d+)(?:\(x(\d+)\))?', text or ''):
-    nodes += [int(tasks)] * int(times or 1)
-  node = environment.number_in(env, 'SLURM_NODEID')
-  if node is None and len(set(nodes)) == 1:
-    node = 0
-  here = nodes[node] if node is not None and node < len(nodes) else 0
-  # 'n[001-003,7],m1' -> 'n001'
-  host = re.sub(r'\[(\w+)[^]]*\]', r'\1', env['SLURM_STEP_NODELIST'])
-  host = host.split(',')[0]
-  port = environment.port_in(
-    env, env['SLURM_JOB_ID'], env.get('SLURM_STEP_ID', '')
-  )
-  return environment.Place(
-    'SLURM',
-    count,
-    environment.number_in(env, 'SLURM_PROCID'),
-    here,
-    environment.number_in(env, 'SLURM_LOCALID'),
-    max(nodes, default=0),
-    f'{host}:{port}',
-  )
-
-
 def _master(env) -> str:
-  """Beside the store of torchrun, which itself listens at MASTER_PORT."""
+  """-> an address on MASTER_ADDR; torchrun itself listens at MASTER_PORT."""
   if not (host := env.get('MASTER_ADDR')):
     return ''
-  taken = environment.number_in(env, 'MASTER_PORT')
-  port = environment.port_in(env, str(taken))
-  return f'{environment.host_of(host)}:{port + (port == taken)}'
+  master_port = environment.number_in(env, 'MASTER_PORT')
+  port = environment.port_in(env, str(master_port))
+  return f'{environment.host_of(host)}:{port + (port == master_port)}'
 
 
 def _orte(env) -> str:
-  """Where Open MPI up to 4 has its first daemon, beside which process 0 is."""
+  """-> an address on the node of Open MPI's first daemon, where process 0 is.
+
+  Open MPI 5 has no such variable.
+  """
   uri = env.get('OMPI_MCA_orte_hnp_uri', '')
   host = re.search(r'tcp6://\[([^],]+)|tcp://([^,:]+)', uri)
   if not host:
@@ -237,8 +210,9 @@ def _orte(env) -> str:
 
 
 def _ancestor(name: str) -> int:
-  """The nearest process above this one that has no such variable: it started
-  all that have, through whatever shells.
+  """-> id of the nearest ancestor of this process without this variable.
+
+  It started all processes that have the variable, also through shells.
   """
   process = os.getppid()
   while process > 1 and name:
@@ -253,11 +227,11 @@ def _ancestor(name: str) -> int:
   return process
 
 
-def _by_others(env) -> tuple[str, dict] | None:
-  """TPU pods, which JAX asks itself, and Kubernetes."""
+def _without_ranks(env) -> tuple[str, dict] | None:
+  """Detects TPU pods and Kubernetes, of which JAX itself finds the rank."""
   if _on_tpu(env):
-    # Worker names stand in the environment on GKE only; elsewhere JAX asks the
-    # metadata server, and one worker is fine with it.
+    # Only GKE has worker names in the environment. Elsewhere JAX asks the
+    # metadata server, which also serves a single worker.
     names = env.get('TPU_PROCESS_ADDRESSES', env.get('TPU_WORKER_HOSTNAMES'))
     slices = environment.number_in(env, 'MEGASCALE_NUM_SLICES') or 1
     if names is None or ',' in names or slices > 1:

@@ -1,4 +1,4 @@
-"""Starts the processes of a job, and says which devices they have."""
+"""Starts jax.distributed, and logs the devices of each process."""
 
 import collections
 import os
@@ -15,10 +15,10 @@ from ijepa_jax.runtime.distributed import environment, gpus, launchers
 def initialize(
   coordinator: str = '', num_processes: int = 0, process_id: int = -1
 ) -> None:
-  """Starts jax.distributed where this is one process of several.
+  """Starts jax.distributed if this is one process of several.
 
-  By hand with all three arguments; else as the environment says; does nothing
-  where that says nothing. Before anything that touches a device.
+  All three arguments, or none: then the environment decides, and without a
+  launcher nothing is done. Call it before anything that touches a device.
 
   Args:
     coordinator: 'host:port' of process 0.
@@ -44,11 +44,11 @@ def initialize(
     by_hand = environment.Place(
       'arguments', num_processes, process_id, address=coordinator
     )
-  started = launchers.surroundings(os.environ, gpus.count_gpus, by_hand)
-  if started is None:
+  cluster = launchers.detect_cluster(os.environ, gpus.count_gpus, by_hand)
+  if cluster is None:
     logging.info('One process: nothing says that there are others.')
     return
-  launcher, options = started
+  launcher, options = cluster
   logging.info('One process of several, says %s: %s.', launcher, options)
   _connect(options)
   _check_devices(options.get('num_processes'))
@@ -66,7 +66,8 @@ def _connect(options):
     except Exception as error:
       failures.append(error)
 
-  # In a thread: what waits in C++ for the other processes hears no signal.
+  # In a thread, since the main thread gets no signal while C++ code waits for
+  # the other processes.
   thread = threading.Thread(target=call, daemon=True)
   thread.start()
   thread.join()
@@ -81,22 +82,22 @@ def _connect(options):
 
 
 def _check_devices(count: int | None) -> None:
-  """Refuses what would train several runs, or a batch that can't be split."""
+  """Refuses processes that would train several runs or can't split a batch."""
   if count not in (None, jax.process_count()):
     raise UserError(
       f'{count} processes were started and JAX joins {jax.process_count()}: '
       'the devices of the kind that is used can not be joined.'
     )
-  each = collections.Counter(d.process_index for d in jax.devices())
-  if len(set(each.values())) > 1:
+  counts = collections.Counter(d.process_index for d in jax.devices())
+  if len(set(counts.values())) > 1:
     raise UserError(
-      f'The processes have {[each[i] for i in sorted(each)]} devices: start '
-      'them so that each has as many, or set JAX_LOCAL_DEVICE_IDS.'
+      f'The processes have {[counts[i] for i in sorted(counts)]} devices: '
+      'start them so that each has as many, or set JAX_LOCAL_DEVICE_IDS.'
     )
 
 
 def log_devices() -> None:
-  """Logs which process of how many this is, and its devices."""
+  """Logs the rank of this process, the number of processes, and its devices."""
   logging.info(
     'Process %d of %d, devices: %s',
     jax.process_index(),

@@ -36,24 +36,26 @@ from tests.data.sources.test_sources import (  # noqa: F401
   png,
   write,
 )
-from tests.fake_sources import Blocked, Deadly, Given
+from tests.fake_sources import BlockedList, DeadlyList, ImageList
 
 
 def run(source, out, **changes):
-  options = {'words': 'a test', 'encoding': Encoding()} | changes
+  options = {'description': 'a test', 'encoding': Encoding()} | changes
   return pack.pack(source, str(out), **options)
 
 
-def opened(out, **more):
-  return make_source('arrayrecord', path=str(out), **more)
+def opened(out, **options):
+  return make_source('arrayrecord', path=str(out), **options)
 
 
 def assert_same(a, b):
   assert len(a) == len(b)
-  for one, other in zip(a, b, strict=True):
-    assert one['key'] == other['key'] and one['image'] == other['image']
-    np.testing.assert_array_equal(one['label'], other['label'])
-    assert other['label'].dtype == np.int32
+  for expected, actual in zip(a, b, strict=True):
+    assert (
+      expected['key'] == actual['key'] and expected['image'] == actual['image']
+    )
+    np.testing.assert_array_equal(expected['label'], actual['label'])
+    assert actual['label'].dtype == np.int32
 
 
 def encoded(pixels, kind='JPEG', **options):
@@ -155,17 +157,21 @@ def test_same_batches_from_anywhere(packed, named, tmp_path, monkeypatch):  # no
     dataset = pipeline.make_dataset(
       make_source(kind, path=path),
       sampler,
-      transform=crop.RandomResizedCrop((16, 24)),
+      pipeline.Reading(crop.RandomResizedCrop((16, 24))),
       batch_size=8,
       seed=3,
     )
     with loader.prefetch(dataset, lambda batch: batch) as stream:
       batches[kind] = [next(stream) for _ in range(4)]  # into a third epoch
-  for kind, found in batches.items():
-    for one, other in zip(batches['folder'], found, strict=True):
-      assert one.keys() == other.keys() >= {'image', 'label', 'context'}, kind
-      for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=kind)
+  for kind, stream in batches.items():
+    for expected, actual in zip(batches['folder'], stream, strict=True):
+      assert (
+        expected.keys() == actual.keys() >= {'image', 'label', 'context'}
+      ), kind
+      for name in expected:
+        np.testing.assert_array_equal(
+          expected[name], actual[name], err_msg=kind
+        )
 
 
 def test_names_of_any_bytes(tmp_path):
@@ -186,10 +192,10 @@ def test_scenes_become_png(tmp_path):
   manifest = run(source, tmp_path / 'out')
   again = opened(tmp_path / 'out')
   assert manifest['labels'] == again.labels == source.labels
-  for one, other in zip(source, again, strict=False):
-    pixels = Image.open(io.BytesIO(other['image']))
-    np.testing.assert_array_equal(np.asarray(pixels), one['image'])
-    np.testing.assert_array_equal(other['label'], one['label'])
+  for expected, actual in zip(source, again, strict=False):
+    pixels = Image.open(io.BytesIO(actual['image']))
+    np.testing.assert_array_equal(np.asarray(pixels), expected['image'])
+    np.testing.assert_array_equal(actual['label'], expected['label'])
 
 
 def test_packed_again(packed, tmp_path):
@@ -221,8 +227,8 @@ def test_resize_only_shrinks():
       again = Image.open(io.BytesIO(image))
       assert again.size == pixels.size == size
       assert again.format == ('JPEG' if kind in ('JPEG', 'WEBP') else 'PNG')
-      wanted = Image.fromarray(ramp(*shape)).resize(size)
-      error = np.asarray(again).astype(int) - np.asarray(wanted)
+      expected = Image.fromarray(ramp(*shape)).resize(size)
+      error = np.asarray(again).astype(int) - np.asarray(expected)
       assert np.abs(error).max() < 16 and np.abs(error).mean() < 2
 
 
@@ -242,8 +248,8 @@ def test_encoded_again_is_upright_and_grey_stays_grey():
   image, _ = Encoding(resize=40)(data)
   again = Image.open(io.BytesIO(image))
   assert again.size == (40, 50) and 0x0112 not in again.getexif()
-  wanted = decode.decode(data, 3).resize((40, 50))
-  assert np.abs(np.asarray(again).astype(int) - np.asarray(wanted)).mean() < 3
+  expected = decode.decode(data, 3).resize((40, 50))
+  assert np.abs(np.asarray(again).astype(int) - np.asarray(expected)).mean() < 3
   for kind in ('JPEG', 'PNG'):
     grey = encoded(ramp(80, 100)[..., 0], kind)
     image, _ = Encoding(resize=40)(grey)
@@ -252,7 +258,7 @@ def test_encoded_again_is_upright_and_grey_stays_grey():
 
 def test_grey_images_have_one_mean(tmp_path):
   images = [encoded(ramp(8, 9)[..., 0], 'PNG'), encoded(ramp(9, 7)[..., 0])]
-  manifest = run(Given(images), tmp_path / 'out')
+  manifest = run(ImageList(images), tmp_path / 'out')
   assert manifest['channels'] == len(manifest['mean']) == 1
 
 
@@ -260,17 +266,17 @@ def test_alpha_is_kept_if_asked(tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 4), np.uint8)
   images = [encoded(pixels, 'PNG'), encoded(pixels[..., :3])]
   alpha = Encoding(resize=4, alpha=True)
-  manifest = run(Given(images), tmp_path / 'out', encoding=alpha)
+  manifest = run(ImageList(images), tmp_path / 'out', encoding=alpha)
   assert manifest['channels'] == len(manifest['std']) == 4
   first, second = (
     np.asarray(decode.decode(e['image'], 4)) for e in opened(tmp_path / 'out')
   )
-  wanted = Image.fromarray(pixels[..., 3]).resize((4, 4), 3)
-  assert np.abs(first[..., 3].astype(int) - np.asarray(wanted)).max() <= 1
+  expected = Image.fromarray(pixels[..., 3]).resize((4, 4), 3)
+  assert np.abs(first[..., 3].astype(int) - np.asarray(expected)).max() <= 1
   assert (second[..., 3] == 255).all()
-  assert run(Given(images), tmp_path / 'rgb')['channels'] == 3
+  assert run(ImageList(images), tmp_path / 'rgb')['channels'] == 3
   with pytest.raises(UserError, match='begun with alpha = True'):
-    run(Given(images), tmp_path / 'out', encoding=Encoding(resize=4))
+    run(ImageList(images), tmp_path / 'out', encoding=Encoding(resize=4))
   with pytest.raises(UserError, match='JPEG has no alpha'):
     Encoding(quality=90, alpha=True)
 
@@ -287,7 +293,7 @@ def test_arrays_of_many_channels(tmp_path):
   """Packed as they are, resized if asked; trained on as the manifest says."""
   rng = np.random.default_rng(0)
   arrays = [rng.integers(0, 256, (9, 7 + i, 5), np.uint8) for i in range(4)]
-  manifest = run(Given(arrays), tmp_path / 'out', shard_count=2)
+  manifest = run(ImageList(arrays), tmp_path / 'out', shard_count=2)
   assert pack.verify(str(tmp_path / 'out')) == {}
   source = opened(tmp_path / 'out')
   for i, array in enumerate(arrays):
@@ -305,19 +311,19 @@ def test_arrays_of_many_channels(tmp_path):
   packed_run = make_run(config)
   assert packed_run.image_shape[2] == len(packed_run.method.mean) == 5
   smaller = tmp_path / 'smaller'
-  run(Given(arrays), smaller, encoding=Encoding(resize=4))
-  whole = (0, 0, 10, 9)
-  wanted = crop.crop(arrays[3], whole, (4, 4), 'bicubic')
-  np.testing.assert_array_equal(opened(smaller)[3]['image'], wanted)
+  run(ImageList(arrays), smaller, encoding=Encoding(resize=4))
+  box = (0, 0, 10, 9)
+  expected = crop.crop(arrays[3], box, (4, 4), 'bicubic')
+  np.testing.assert_array_equal(opened(smaller)[3]['image'], expected)
   with pytest.raises(UserError, match='5 channels and a JPEG 1 or 3: leave q'):
-    run(Given(arrays), tmp_path / 'lossy', encoding=Encoding(quality=9))
+    run(ImageList(arrays), tmp_path / 'lossy', encoding=Encoding(quality=9))
 
 
 @pytest.mark.parametrize('count', [1, 2])
 def test_other_numbers_of_channels_are_told(tmp_path, count):
   arrays = [np.zeros((5, 5, c), np.uint8) for c in (5, 6)]
   with pytest.raises(UserError, match=r'6 channels .* 5: pack them apart'):
-    run(Given(arrays), tmp_path / 'out', shard_count=count)
+    run(ImageList(arrays), tmp_path / 'out', shard_count=count)
 
 
 @pytest.mark.parametrize('wrong', [{'resize': -1}, {'quality': 101}])
@@ -332,25 +338,25 @@ def test_encodings_that_can_not_be(wrong):
 def test_bad_images_are_left_out_and_named(tmp_path):
   images = [png(i) for i in range(8)]
   images[2], images[5] = images[2][:400], b'nothing'
-  manifest = run(Given(images), tmp_path / 'out', shard_count=2)
+  manifest = run(ImageList(images), tmp_path / 'out', shard_count=2)
   assert manifest['count'] == 6
   assert [key for key, _ in manifest['skipped']] == ['2', '5']
   assert [e['key'] for e in opened(tmp_path / 'out')] == list('013467')
   with pytest.raises(UserError, match=r'2 of \d images can not be read'):
-    run(Given(images), tmp_path / 'few', max_bad_share=0.001)
+    run(ImageList(images), tmp_path / 'few', max_bad_share=0.001)
   with pytest.raises(UserError, match='packed in part only'):
     opened(tmp_path / 'few')
   with pytest.raises(UserError, match='No image of a test can be read'):
-    run(Given([b'', b'']), tmp_path / 'none')
+    run(ImageList([b'', b'']), tmp_path / 'none')
 
 
 def test_stopped_and_started_again(tmp_path):
   """No half shard is there, what was finished is kept, the end is the same."""
   images = [png(i) for i in range(20)]
-  wanted = run(Given(images), tmp_path / 'straight', shard_count=4)
+  expected = run(ImageList(images), tmp_path / 'straight', shard_count=4)
   out, gate = tmp_path / 'out', tmp_path / 'gate'
-  source = Blocked(images, gate)
-  third = out / wanted['shards'][1]['name']
+  source = BlockedList(images, gate)
+  third = out / expected['shards'][1]['name']
 
   def interrupt():
     while not third.exists():
@@ -364,19 +370,19 @@ def test_stopped_and_started_again(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     run(source, out, shard_count=4)
   thread.join()
-  there = sorted(p.name for p in out.glob('*.*'))
-  assert there == [s['name'] for s in wanted['shards'][:2]]
-  times = [(out / name).stat().st_mtime_ns for name in there]
+  finished = sorted(p.name for p in out.glob('*.*'))
+  assert finished == [s['name'] for s in expected['shards'][:2]]
+  times = [(out / name).stat().st_mtime_ns for name in finished]
   with pytest.raises(UserError, match='packed in part only'):
     opened(out)
   # One that was killed may leave this; and a disk may lose what it was given.
-  (out / f'{there[1]}.x.tmp').touch()
-  flip(out / there[0])
-  assert run(source, out, shard_count=4) == wanted
-  assert (out / there[1]).stat().st_mtime_ns == times[1]
-  assert (out / there[0]).stat().st_mtime_ns > times[0]
+  (out / f'{finished[1]}.x.tmp').touch()
+  flip(out / finished[0])
+  assert run(source, out, shard_count=4) == expected
+  assert (out / finished[1]).stat().st_mtime_ns == times[1]
+  assert (out / finished[0]).stat().st_mtime_ns > times[0]
   assert pack.verify(str(out)) == {} and not list(out.glob('**/*.tmp'))
-  assert run(source, out, shard_count=4) == wanted  # nothing is to be done
+  assert run(source, out, shard_count=4) == expected  # nothing is to be done
 
 
 def test_sigterm_is_told(tmp_path):
@@ -396,16 +402,16 @@ def test_sigterm_is_told(tmp_path):
     assert process.poll() is None
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
-  _, words = process.communicate(timeout=60)
+  _, printed = process.communicate(timeout=60)
   assert process.returncode == 143
-  assert 'the same command goes on from what is saved' in words
-  assert 'Traceback' not in words
+  assert 'the same command goes on from what is saved' in printed
+  assert 'Traceback' not in printed
   assert [p.name for p in out.iterdir()] == ['unfinished']
 
 
 def test_a_process_that_dies_is_told(tmp_path):
   with pytest.raises(UserError, match='A process died'):
-    source = Deadly([png(i) for i in range(9)])
+    source = DeadlyList([png(i) for i in range(9)])
     run(source, tmp_path / 'out', shard_count=1)
 
 
@@ -417,7 +423,7 @@ def test_other_files_are_not_touched(packed, tmp_path):
   with pytest.raises(UserError, match='begun with shards = 3, and now it is'):
     run(source, out / 'train', shard_count=2)
   with pytest.raises(UserError, match='those of a test are others'):
-    run(Given([png(0)]), out / 'train', shard_count=1)
+    run(ImageList([png(0)]), out / 'train', shard_count=1)
   with pytest.raises(UserError, match='no folder here: pack into one'):
     run(source, 's3://bucket/x')
   with pytest.raises(UserError, match='processes is 0: take 1'):
@@ -443,17 +449,17 @@ def test_verify(packed, tmp_path, capsys):
   flip(first, 0.02)  # of 64 KiB, mostly of nothing
   second.unlink()
   assert __main__.main(command) == 1
-  words = capsys.readouterr().out
-  assert '1 not of the SHA-256 in the manifest: images-00000' in words
-  assert '1 missing: images-00001-of-00003.array_record' in words
-  assert 'no longer readable: folder/a/' in words
+  printed = capsys.readouterr().out
+  assert '1 not of the SHA-256 in the manifest: images-00000' in printed
+  assert '1 missing: images-00001-of-00003.array_record' in printed
+  assert 'no longer readable: folder/a/' in printed
   manifest = json.loads((out / 'manifest.json').read_text())
   manifest['labels'], manifest['count'] = {'label': 2}, 11
   (out / 'manifest.json').write_text(json.dumps(manifest))
   third.write_bytes(content[: len(content) // 2])
   assert __main__.main(command) == 1
-  words = capsys.readouterr().out
-  assert '1 not as many as the manifest says: 10 keys' in words
+  printed = capsys.readouterr().out
+  assert '1 not as many as the manifest says: 10 keys' in printed
   third.write_bytes(content)
   assert __main__.main(command) == 1
   assert '2 of a label out of range: folder/c/8.png' in capsys.readouterr().out
@@ -468,41 +474,41 @@ def test_a_damaged_record_is_a_bad_image(packed, tmp_path):
   (path,) = (tmp_path / 'out').glob('*.array_record')
   flip(path, 0.02)
   again = opened(tmp_path / 'out')
-  found = []
+  equal = []
   for index in range(len(again)):
     try:
-      found.append(again[index]['image'] == source[index]['image'])
+      equal.append(again[index]['image'] == source[index]['image'])
     except OSError as error:
       assert f'record {index} of {tmp_path}' in str(error)
-      found.append(None)
-  assert found.count(None) == 1 and found.count(True) == 9
+      equal.append(None)
+  assert equal.count(None) == 1 and equal.count(True) == 9
   path.write_bytes(path.read_bytes()[:-1])
   with pytest.raises(UserError, match='bytes were packed: copy it again'):
     opened(tmp_path / 'out')
 
 
 @pytest.mark.parametrize(
-  ('text', 'words'),
+  ('text', 'message'),
   [
     ('{', 'manifest.json is damaged'),
     ('{"format": "ijepa_jax"}', 'manifest.json is damaged'),
     ('{"format": "ijepa_jax", "version": 9}', 'version 9: this code reads'),
   ],
 )
-def test_manifests_that_can_not_be_read(tmp_path, text, words):
+def test_manifests_that_can_not_be_read(tmp_path, text, message):
   (tmp_path / 'manifest.json').write_text(text)
-  with pytest.raises(UserError, match=words):
+  with pytest.raises(UserError, match=message):
     opened(tmp_path)
 
 
 def test_command_line(named, tmp_path, capsys):  # noqa: F811
   out = str(tmp_path / 'out')
   assert __main__.main([f'tfds:{named["tfds"]}', out, '--processes=2']) == 0
-  words = capsys.readouterr().out
-  assert '10 images (labels label: 3) in 1 shards' in words
-  assert 'mean (0.' in words
+  printed = capsys.readouterr().out
+  assert '10 images (labels label: 3) in 1 shards' in printed
+  assert 'mean (0.' in printed
   assert len(opened(out)) == 10
-  with pytest.raises(SystemExit, match="no data source 'nothing'"):
+  with pytest.raises(SystemExit, match="data source is 'nothing'"):
     __main__.main(['nothing:x', out])
   with pytest.raises(SystemExit, match='as in folder:images'):
     __main__.main(['images', out])
@@ -578,12 +584,12 @@ def test_large_images(tmp_path, capsys):
   (tmp_path / 'images/1.png').write_bytes(png(1, 40, 50))
   for limit, count in ((1999, 2), (2000, 3), (0, 3)):
     out = tmp_path / f'out{limit}'
-    words = [f'folder:{tmp_path}/images', str(out), f'--max_pixels={limit}']
-    assert __main__.main([*words, '--processes=1', '--shards=1']) == 0
+    arguments = [f'folder:{tmp_path}/images', str(out), f'--max_pixels={limit}']
+    assert __main__.main([*arguments, '--processes=1', '--shards=1']) == 0
     manifest = arrayrecord.read_manifest(str(out))
     assert manifest['count'] == count
-  (left,) = arrayrecord.read_manifest(str(tmp_path / 'out1999'))['skipped']
-  assert left[1] == '50 x 40 pixels are more than max_pixels = 1999'
+  (skipped,) = arrayrecord.read_manifest(str(tmp_path / 'out1999'))['skipped']
+  assert skipped[1] == '50 x 40 pixels are more than max_pixels = 1999'
   capsys.readouterr()
   with pytest.raises(SystemExit, match='--split is val'):
     __main__.main(['scenes', 'x', '--split=val'])
@@ -596,11 +602,11 @@ def test_shards_exchanged_in_place(packed, tmp_path):
   _, out, _ = packed
   shutil.copytree(out, tmp_path / 'x')
   before = opened(tmp_path / 'x')
-  one, other = sorted((tmp_path / 'x/train').glob('*.array_record'))[:2]
+  first, second = sorted((tmp_path / 'x/train').glob('*.array_record'))[:2]
   assert before.identity == opened(tmp_path / 'x').identity
-  one.rename(tmp_path / 'one')
-  other.rename(one)
-  (tmp_path / 'one').rename(other)
+  first.rename(tmp_path / 'one')
+  second.rename(first)
+  (tmp_path / 'one').rename(second)
   with contextlib.suppress(ValueError):  # where their sizes differ
     after = opened(tmp_path / 'x')
     assert after.identity != before.identity
@@ -621,5 +627,5 @@ def test_two_at_once(tmp_path):
   out = tmp_path / 'packed'
   with locks.only_writer(out, beside=True):
     with pytest.raises(UserError, match=f'process {os.getpid()} .* {out}'):
-      run(Given([encoded(np.zeros((8, 8, 3), np.uint8))]), out)
+      run(ImageList([encoded(np.zeros((8, 8, 3), np.uint8))]), out)
     assert not out.exists()

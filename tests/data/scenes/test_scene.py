@@ -27,20 +27,22 @@ GOLDEN = {
 @pytest.fixture(scope='module')
 def sets(tmp_path_factory):
   """600 images of each flavour, made by two processes."""
-  folder = tmp_path_factory.mktemp('cache')
-  return {
-    f: rendered.rendered_images(f, 3, 600, folder, workers=2)
-    for f in scene.FLAVOURS
-  }
+  with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.mktemp('cache')
+    patch.setenv('IJEPA_JAX_CACHE', str(folder))
+    return {
+      f: rendered.rendered_images(f, 3, 600, processes=2)
+      for f in scene.FLAVOURS
+    }
 
 
 @pytest.mark.parametrize('flavour', scene.FLAVOURS)
 def test_golden_images(flavour):
   """The pixels are those of this version, on any machine."""
   for index, (labels, blocks) in enumerate(GOLDEN[flavour]):
-    image, found = scene.render(flavour, 0, index)
+    image, drawn = scene.render(flavour, 0, index)
     means = image.reshape(3, 16, 3, 16, 3).mean((1, 3, 4))
-    assert found.tolist() == labels
+    assert drawn.tolist() == labels
     close(means, blocks, within=1)
 
 
@@ -53,8 +55,8 @@ def test_an_image_is_a_function_of_its_index(flavour):
   ):
     np.testing.assert_array_equal(image, again)
     np.testing.assert_array_equal(labels, labels_again)
-  others = [scene.render(flavour, 8, i) for i in range(6)]
-  assert len({image.tobytes() for image, _ in forward + others}) == 12
+  of_other_seed = [scene.render(flavour, 8, i) for i in range(6)]
+  assert len({image.tobytes() for image, _ in forward + of_other_seed}) == 12
 
 
 @pytest.mark.parametrize('flavour', scene.FLAVOURS)
@@ -109,7 +111,7 @@ def test_the_class_is_in_the_pixels(sets):
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    (('scene', 0, 0), "unknown flavour 'scene'.*'scenes' or 'crowd'"),
+    (('scene', 0, 0), "flavour is 'scene': take .* scenes, crowd"),
     (('scenes', -1, 0), 'seed is -1'),
     (('scenes', 0, -2), 'index is -2'),
     (('scenes', 0.5, 0), 'seed is 0.5'),

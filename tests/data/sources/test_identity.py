@@ -14,12 +14,12 @@ from tests.data.sources.test_sources import (  # noqa: F401
 )
 
 
-def exchange(one, other, kept=True):
+def exchange(first, second, kept=True):
   """Two files under each other's name; with the times of the names, or not."""
-  times = [os.stat(path) for path in (one, other)]
-  waiting = one.with_name('waiting')
-  one.rename(waiting), other.rename(one), waiting.rename(other)
-  for path, stat in zip((one, other), times, strict=True):
+  times = [os.stat(path) for path in (first, second)]
+  waiting = first.with_name('waiting')
+  first.rename(waiting), second.rename(first), waiting.rename(second)
+  for path, stat in zip((first, second), times, strict=True):
     if kept:
       os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
@@ -31,14 +31,14 @@ def test_images_exchanged_in_place(tmp_path, index):  # noqa: F811
   for name in names[2:]:
     shutil.copy(tmp_path / 'tree' / names[0], tmp_path / 'tree' / name)
   before = tree(tmp_path)
-  seen = {before.identity}
-  assert tree(tmp_path).identity in seen
+  identities = {before.identity}
+  assert tree(tmp_path).identity in identities
   root = tmp_path / 'tree'
-  for one, other in ((0, 1), (701, 902)):
-    exchange(root / names[one], root / names[other])
+  for i, k in ((0, 1), (701, 902)):
+    exchange(root / names[i], root / names[k])
     after = tree(tmp_path)
-    assert after.identity not in seen and after.listing == before.listing
-    seen.add(after.identity)
+    assert after.identity not in identities and after.listing == before.listing
+    identities.add(after.identity)
   restricted = subset.Subset(after, [0, 701])
   exchange(root / names[0], root / names[1])
   again = subset.Subset(tree(tmp_path), [0, 701])
@@ -51,13 +51,13 @@ def test_links_exchanged_in_place(tmp_path):
   write(tmp_path / 'store', 'x/1.png', 'y/1.png')
   shutil.copy2(tmp_path / 'store/x/1.png', tmp_path / 'store/y/1.png')
   (tmp_path / 'tree').mkdir()
-  seen = set()
+  identities = set()
   for pairs in (('ax', 'by'), ('ay', 'bx')):
     for name, target in pairs:
       (tmp_path / 'tree' / name).unlink(missing_ok=True)
       (tmp_path / 'tree' / name).symlink_to(tmp_path / 'store' / target)
-    seen.add(tree(tmp_path).identity)
-  assert len(seen) == 2
+    identities.add(tree(tmp_path).identity)
+  assert len(identities) == 2
 
 
 def test_a_listing_is_of_no_place(tmp_path, prepared):  # noqa: F811

@@ -63,7 +63,7 @@ def test_plain_parquet(tmp_path, hf_cache, columns, labels, names):
 
 
 @pytest.mark.parametrize(
-  ('columns', 'words'),
+  ('columns', 'message'),
   [
     ({'label': [0.5] * 4}, 'is neither words nor whole numbers'),
     ({'label': [[1]] * 4}, 'is neither words nor whole numbers'),
@@ -73,19 +73,19 @@ def test_plain_parquet(tmp_path, hf_cache, columns, labels, names):
     ({'caption': ['a'] * 4}, r'caption \(string\) none is a ClassLabel or'),
   ],
 )
-def test_columns_that_are_no_labels(tmp_path, hf_cache, columns, words):
+def test_columns_that_are_no_labels(tmp_path, hf_cache, columns, message):
   """The images can be trained on, and a task says why it can't."""
   source = make_source(
     'huggingface', path=parquet(tmp_path / 'x', image=PNGS, **columns)
   )
   assert source.labels == {} and source[0]['label'].shape == (0,)
-  with pytest.raises(AssertionError, match=words):
+  with pytest.raises(AssertionError, match=message):
     raise AssertionError(sources.labels_in_words(source))
 
 
 def test_words_are_numbered_over_all_splits(tmp_path, hf_cache):
-  for split, words in (('train', 'abab'), ('test', 'acca')):
-    path = parquet(tmp_path / 'x' / split, image=ROWS, label=list(words))
+  for split, letters in (('train', 'abab'), ('test', 'acca')):
+    path = parquet(tmp_path / 'x' / split, image=ROWS, label=list(letters))
   path = str(tmp_path / 'x')
   train, test = (
     make_source('huggingface', path=path, split=s) for s in ('train', 'test')

@@ -19,8 +19,8 @@ from configs import tiny
 from ijepa_jax.data import decode
 from ijepa_jax.data.scenes import scene
 from ijepa_jax.data.sources import clevr, make_source, subset
-from ijepa_jax.data.sources import folder as sources_folder
-from ijepa_jax.data.sources.folder import ENDINGS
+from ijepa_jax.data.sources.folder import listing
+from ijepa_jax.data.sources.folder.listing import ENDINGS
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import tasks
 from ijepa_jax.train.run import make_run
@@ -185,8 +185,8 @@ def test_split_folder(tmp_path):
     'train/b/1.png',
   ]
   assert len(val) == 1 and val[0]['image'] == png(2)
-  whole = make_source('folder', path=str(tmp_path), split='')
-  assert whole.class_names == ('train', 'val')
+  both = make_source('folder', path=str(tmp_path), split='')
+  assert both.class_names == ('train', 'val')
   with pytest.raises(UserError, match=r"no folder 'test' in .*: check split"):
     make_source('folder', path=str(tmp_path), split='test')
 
@@ -208,16 +208,16 @@ def test_arrays(tmp_path):
   np.save(tmp_path / '1/y.NPY', np.zeros((5, 4, 3)))
   os.rename(tmp_path / '1/y.NPY.npy', tmp_path / '1/y.NPY')
   source = make_source('folder', path=str(tmp_path))
-  wanted = [f'{tmp_path.name}/{n}' for n in ('0/x.npy', '1/x.npy', '1/y.NPY')]
-  assert source.keys() == wanted
+  expected = [f'{tmp_path.name}/{n}' for n in ('0/x.npy', '1/x.npy', '1/y.NPY')]
+  assert source.keys() == expected
   assert source[0]['image'].shape == (5, 4, 13)
   assert source[1]['image'].shape == (6, 7, 1) and source[1]['image'].all()
   with pytest.raises(OSError, match=r'store it as uint8 .*1/y\.NPY'):
     source[2]
   write(tmp_path, '0/a.png', '1/b.png')
   source = make_source('folder', path=str(tmp_path))
-  wanted = [f'{tmp_path.name}/{n}' for n in ('0/a.png', '1/b.png')]
-  assert source.keys() == wanted
+  expected = [f'{tmp_path.name}/{n}' for n in ('0/a.png', '1/b.png')]
+  assert source.keys() == expected
 
 
 def test_no_images(tmp_path):
@@ -229,7 +229,7 @@ def test_no_images(tmp_path):
     make_source('folder', path=str(tmp_path))
   with pytest.raises(UserError, match=r'set data\.path'):
     make_source('folder')
-  with pytest.raises(UserError, match="'imagenet': take scenes, folder, tf"):
+  with pytest.raises(UserError, match="'imagenet': take one of scenes, folder"):
     make_source('imagenet')
 
 
@@ -255,16 +255,17 @@ def test_prepared_anew_it_is_another(tmp_path, monkeypatch):
     for name in 'ab'
   )
   assert again.listing == first.listing
-  more = TinyNoise._generate_examples
+  generate = TinyNoise._generate_examples
   monkeypatch.setattr(
     TinyNoise,
     '_generate_examples',
     lambda self: (
-      (i, x | {'image': io.BytesIO(png(i, height=30))}) for i, x in more(self)
+      (i, x | {'image': io.BytesIO(png(i, height=30))})
+      for i, x in generate(self)
     ),
   )
-  other = make_source('tfds', path=str(prepare(TinyNoise, tmp_path / 'c')))
-  assert len(other) == len(first) and other.listing != first.listing
+  third = make_source('tfds', path=str(prepare(TinyNoise, tmp_path / 'c')))
+  assert len(third) == len(first) and third.listing != first.listing
 
 
 def test_rules(tmp_path):
@@ -279,7 +280,7 @@ def test_rules(tmp_path):
 
 def test_tfds_needs_no_tensorflow(prepared):
   code = (
-    'import sys; from ijepa_jax.sources import make_source;'
+    'import sys; from ijepa_jax.data.sources import make_source;'
     f's = make_source("tfds", path={str(prepared)!r}); s[3];'
     'sys.exit("tensorflow" in sys.modules)'
   )
@@ -336,15 +337,15 @@ def test_a_class_that_is_called_as_a_split(tmp_path, split):
   write(tmp_path, 'bus/1.png', f'{split}/2.png', 'car/x/3.png')
   with pytest.raises(UserError, match=f'folder {split!r}, .* bus, car: for'):
     make_source('folder', path=str(tmp_path), split=split)
-  whole = make_source('folder', path=str(tmp_path), split='')
-  assert len(whole) == 3 and len(whole.class_names) == 3
+  all_images = make_source('folder', path=str(tmp_path), split='')
+  assert len(all_images) == 3 and len(all_images.class_names) == 3
   alone = make_source('folder', path=str(tmp_path / split), split='')
   assert len(alone) == 1
   # Another split, or nothing but other things beside it.
-  other = {'train': 'val', 'val': 'train', 'test': 'validation'}[split]
-  (tmp_path / other).mkdir()
+  sibling = {'train': 'val', 'val': 'train', 'test': 'validation'}[split]
+  (tmp_path / sibling).mkdir()
   assert len(make_source('folder', path=str(tmp_path), split=split)) == 1
-  (tmp_path / other).rmdir()
+  (tmp_path / sibling).rmdir()
   shutil.rmtree(tmp_path / 'bus')
   (tmp_path / 'car/x/3.png').rename(tmp_path / 'car/x/3.txt')
   assert len(make_source('folder', path=str(tmp_path), split=split)) == 1
@@ -368,8 +369,10 @@ def test_stray_images_are_named(tmp_path, caplog):
     write(tmp_path, f'{split}/a/1.png', f'{split}/b/2.png')
   write(tmp_path, 'train/preview.png', 'train/x.png')
   task = tasks.get('folder').read_from('folder', str(tmp_path), 'train', 'val')
-  words = r'none \(preview\.png and 1 more beside the 2 folders of images: move'
-  with pytest.raises(UserError, match=f"no label 'label': they have {words}"):
+  reason = (
+    r'none \(preview\.png and 1 more beside the 2 folders of images: move'
+  )
+  with pytest.raises(UserError, match=f"no label 'label': they have {reason}"):
     task.open()
   assert 'no labels for preview.png and 1 more beside' in caplog.text
   for name in 'preview.png', 'x.png':
@@ -390,7 +393,7 @@ def test_files_that_are_passed_over(tmp_path, caplog, index, looks):
     source = tree(tmp_path)
     assert len(source) == len(endings) + 3
     assert source.class_names == ('A', 'a')
-    for words in (
+    for note in (
       'passed over 2 .heic, ',
       '1 hidden',
       '1 without an ending',
@@ -399,7 +402,7 @@ def test_files_that_are_passed_over(tmp_path, caplog, index, looks):
       'no class without an image that is read: c.',
       'classes that differ in case alone: A, a.',
     ):
-      assert words in caplog.text
+      assert note in caplog.text
   assert len(looks) == 1
   shutil.rmtree(tmp_path / 'tree/a'), shutil.rmtree(tmp_path / 'tree/A')
   with pytest.raises(UserError, match=r'no image .*, and there are 2 \.heic'):
@@ -412,22 +415,22 @@ def test_files_that_are_passed_over(tmp_path, caplog, index, looks):
 @pytest.fixture
 def index(monkeypatch, cache_folder):
   """Kept for any tree, however small and young; called, it is the file."""
-  monkeypatch.setattr(sources_folder, '_MIN_ENTRIES_TO_CACHE', 1)
-  monkeypatch.setattr(sources_folder, '_MIN_AGE_NS', 0)
+  monkeypatch.setattr(listing, '_MIN_ENTRIES_TO_CACHE', 1)
+  monkeypatch.setattr(listing, '_MIN_AGE_NS', 0)
   return lambda: next(cache_folder.glob('folder-*.npz'))
 
 
 @pytest.fixture
 def looks(monkeypatch):
   """A list that grows by one whenever a tree is looked through."""
-  walk, seen = sources_folder._walk, []
+  walk, roots = listing._walk, []
 
-  def look(root):
-    seen.append(root)
+  def counted_walk(root):
+    roots.append(root)
     return walk(root)
 
-  monkeypatch.setattr(sources_folder, '_walk', look)
-  return seen
+  monkeypatch.setattr(listing, '_walk', counted_walk)
+  return roots
 
 
 def tree(tmp_path):
@@ -447,12 +450,12 @@ def test_a_folder_is_looked_through_once(tmp_path, index, looks):
   write(tmp_path / 'tree', *names)
   first, again = tree(tmp_path), tree(tmp_path)
   assert len(looks) == 1
-  for other in (again, pickle.loads(pickle.dumps(again))):
-    assert other.keys() == first.keys() == [f'tree/{n}' for n in names]
-    assert other.identity == first.identity
-    assert other.class_names == first.class_names == ('a', 'b')
-    assert [e['label'].tolist() for e in other] == [[0], [0], [1]]
-    assert other[-1]['image'] == png(2)
+  for source in (again, pickle.loads(pickle.dumps(again))):
+    assert source.keys() == first.keys() == [f'tree/{n}' for n in names]
+    assert source.identity == first.identity
+    assert source.class_names == first.class_names == ('a', 'b')
+    assert [e['label'].tolist() for e in source] == [[0], [0], [1]]
+    assert source[-1]['image'] == png(2)
   flat = make_source('folder', path=str(tmp_path / 'tree' / 'a'))
   assert len(flat) == 2 and flat.labels == {} and len(looks) == 2
 
@@ -509,7 +512,7 @@ def test_a_damaged_index_is_made_again(tmp_path, index, looks, caplog):
 
 def test_young_folders_are_not_trusted(tmp_path, index, looks, monkeypatch):
   """They may change once more within the resolution of their time."""
-  monkeypatch.setattr(sources_folder, '_MIN_AGE_NS', 10**15)
+  monkeypatch.setattr(listing, '_MIN_AGE_NS', 10**15)
   write(tmp_path / 'tree', 'a/1.png')
   assert tree(tmp_path).identity == tree(tmp_path).identity
   assert len(looks) == 2
@@ -598,8 +601,10 @@ def test_lists_as_they_come(tmp_path):
   """From Windows, from find, with one image under two names."""
   path = tmp_path / 'list.txt'
   path.write_bytes(b'\xef\xbb\xbfb.png\r\n./a.png\r\na\r\nt/b.png\r\n')
-  found = subset.indices_from_list(['t/a.png', 't/b.png', 't/c.png'], str(path))
-  assert found.tolist() == [0, 1]
+  indices = subset.indices_from_list(
+    ['t/a.png', 't/b.png', 't/c.png'], str(path)
+  )
+  assert indices.tolist() == [0, 1]
 
 
 def test_a_list_restricts_any_source(named, tmp_path):
@@ -624,13 +629,13 @@ def test_a_list_restricts_any_source(named, tmp_path):
 def test_names_of_tfds(named, prepared, cache_folder):
   """Read once where the records have them, else made of numbers."""
   source = make_source('tfds', path=named['tfds'])
-  wanted = [f'tiny_named/1.0.0/train/{i}.png' for i in range(10)]
-  assert source.keys() == wanted == [source[i]['key'] for i in range(10)]
+  expected = [f'tiny_named/1.0.0/train/{i}.png' for i in range(10)]
+  assert source.keys() == expected == [source[i]['key'] for i in range(10)]
   (path,) = cache_folder.glob('names-*.json')
-  path.write_text(json.dumps(wanted[::-1]))
-  assert source.keys() == wanted[::-1]
+  path.write_text(json.dumps(expected[::-1]))
+  assert source.keys() == expected[::-1]
   path.write_text('[')
-  assert source.keys() == wanted
+  assert source.keys() == expected
   plain = make_source('tfds', path=str(prepared))
   assert plain.keys() == [plain[i]['key'] for i in range(10)]
 
@@ -652,10 +657,10 @@ def hugging_face(root, count):
   columns = {'image': rows, 'label': [i // 4 for i in range(count)]}
   data = datasets.Dataset.from_dict(columns, features)
   data.save_to_disk(root / 'saved')
-  both = datasets.DatasetDict(train=data, test=data.select(range(3)))
-  both.save_to_disk(root / 'splits')
+  splits = datasets.DatasetDict(train=data, test=data.select(range(3)))
+  splits.save_to_disk(root / 'splits')
   (root / 'parquet/data').mkdir(parents=True)
-  for split, part in both.items():
+  for split, part in splits.items():
     name = f'parquet/data/{split}-00000-of-00001.parquet'
     part.to_parquet(root / name)
 

@@ -46,8 +46,8 @@ def test_too_long_and_thin_to_cut_out_the_middle():
 
 def boxes(crop, width, height, count=4000):
   rng = np.random.default_rng(0)
-  found = [crop.box(width, height, rng) for _ in range(count)]
-  left, top, right, bottom = np.array(found).T
+  drawn = [crop.box(width, height, rng) for _ in range(count)]
+  left, top, right, bottom = np.array(drawn).T
   assert left.min() >= 0 and top.min() >= 0
   assert right.max() <= width and bottom.max() <= height
   return left, top, right - left, bottom - top
@@ -99,12 +99,12 @@ def picture(index=0):
   return scene.render('scenes', 0, index)[0]
 
 
-WHOLE = transforms_crop.Resize((48, 48))
+WHOLE_IMAGE = transforms_crop.Resize((48, 48))
 
 
 def changed(count=400, **settings):
   """[count, H, W, 3] ways that one picture comes out."""
-  transform = color_jitter.ColorJitter(WHOLE, **settings)
+  transform = color_jitter.ColorJitter(WHOLE_IMAGE, **settings)
   images = [
     transform(picture(), np.random.default_rng(i)) for i in range(count)
   ]
@@ -186,20 +186,28 @@ def test_crops_stay_those_without():
 
 
 @pytest.mark.parametrize(
-  ('setting', 'words'),
+  ('setting', 'message'),
   [
     ({'jitter': 1.5}, r'data\.jitter is 1\.5: take a strength from 0 to 1\.25'),
     ({'grey': -0.1}, r'data\.grey is -0\.1: take a share from 0 to 1'),
     ({'blur': 2.0}, r'data\.blur is 2\.0: take a share'),
-    ({'blur': 0.5, 'channels': 1}, 'are for 3 channels and the images have 1'),
   ],
 )
-def test_knobs(setting, words):
-  """Refused before anything runs, and off in the recipes."""
+def test_strengths_that_can_not_be(setting, message):
+  """Refused by the transform too, and the knobs are off in the recipes."""
   config = tiny.get_config()
   assert not (config.data.jitter or config.data.grey or config.data.blur)
+  with pytest.raises(UserError, match=message):
+    color_jitter.ColorJitter(WHOLE_IMAGE, **setting)
   config.data.update(setting)
-  with pytest.raises(UserError, match=words):
+  with pytest.raises(UserError, match=message.split(':')[0]):
+    make_run(config)
+
+
+def test_color_changes_need_three_channels():
+  config = tiny.get_config()
+  config.data.update(blur=0.5, channels=1, mean=(0.5,), std=(0.5,))
+  with pytest.raises(UserError, match='for 3 channels and the images have 1'):
     make_run(config)
 
 

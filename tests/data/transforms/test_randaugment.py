@@ -27,9 +27,9 @@ def apply(name, level, sign=1):
 
 @pytest.mark.parametrize('name', randaugment.OPERATIONS)
 def test_every_operation_keeps_shape_and_changes_pixels(name):
-  found = apply(name, 0.9)
-  assert found.shape == (32, 32, 3) and found.dtype == np.uint8
-  assert (found != picture()).any()
+  pixels = apply(name, 0.9)
+  assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
+  assert (pixels != picture()).any()
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,11 @@ def test_a_function_of_the_generator():
   crop = RandomResizedCrop((24, 24), (0.5, 1.0))
   transform = randaugment.RandAugment(crop)
   assert transform.size == (24, 24)
-  found = [
+  images = [
     transform(picture(), np.random.default_rng(seed)) for seed in (1, 1, 2)
   ]
-  np.testing.assert_array_equal(found[0], found[1])
-  assert (found[0] != found[2]).any()
+  np.testing.assert_array_equal(images[0], images[1])
+  assert (images[0] != images[2]).any()
   still = randaugment.RandAugment(crop, count=0)
   np.testing.assert_array_equal(
     still(picture(), np.random.default_rng(3)),

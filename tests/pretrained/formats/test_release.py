@@ -11,11 +11,13 @@ from benchmarks import parity
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import ijepa
 from ijepa_jax.models import vit
+from ijepa_jax.pretrained import load
 from ijepa_jax.pretrained.formats import release, release_names, weights
 from tests.close import close
 from tests.methods.test_parity import GOLDEN
 
 NAMES = 'encoder', 'predictor', 'target_encoder'
+
 CONFIG = dict(
   width=32,
   depth=2,
@@ -31,11 +33,11 @@ CONFIG = dict(
 
 
 def released(torch, golden, at='final', parts=NAMES):
-  """What the release leaves in a file: DDP's names, the optimiser, ..."""
+  """What the release leaves in a file: DDP's names, the optimizer, ..."""
   weight = torch.nn.Parameter(torch.ones(3))
-  optimiser = torch.optim.AdamW([weight])
+  optimizer = torch.optim.AdamW([weight])
   weight.sum().backward()
-  optimiser.step()
+  optimizer.step()
   networks = {
     part: {
       f'module.{k}': torch.from_numpy(v)
@@ -43,8 +45,8 @@ def released(torch, golden, at='final', parts=NAMES):
     }
     for part in parts
   }
-  rest = {'opt': optimiser.state_dict(), 'scaler': None, 'epoch': 300}
-  return networks | rest
+  beside = {'opt': optimizer.state_dict(), 'scaler': None, 'epoch': 300}
+  return networks | beside
 
 
 @pytest.fixture(scope='module')
@@ -85,18 +87,16 @@ def bits(content):
   }
 
 
-def test_golden_there_and_back(torch, golden, content, path, tmp_path, caplog):
+def test_golden_there_and_back(torch, golden, content, path, tmp_path):
   loaded = release.read(path, heads=4)
   assert loaded.config == CONFIG
   assert loaded.notes == ['Passed over: epoch, opt, scaler.']
-  assert loaded.notes[0] in caplog.text
-  for part, name in release._NAMES.items():
-    network = 'predictor' if part == 'predictor' else 'encoder'
-    wanted = parity.subtree(golden, f'final/{name}')
+  for name, part in weights.PARTS.items():
+    expected = parity.subtree(golden, f'final/{part.release_key}')
     jax.tree.map(
       np.testing.assert_array_equal,
-      loaded.params[part],
-      release_names.from_release(wanted, network),
+      loaded.params[name],
+      release_names.from_release(expected, part.network),
     )
   # The tables as they were found: every bit comes back.
   out = tmp_path / 'back.pth.tar'
@@ -115,6 +115,17 @@ def test_golden_there_and_back(torch, golden, content, path, tmp_path, caplog):
     'back.pth.tar',
     'given.pth.tar',
   ]
+
+
+def test_notes_are_logged(path, caplog):
+  """By whoever reads for a user, once; a reader alone is silent."""
+  loaded = load.read_weights(path, heads=4)
+  assert not caplog.text
+  loaded.log_notes(path)
+  assert f'{path}: {loaded.notes[0]}' in caplog.text
+  caplog.clear()
+  load.load_frozen(path, heads=4)
+  assert caplog.text.count(loaded.notes[0]) == 1
 
 
 def test_outputs(torch, golden, save):
@@ -171,7 +182,7 @@ def test_heads_of_the_method(torch, size, tmp_path):
     for part in weights.PARTS
   }
   path = tmp_path / 'a.pth.tar'
-  release.write(path, params, config, ddp=False)
+  release.write(path, params, config)
   assert release.read(path).config == config
   file = torch.load(path, weights_only=True)
   del file['ijepa_jax']
@@ -250,50 +261,3 @@ def test_without_torch(tmp_path, monkeypatch):
     archive.writestr('a/data.pkl', b'')
   with pytest.raises(UserError, match=r'ijepa_jax\[torch\]'):
     release.read(path)
-
-
-@pytest.mark.parametrize(
-  'word', ['', 'module._orig_mod.', 'module.backbone.', '_orig_mod.']
-)
-def test_wrapped(torch, content, save, word):
-  """Whatever stands before the names, and heads beside them."""
-  plain = release.read(save(content), heads=4)
-  other = {
-    part: {
-      word + k.removeprefix('module.'): x for k, x in content[part].items()
-    }
-    for part in NAMES
-  }
-  other['target_encoder'][f'{word}head.weight'] = torch.ones(3, 32)
-  loaded = release.read(save(other), heads=4)
-  jax.tree.map(np.testing.assert_array_equal, loaded.params, plain.params)
-  assert f'Passed over: {word}head.weight.' in loaded.notes
-
-
-@pytest.mark.parametrize('table', ['state_dict', 'model', None])
-def test_one_table_of_everything(torch, content, save, table):
-  """As Lightning keeps it: the attributes' names before those of the layers."""
-  plain = release.read(save(content), heads=4)
-  flat = {
-    f'{name}.{k.removeprefix("module.")}': x
-    for name in NAMES
-    for k, x in content[name].items()
-  }
-  flat['probe.weight'] = torch.ones(3, 32)
-  file = {table: flat, 'epoch': 3} if table else flat
-  loaded = release.read(save(file), heads=4)
-  jax.tree.map(np.testing.assert_array_equal, loaded.params, plain.params)
-  assert 'Passed over: probe.weight.' in loaded.notes
-  assert ('Passed over: epoch.' in loaded.notes) == bool(table)
-
-
-def test_which_encoder_is_not_said(torch, content, save):
-  encoder = {
-    k.removeprefix('module.'): x for k, x in content['encoder'].items()
-  }
-  loaded = release.read(save(encoder), heads=4)
-  assert loaded.params.keys() == {'encoder'}
-  assert 'does not say which of the two' in loaded.notes[0]
-  both = {f'{w}.{k}': x for w in ('a', 'b') for k, x in encoder.items()}
-  with pytest.raises(UserError, match=r"begin with 'a\.', 'b\.'"):
-    release.read(save({'state_dict': both}), heads=4)

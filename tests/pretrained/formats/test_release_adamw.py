@@ -145,7 +145,7 @@ def test_moments_of_torch(torch, golden, after_three, save):
   equal(loaded.optimizer.mu, mu)
   equal(loaded.optimizer.nu, nu)
   assert 'Passed over: epoch.' in loaded.notes
-  assert not any('optimiser' in note for note in loaded.notes)
+  assert not any('optimizer' in note for note in loaded.notes)
   # The next step is the same here and there.
   ours = continued(golden, loaded.params, loaded.optimizer)
   step(golden, trained, adamw)
@@ -250,7 +250,7 @@ def test_what_does_not_fit_is_told(torch, after_three, save, change, words):
   loaded = read(save(trained, opt))
   assert loaded.optimizer is None
   assert loaded.params.keys() == set(PARTS)
-  (note,) = [n for n in loaded.notes if "optimiser's state is not taken" in n]
+  (note,) = [n for n in loaded.notes if "optimizer's state is not taken" in n]
   assert re.search(words, note), note
 
 

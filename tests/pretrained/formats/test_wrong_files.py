@@ -107,6 +107,11 @@ def test_other_models(torch, content, save):
     release.read(save(content))
   with pytest.raises(UserError, match='5 heads'):
     release.read(save(content), heads=5)
+  # Where the table, of no grid's sin-cos and of no square, does not tell.
+  for part in 'encoder', 'target_encoder':
+    content = altered(content, part, pos_embed=lambda x: x[:, :35] + 1)
+  with pytest.raises(UserError, match='give image_size='):
+    release.read(save(content), heads=4)
   with pytest.raises(UserError, match='pos_embed'):
     release.read(save(content), heads=4, image_size=(48, 56))
 

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.runtime.config import RANGES, check_numbers, numbers_of
+from ijepa_jax.runtime.config_checks import RANGES, check_numbers, numbers_of
 
 ROOT = pathlib.Path(__file__).parents[2] / 'configs'
 CONFIGS = sorted(
