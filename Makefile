@@ -30,10 +30,14 @@ AS_AVX := XLA_FLAGS="$$XLA_FLAGS --xla_cpu_max_isa=AVX" \
   NPY_DISABLE_CPU_FEATURES="$(BEYOND_AVX2) AVX2 FMA3 X86_V3" \
   OPENBLAS_CORETYPE=Sandybridge ATEN_CPU_CAPABILITY=default
 
-.PHONY: train test test-slow test-portable test-oldest lint clean its-python
+.PHONY: train see test test-slow test-portable test-oldest lint clean its-python
 
 train: $(VENV)/installed
 	$(BIN)/python main.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+
+see: $(VENV)/installed
+	$(BIN)/python main.py --config=configs/visualize.py \
+	  --config.init_from=$(WORKDIR) $(ARGS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not slow"

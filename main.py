@@ -21,6 +21,7 @@ JOBS = {
   'knn': 'evals.knn',
   'finetune': 'evals.finetune',
   'logistic': 'evals.logistic',
+  'visualize': 'visualize.report',
 }
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
 flags.DEFINE_string('workdir', '', 'Folder of checkpoints and metrics.')
@@ -41,7 +42,7 @@ def main(argv):
   if name != 'pretrain' and name not in FLAGS.config:
     raise UserError(
       f'job is {name!r} and the config has no settings of it: take one of '
-      'configs/evals.'
+      'configs/evals, or configs/visualize.py.'
     )
   with preemption.watch() as watched:
     start.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)

@@ -17,10 +17,12 @@ def get_config():
   c.seed = 0  # of masks and of the choice of images
   c.init_from = ''
   c.step = config_dict.placeholder(int)  # of the checkpoint; None: the newest
-  c.images = 500  # of the gallery in which blocks are looked for
-  c.shown = 6  # images on the page
   c.batch_size = 128  # images at a time through the encoder
-  c.draws = 2000  # masks that are counted for the coverage
+
+  c.visualize = ConfigDict()
+  c.visualize.images = 500  # of the gallery in which blocks are looked for
+  c.visualize.shown = 6  # images on the page
+  c.visualize.draws = 2000  # masks that are counted for the coverage
 
   c.data = ConfigDict()
   # '': images of the run that it was not trained on (scenes: another seed;
@@ -30,10 +32,6 @@ def get_config():
   c.data.split = 'train'
   c.data.workers = 0
   c.data.max_pixels = 89_478_485  # of an image that is decoded; 0: no limit
-
-  # The masks of the run; of a file, the paper's.
-  c.mask = ConfigDict()
-  c.mask.sampler = ''  # '': the run's own
 
   c.mesh = ConfigDict()
   c.mesh.data = -1  # devices, as in configs/base.py

@@ -20,6 +20,7 @@ FLOORS = {
   'train': 5,
   'convert': 5,
   'evals': 6,
+  'visualize': 6,
   # Each says where a command of old is now.
   'interop': 0,
   'pack': 0,

@@ -63,6 +63,10 @@ RANGES = {
     **each(AT_LEAST_1, 'predictor_width', 'predictor_depth', 'unroll'),
     'predictor_heads': AT_LEAST_1,
   },
+  'visualize': {
+    'images': (2, math.inf),
+    **each(AT_LEAST_1, 'shown', 'draws'),
+  },
   'knn': {'ks': AT_LEAST_1, 'temperatures': ABOVE_0},
   'logistic': {'per_class': AT_LEAST_0, 'share': SHARE, 'l2': AT_LEAST_0},
   'linear': {

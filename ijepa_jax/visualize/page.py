@@ -9,15 +9,17 @@ import numpy as np
 from PIL import Image
 
 _STYLE = """
-:root{color-scheme:light dark;--bg:#fff;--fg:#1b1b1f;--dim:#5a5a66;--line:#d5d5dd;
---mark:#c2410c}
+:root{color-scheme:light dark;--bg:#fff;--fg:#1b1b1f;--dim:#5a5a66;
+--line:#d5d5dd;--mark:#c2410c}
 @media(prefers-color-scheme:dark){:root{--bg:#141418;--fg:#ececf1;--dim:#a5a5b2;
 --line:#3a3a45;--mark:#fb923c}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);
-font:16px/1.5 system-ui,sans-serif}main{max-width:68rem;margin:0 auto;padding:1rem}
+font:16px/1.5 system-ui,sans-serif}
+main{max-width:68rem;margin:0 auto;padding:1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin:2rem 0 .3rem}
 p{max-width:46rem}.dim,figcaption{color:var(--dim);font-size:.875rem}
-table{border-collapse:collapse}th,td{padding:.2rem .8rem .2rem 0;text-align:left;
+figcaption{max-width:18rem}table{border-collapse:collapse}
+th,td{padding:.2rem .8rem .2rem 0;text-align:left;
 border-bottom:1px solid var(--line)}td.n{text-align:right;
 font-variant-numeric:tabular-nums}
 .row{display:flex;flex-wrap:wrap;gap:.75rem;margin:.5rem 0}figure{margin:0}
@@ -40,12 +42,14 @@ const show=i=>{cells.forEach((c,j)=>{c.setAttribute('aria-pressed',j==i);
 c.tabIndex=j==i?0:-1});
 box.querySelectorAll('.over').forEach((o,k)=>{[...o.children].forEach((s,j)=>{
 const v=maps[k]?maps[k][i*n+j]:0,a=d.has[k]&&!d.has[k][i]?null:v/255;
-s.style.background=a===null?'repeating-linear-gradient(45deg,#8886 0 3px,#0000 3px 6px)':
+const none='repeating-linear-gradient(45deg,#8886 0 3px,#0000 3px 6px)';
+s.style.background=a===null?none:
 `rgba(${a>.5?'255,140,0':'30,90,255'},${Math.abs(a-.5)*1.7})`})});
 says.textContent=`Patch ${Math.floor(i/d.columns)+1}, ${i%d.columns+1}`+
 (d.has[1]?(d.has[1][i]?': predicted':': in no target block'):'')};
 cells.forEach((c,i)=>{c.onclick=()=>show(i);c.onkeydown=e=>{
-const m={ArrowRight:1,ArrowLeft:-1,ArrowDown:d.columns,ArrowUp:-d.columns}[e.key];
+const m={ArrowRight:1,ArrowLeft:-1,ArrowDown:d.columns,
+ArrowUp:-d.columns}[e.key];
 if(m===undefined)return;const j=i+m;if(j<0||j>=n)return;e.preventDefault();
 show(j);cells[j].focus()}});show(d.start)}
 """
@@ -54,11 +58,11 @@ show(j);cells[j].focus()}});show(d.start)}
 def png(image_HWC: np.ndarray, least: int = 144) -> str:
   """An <img> with the picture inside, enlarged to at least so many pixels."""
   x = np.asarray(image_HWC)
-  if x.shape[-1] == 1:
-    x = x.repeat(3, -1)
+  # Of more than three channels the first three, of two the first.
+  x = x[..., :3] if x.shape[-1] >= 3 else x[..., :1].repeat(3, -1)
   scale = max(1, -(-least // x.shape[1]))
   file = io.BytesIO()
-  Image.fromarray(np.ascontiguousarray(x[..., :3])).save(file, 'PNG')
+  Image.fromarray(np.ascontiguousarray(x)).save(file, 'PNG')
   data = base64.b64encode(file.getvalue()).decode()
   h, w = (n * scale for n in x.shape[:2])
   return (

@@ -27,6 +27,15 @@ class Blocks(NamedTuple):
   predicted: np.ndarray
   true: np.ndarray
 
+  @classmethod
+  def of_images(cls, position, predicted, true) -> 'Blocks':
+    """From arrays [n, M, ...]."""
+    n, m = position.shape[:2]
+    image = np.repeat(np.arange(n, dtype=np.int32), m)
+    return cls(
+      image, *(x.reshape(n * m, -1) for x in (position, predicted, true))
+    )
+
 
 class Hits(NamedTuple):
   """How a block's own true block ranks among candidates.
@@ -47,6 +56,13 @@ class Hits(NamedTuple):
     """at_1 and at_10 of a random order."""
     n = self.candidates
     return 1 / n, min(10, n) / n
+
+  def numbers(self) -> dict[str, float]:
+    """All of it by name, for JSON."""
+    chance = dict(
+      zip(('chance_at_1', 'chance_at_10'), self.chance, strict=True)
+    )
+    return self._asdict() | chance
 
 
 def ranks(query_QD, candidates_CD, own_Q) -> np.ndarray:
@@ -94,6 +110,25 @@ def among_same_position(
   return _hits(rank, len(tokens_nND))
 
 
+def all_hits(blocks: Blocks, tokens_nND: np.ndarray) -> dict[str, Hits]:
+  """How predictions rank, and a control that must be at chance, by name.
+
+  The control takes each image's predictions for the next image's blocks: a
+  prediction of another image, whose own is not to be found.
+  """
+  blocks_per_image = len(blocks.image) // len(tokens_nND)
+  others = np.roll(blocks.predicted, blocks_per_image, axis=0)
+  return {
+    'among the blocks of all images': among_all(blocks),
+    'among the same position in all images': among_same_position(
+      blocks, tokens_nND
+    ),
+    "the same, by another image's prediction": among_same_position(
+      blocks, tokens_nND, others
+    ),
+  }
+
+
 def nearest_of_others(
   query_QD, image_Q, blocks: Blocks, count: int
 ) -> np.ndarray:
@@ -116,39 +151,33 @@ def nearest_of_others(
   return rows
 
 
-def make_blocks(method, params, target, batch) -> tuple[Blocks, np.ndarray]:
-  """Predicts every target block of a batch.
+def compiled(method, has_predictor: bool = True):
+  """Returns (params, target, batch) -> the vectors of a batch's target blocks.
 
   Args:
     method: ijepa.IJEPA.
-    params, target: of a train_step.State.
-    batch: image, context [n, E, Kc] and targets [n, M, Kt]; of several contexts
-      the first predicts.
+    has_predictor: False: the targets alone.
 
   Returns:
-    The blocks, and the targets of all tokens float32 [n, N, D].
+    A function for batches with image, context [n, E, Kc] and targets
+    [n, M, Kt]; of several contexts the first predicts. It gives float32
+    'tokens' [n, N, D], the targets of all tokens, and of the blocks 'true'
+    [n, M, D], 'predicted' [n, M, D] and 'predicted_tokens' [n, M, Kt, D].
   """
-  predicted, true, y_nND = _compute(method)(params, target, batch)
-  n, m, d = predicted.shape
-  blocks = Blocks(
-    np.repeat(np.arange(n, dtype=np.int32), m),
-    np.asarray(batch['targets']).reshape(n * m, -1),
-    np.asarray(predicted).reshape(n * m, d),
-    np.asarray(true).reshape(n * m, d),
-  )
-  return blocks, np.asarray(y_nND)
 
-
-def _compute(method):
   @jax.jit
   def run(params, target, batch):
     y_BND = method.standardize(method.encode(target, batch['image']))
-    context = batch['context'][:, :1]
-    predictions_BMKD = method.predict(
-      params, batch['image'], context, batch['targets']
-    )[:, 0]
     true_BMKD = vit.gather(y_BND, batch['targets'])
-    return predictions_BMKD.mean(2), true_BMKD.mean(2), y_BND
+    vectors = {'tokens': y_BND, 'true': true_BMKD.mean(2)}
+    if has_predictor:
+      context = batch['context'][:, :1]
+      predictions_BMKD = method.predict(
+        params, batch['image'], context, batch['targets']
+      )[:, 0]
+      vectors['predicted'] = predictions_BMKD.mean(2)
+      vectors['predicted_tokens'] = predictions_BMKD
+    return vectors
 
   return run
 

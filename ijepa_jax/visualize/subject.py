@@ -7,6 +7,8 @@ import jax
 from absl import logging
 from etils import epath
 
+from ijepa_jax.data import sources
+from ijepa_jax.data.scenes import scene
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import from_config, ijepa, masks
 from ijepa_jax.models import vit
@@ -115,20 +117,17 @@ def _mask_settings(run_config) -> dict:
   return {'sampler': 'release'}
 
 
-def open_images(subject: Subject, data, count: int, open_source):
+def open_images(subject: Subject, data, count: int):
   """Opens images that the run was not trained on, or those of the config.
 
   Args:
     subject: whose run_config says where its images are.
     data: section of the config; an empty source asks for the run's own.
     count: of scenes.
-    open_source: sources.make_source.
 
   Raises:
     UserError: a file does not say which images it was trained on.
   """
-  from ijepa_jax.data.scenes import scene
-
   if data.source:
     kind, path, split = data.source, data.path, data.split
   elif subject.run_config is None or 'source' not in subject.run_config.data:
@@ -144,5 +143,7 @@ def open_images(subject: Subject, data, count: int, open_source):
     flavour = 'scenes'
     if not data.source:
       flavour = subject.run_config.data.flavour
-    return open_source(kind, flavour=flavour, count=count, seed=scene.TEST_SEED)
-  return open_source(kind, path=path, split=split)
+    return sources.make_source(
+      kind, flavour=flavour, count=count, seed=scene.TEST_SEED
+    )
+  return sources.make_source(kind, path=path, split=split)
