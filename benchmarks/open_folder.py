@@ -37,7 +37,7 @@ def main(images: int, folders: int) -> None:
         f'{ordinal} time: {seconds:.2f} s for {len(source)} images in '
         f'{len(source.class_names)} folders'
       )
-    size = sum(p.stat().st_size for p in pathlib.Path(root, 'cache').iterdir())
+    size = sum(p.stat().st_size for p in pathlib.Path(root).glob('cache/*'))
     print(f'the index has {size / 1e6:.1f} MB')
 
 

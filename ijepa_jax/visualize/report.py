@@ -34,6 +34,11 @@ def run(config, workdir: str) -> dict:
   Raises:
     UserError: one sentence with the value, the limit and what to do.
   """
+  if jax.process_count() > 1:
+    raise UserError(
+      f'There are {jax.process_count()} processes, and job visualize takes '
+      'one: start it by itself, on as many devices as it sees.'
+    )
   path, out = _places(config, workdir)
   check_numbers(config)
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
@@ -41,13 +46,13 @@ def run(config, workdir: str) -> dict:
   model = subject.load_subject(path, mesh, step=config.step)
   images = subject.open_images(model, config.data, config.visualize.images)
   batches = _read(config, model, images, mesh)
-  sections, numbers = [], {'model': model.name, 'images': len(images)}
+  count = min(config.visualize.images, len(images))
+  sections, numbers = [], {'model': model.name, 'images': count}
   coverage = mask_coverage.coverage(
     model.method.sampler, model.grid, config.visualize.draws, config.seed
   )
   shown = {k: x[: config.visualize.shown] for k, x in batches[0].items()}
   sections.append(drawings.masks(model, coverage, shown))
-  count = min(config.visualize.images, len(images))
   vectors = _compute(model, batches, mesh, count)
   pixels = np.concatenate([b['image'] for b in batches])[:count]
   sections.append(drawings.colors(model, shown, vectors['tokens']))
@@ -63,15 +68,12 @@ def run(config, workdir: str) -> dict:
         model, blocks, hits, pixels, config.visualize.shown
       )
     )
-  if jax.process_index() == 0:
-    with locks.only_writer(out, wait=True):
-      files.atomic_write_text(
-        out / 'index.html', page.document(model.name, *sections)
-      )
-      files.atomic_write_text(
-        out / 'report.json', json.dumps(numbers, indent=2)
-      )
-    print(f'\n{model.name}\n\n{_words(numbers)}\n\n{out}/index.html')
+  with locks.only_writer(out, wait=True):
+    files.atomic_write_text(
+      out / 'index.html', page.document(model.name, *sections)
+    )
+    files.atomic_write_text(out / 'report.json', json.dumps(numbers, indent=2))
+  print(f'\n{model.name}\n\n{_words(numbers)}\n\n{out}/index.html')
   return numbers
 
 

@@ -94,7 +94,7 @@ def load_subject(
     place(target),
     image_size,
     loaded.config['channels'],
-    f'{epath.Path(path).name}, step {loaded.step}',
+    epath.Path(path).name + (f', step {loaded.step}' if loaded.step else ''),
     loaded.run_config,
   )
 
