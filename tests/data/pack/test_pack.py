@@ -362,7 +362,9 @@ def test_stopped_and_started_again(tmp_path):
     while not third.exists():
       time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.3)  # it waits for the image that is being read
+    # It waits for the image that is being read; on a busy machine it takes a
+    # while until the signal is seen.
+    time.sleep(2)
     gate.touch()
 
   thread = threading.Thread(target=interrupt)
