@@ -8,6 +8,7 @@ start find in a folder of this session.
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ['XLA_FLAGS'] = (
@@ -28,6 +29,9 @@ from configs import tiny
 atexit.register(
   shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True
 )
+# A shell that starts the tests in the background has them ignore Ctrl-C, which
+# some of them send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Grain reads absl's flags, which nobody parses under pytest.
 flags.FLAGS.mark_as_parsed()
 
