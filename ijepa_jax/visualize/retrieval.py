@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import tqdm
 
 from ijepa_jax.models import vit
 
@@ -102,9 +103,11 @@ def among_same_position(
   """
   predicted = blocks.predicted if predicted is None else predicted
   rank = np.empty(len(blocks.image), np.int32)
-  for i, (image, position, query) in enumerate(
-    zip(blocks.image, blocks.position, predicted, strict=True)
-  ):
+  rows = tqdm.trange(len(rank), desc='ranks', unit='block', disable=None)
+  for i in rows:
+    image, position, query = (
+      x[i] for x in (blocks.image, blocks.position, predicted)
+    )
     candidates = tokens_nND[:, position].mean(1)
     rank[i] = ranks(query[None], candidates, [image])[0]
   return _hits(rank, len(tokens_nND))

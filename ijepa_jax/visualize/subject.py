@@ -67,6 +67,12 @@ def load_subject(
   loaded = load.read_weights(path, step=step)
   loaded.log_notes(path)
   method = _make_method(loaded)
+  if mesh.devices.flat[0].platform != 'gpu':  # the same, without cuDNN
+    method = dataclasses.replace(
+      method,
+      encoder=method.encoder.clone(attention='xla'),
+      predictor=method.predictor.clone(attention='xla'),
+    )
   image_size = tuple(loaded.config['image_size'])
   settings = dict(mask_settings or _mask_settings(loaded.run_config))
   p = method.encoder.patch_size
@@ -128,6 +134,11 @@ def open_images(subject: Subject, data, count: int):
   Raises:
     UserError: a file does not say which images it was trained on.
   """
+  if data.path and not data.source:
+    raise UserError(
+      f'data.path is {data.path!r}, and nothing without data.source: say what '
+      'it is, such as folder, or leave it.'
+    )
   if data.source:
     kind, path, split = data.source, data.path, data.split
   elif subject.run_config is None or 'source' not in subject.run_config.data:
