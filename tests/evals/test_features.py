@@ -12,7 +12,7 @@ from configs import tiny
 from ijepa_jax.data.transforms.crop import CenterCrop
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import features
-from ijepa_jax.pretrained import load
+from ijepa_jax.pretrained import load, stored_arrays
 from ijepa_jax.pretrained.formats import huggingface, weights
 from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
@@ -132,7 +132,7 @@ def test_a_cache_belongs_to_one_encoder_data_set_and_transform(
 def test_an_interrupted_pass_goes_on(workdir, source, tmp_path, monkeypatch):
   frozen = load.load_frozen(workdir)
   straight = extract(frozen, source, tmp_path / 'straight')
-  monkeypatch.setattr(features, '_FLUSH', 1)
+  monkeypatch.setattr(stored_arrays, '_FLUSH', 1)
   to_global, calls = sharding.to_global, []
 
   def dying(batch, mesh):
