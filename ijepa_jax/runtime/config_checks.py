@@ -65,7 +65,15 @@ RANGES = {
   },
   'visualize': {
     'images': (2, math.inf),
-    **each(AT_LEAST_1, 'shown', 'draws'),
+    **each(AT_LEAST_1, 'shown', 'draws', 'judged', 'sample_steps'),
+    'seeds': (2, math.inf),  # one has no spread
+  },
+  'generator': {
+    'total_steps': (0, STEPS[1]),
+    **each(AT_LEAST_1, 'blocks', 'image_size', 'patch_size', 'batch_size'),
+    **each(AT_LEAST_1, 'width', 'depth', 'heads'),
+    **each(AT_LEAST_0, 'warmup_steps', 'peak_lr', 'every_steps'),
+    'ema': SHARE,
   },
   'knn': {'ks': AT_LEAST_1, 'temperatures': ABOVE_0},
   'logistic': {'per_class': AT_LEAST_0, 'share': SHARE, 'l2': AT_LEAST_0},

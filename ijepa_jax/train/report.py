@@ -84,7 +84,7 @@ matplotlib.use('Agg')  # No screen on a cluster.
 _STYLES = ':', '--', '-.'  # of levels
 # Panel title, then the metrics in it.
 PANELS = (
-  ('loss', ('loss',)),
+  ('loss', ('loss', 'held_out/*')),
   ('learning rate', ('lr',)),
   ('EMA momentum', ('momentum',)),
   ('feature spread', ('feature_std', 'token_std')),

@@ -4,35 +4,42 @@ import json
 
 import jax
 import numpy as np
+from absl import logging
 
-from ijepa_jax.data import decode, loader
+from ijepa_jax.data import decode
 from ijepa_jax.data.sources.subset import Subset
-from ijepa_jax.data.transforms import crop
 from ijepa_jax.errors import UserError
-from ijepa_jax.runtime import files, locks, sharding
+from ijepa_jax.runtime import files, locks, metrics, sharding
 from ijepa_jax.runtime.config_checks import check_numbers
 from ijepa_jax.runtime.progress import text_table
-from ijepa_jax.visualize import (
-  drawings,
-  mask_coverage,
-  page,
-  retrieval,
-  subject,
+from ijepa_jax.visualize import gallery, mask_coverage, retrieval, subject
+from ijepa_jax.visualize.generator import blocks, job
+from ijepa_jax.visualize.page import (
+  generator_section,
+  markup,
+  sections,
+  verdict,
 )
+
+_FEWEST_JUDGED = 4  # blocks, whose spread and ranks say something
 
 
 def run(config, workdir: str) -> dict:
   """Draws what the predictor predicts.
 
+  The page is written at once, and again with what the generator draws.
+
   Args:
     config: see configs/visualize.py.
-    workdir: of index.html and report.json; '': <init_from>/visualize.
+    workdir: of index.html, samples.png, samples.pdf, report.json and the
+      training of the generator; '': <init_from>/visualize.
 
   Returns:
     The content of report.json.
 
   Raises:
     UserError: one sentence with the value, the limit and what to do.
+    Stopped: the training of the generator was asked to stop, and is saved.
   """
   if jax.process_count() > 1:
     raise UserError(
@@ -43,37 +50,28 @@ def run(config, workdir: str) -> dict:
   check_numbers(config)
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
   decode.limit_pixels(config.data.max_pixels)
+  job.check(config.generator, mesh)
   model = subject.load_subject(path, mesh, step=config.step)
   images = subject.open_images(model, config.data, config.visualize.images)
-  batches = _read(config, model, images, mesh)
-  count = min(config.visualize.images, len(images))
-  sections, numbers = [], {'model': model.name, 'images': count}
-  coverage = mask_coverage.coverage(
-    model.method.sampler, model.grid, config.visualize.draws, config.seed
+  seen = gallery.read_gallery(
+    model,
+    images.gallery,
+    mesh,
+    count=config.visualize.images,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    workers=config.data.workers,
   )
-  shown = {k: x[: config.visualize.shown] for k, x in batches[0].items()}
-  sections.append(drawings.masks(model, coverage, shown))
-  vectors = _compute(model, batches, mesh, count)
-  pixels = np.concatenate([b['image'] for b in batches])[:count]
-  sections.append(drawings.colors(model, shown, vectors['tokens']))
-  sections.append(drawings.maps(model, shown, vectors))
-  if model.has_predictor:
-    blocks = retrieval.Blocks.of_images(
-      vectors['position'], vectors['predicted'], vectors['true']
-    )
-    hits = retrieval.all_hits(blocks, vectors['tokens'])
-    numbers['retrieval'] = {name: h.numbers() for name, h in hits.items()}
-    sections.append(
-      drawings.retrieval_section(
-        model, blocks, hits, pixels, config.visualize.shown
-      )
-    )
-  with locks.only_writer(out, wait=True):
-    files.atomic_write_text(
-      out / 'index.html', page.document(model.name, *sections)
-    )
-    files.atomic_write_text(out / 'report.json', json.dumps(numbers, indent=2))
-  print(f'\n{model.name}\n\n{_words(numbers)}\n\n{out}/index.html')
+  numbers, parts = _at_once(config, model, seen, path)
+  _write(out, model, numbers, parts)
+  generated = _generated(config, model, images, seen, mesh, out)
+  if generated:
+    numbers['generator'] = generated.numbers
+    parts.append(generator_section.section(generated))
+    _write(out, model, numbers, parts, generated.pictures)
+  _, sentences = verdict.verdict(numbers)
+  words = [model.name, _words(numbers), *sentences, f'{out}/index.html']
+  print('\n' + '\n\n'.join(words))
   return numbers
 
 
@@ -91,43 +89,67 @@ def _places(config, workdir: str):
   return path, path.parent / f'{path.name}.visualize'
 
 
-def _read(config, model, images, mesh) -> list[dict]:
-  """All images in batches, with masks, on the host."""
-  if len(images) < 2:
-    raise UserError(
-      f'There are {len(images)} images to look at, and 2 are needed: name '
-      'others in data.path, or take more.'
-    )
-  count = min(config.visualize.images, len(images))
-  rows = np.linspace(0, len(images) - 1, count).astype(int)
-  size = model.image_size
-  batch_size = -(-min(config.batch_size, count) // mesh.size) * mesh.size
-  dataset = loader.local_batches(
-    Subset(images, rows),
-    model.method.sampler,
-    transform=crop.CenterCrop(size, max(size)),
-    batch_size=batch_size,
-    seed=config.seed,
-    channels=model.channels,
-    one_pass=True,
-    workers=config.data.workers,
-    max_bad_share=0.0,
+def _at_once(config, model, seen: gallery.Gallery, path):
+  """What needs no training: numbers and sections of the page."""
+  v = config.visualize
+  numbers = {'model': model.name, 'images': len(seen)}
+  coverage = mask_coverage.coverage(
+    model.method.sampler, model.grid, v.draws, config.seed
   )
-  with loader.prefetch(dataset, lambda batch: batch) as batches:
-    return list(batches)
+  parts = [
+    sections.masks(model, coverage, seen, v.shown),
+    sections.colors(model, seen, v.shown),
+    sections.maps(model, seen, v.shown),
+  ]
+  if model.has_predictor:
+    numbers['health'] = seen.signals
+    hits = retrieval.all_hits(seen.blocks, seen.vectors['tokens'])
+    numbers['retrieval'] = {name: h.numbers() for name, h in hits.items()}
+    parts.append(sections.retrieval_section(model, seen, hits, v.shown))
+  rows = metrics.read(path) if path.is_dir() else []
+  if rows or seen.signals:
+    parts.append(sections.health(rows, seen.signals))
+  return numbers, parts
 
 
-def _compute(model, batches, mesh, count):
-  """Vectors of all images: see retrieval.compiled, and 'position'."""
-  method, parts = model.method, []
-  run = retrieval.compiled(method, model.has_predictor)
-  for batch in batches:
-    arrays = sharding.to_global({k: batch[k] for k in method.batch_keys}, mesh)
-    vectors = jax.device_get(run(model.params, model.target, arrays))
-    parts.append({**vectors, 'position': batch['targets']})
-  return {
-    k: np.concatenate([part[k] for part in parts])[:count] for k in parts[0]
-  }
+def _generated(config, model, images, seen, mesh, out):
+  """What a generator draws; None where it is off or there can be none."""
+  if not config.generator.total_steps or not model.has_predictor:
+    return None
+  columns = model.grid[1]
+  if not all(blocks.is_box(block, columns) for block in seen.targets[0]):
+    logging.warning(
+      'The targets of mask.sampler %r are no rectangles: no generator.',
+      model.method.sampler.kind,
+    )
+    return None
+  train, judged = images.open_train(), config.visualize.judged
+  if train.listing == images.gallery.listing:
+    # What is judged is not learned from.
+    judged = min(judged, len(train) // 2)
+    others = np.setdiff1d(np.arange(len(train)), seen.rows[:judged])
+    train = Subset(train, others)
+  if min(judged, len(seen)) < _FEWEST_JUDGED:
+    logging.warning(
+      '%d images are too few to learn from and to judge by: no generator.',
+      len(images.gallery),
+    )
+    return None
+  return job.generate(
+    config, model, train, seen.image[:judged], seen.label[:judged], mesh, out
+  )
+
+
+def _write(out, model, numbers, parts, pictures=None) -> None:
+  grade, sentences = verdict.verdict(numbers)
+  banner = markup.banner(grade, sentences)
+  with locks.only_writer(out, wait=True):
+    files.atomic_write_text(
+      out / 'index.html', markup.document(model.name, banner, *parts)
+    )
+    files.atomic_write_text(out / 'report.json', json.dumps(numbers, indent=2))
+    for kind, picture in (pictures or {}).items():
+      (out / f'samples.{kind}').write_bytes(picture)
 
 
 def _words(numbers) -> str:
@@ -139,4 +161,7 @@ def _words(numbers) -> str:
     rows.append(
       [name, f'{100 * h["at_1"]:.1f}', f'{100 * h["chance_at_1"]:.1f}']
     )
-  return text_table(rows)
+  tables = [text_table(rows)]
+  if 'generator' in numbers:
+    tables += generator_section.text_tables(numbers['generator'])
+  return '\n\n'.join(tables)

@@ -85,7 +85,7 @@ def among_all(blocks: Blocks) -> Hits:
   """Ranks the own true block among the blocks of all images."""
   own = np.arange(len(blocks.image))
   rank = ranks(blocks.predicted, blocks.true, own)
-  return _hits(rank, len(blocks.true))
+  return hits_of(rank, len(blocks.true))
 
 
 def among_same_position(
@@ -110,7 +110,7 @@ def among_same_position(
     )
     candidates = tokens_nND[:, position].mean(1)
     rank[i] = ranks(query[None], candidates, [image])[0]
-  return _hits(rank, len(tokens_nND))
+  return hits_of(rank, len(tokens_nND))
 
 
 def all_hits(blocks: Blocks, tokens_nND: np.ndarray) -> dict[str, Hits]:
@@ -185,7 +185,13 @@ def compiled(method, has_predictor: bool = True):
   return run
 
 
-def _hits(rank: np.ndarray, candidates: int) -> Hits:
+def hits_of(rank: np.ndarray, candidates: int) -> Hits:
+  """What ranks come to.
+
+  Args:
+    rank: int32, from 1.
+    candidates: how many there are for each query.
+  """
   return Hits(
     float((rank <= 1).mean()),
     float((rank <= 10).mean()),

@@ -1,7 +1,9 @@
 """The model that is looked at: any I-JEPA, with its masks, on the devices."""
 
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -9,6 +11,7 @@ from etils import epath
 
 from ijepa_jax.data import sources
 from ijepa_jax.data.scenes import scene
+from ijepa_jax.data.transforms import crop
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import from_config, ijepa, masks
 from ijepa_jax.models import vit
@@ -45,6 +48,43 @@ class Subject:
   @property
   def has_predictor(self) -> bool:
     return 'predictor' in self.params
+
+  @property
+  def num_blocks(self) -> int:
+    """Target blocks of an image."""
+    return self.method.sampler.num_targets
+
+  @property
+  def train_transform(self) -> crop.RandomResizedCrop:
+    """The crops that it was trained on; of a file the release's."""
+    if self.run_config is None or 'crop_scale' not in self.run_config.data:
+      return crop.RandomResizedCrop(self.image_size)
+    d = self.run_config.data
+    return crop.RandomResizedCrop(
+      self.image_size, tuple(d.crop_scale), tuple(d.crop_ratio), d.flip
+    )
+
+  def one_size(self, batch_size: int) -> 'OneSize':
+    """Its masks, all of one size; `batch_size` is that of the pipeline."""
+    return OneSize(self.method.sampler, batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneSize:
+  """Masks of a sampler whose blocks have one size, the one of its first step.
+
+  A sampler draws a size for each step; so arrays of all images have one shape.
+
+  Attributes:
+    sampler: see methods/masks.py.
+    batch_size: rows of a step.
+  """
+
+  sampler: Any
+  batch_size: int
+
+  def __call__(self, seed: int, step: int, row: int):
+    return self.sampler(seed, 0, step * self.batch_size + row)
 
 
 def load_subject(
@@ -123,13 +163,26 @@ def _mask_settings(run_config) -> dict:
   return {'sampler': 'release'}
 
 
-def open_images(subject: Subject, data, count: int):
-  """Opens images that the run was not trained on, or those of the config.
+class Images(NamedTuple):
+  """Images to look at, and others to learn from.
+
+  Attributes:
+    gallery: a source of images that the model was not trained on, where there
+      are such.
+    open_train: opens those that it was trained on, or all of the same folder.
+  """
+
+  gallery: Any
+  open_train: Callable[[], Any]
+
+
+def open_images(subject: Subject, data, count: int) -> Images:
+  """Opens the images of a run, or those of the config.
 
   Args:
     subject: whose run_config says where its images are.
     data: section of the config; an empty source asks for the run's own.
-    count: of scenes.
+    count: of scenes in the gallery.
 
   Raises:
     UserError: a file does not say which images it was trained on.
@@ -140,7 +193,8 @@ def open_images(subject: Subject, data, count: int):
       'it is, such as folder, or leave it.'
     )
   if data.source:
-    kind, path, split = data.source, data.path, data.split
+    kind, path, split, flavour = data.source, data.path, data.split, 'scenes'
+    train = {'path': path, 'split': split}
   elif subject.run_config is None or 'source' not in subject.run_config.data:
     raise UserError(
       f'{subject.name} does not say on which images: set data.source and '
@@ -148,13 +202,19 @@ def open_images(subject: Subject, data, count: int):
     )
   else:
     d = subject.run_config.data
-    kind, path = d.source, d.path
-    split = subject.run_config.health.split or d.split
+    kind, path, split, flavour = d.source, d.path, d.split, d.flavour
+    train = {'path': path, 'split': split, 'list_file': d.list_file}
+    split = subject.run_config.health.split or split
   if kind == 'scenes':
-    flavour = 'scenes'
+    gallery = {'flavour': flavour, 'count': count, 'seed': scene.TEST_SEED}
+    train = {'flavour': flavour}
     if not data.source:
-      flavour = subject.run_config.data.flavour
-    return sources.make_source(
-      kind, flavour=flavour, count=count, seed=scene.TEST_SEED
-    )
-  return sources.make_source(kind, path=path, split=split)
+      train['count'] = subject.run_config.data.count
+  else:
+    gallery = train | {'split': split}
+    if split != train['split']:
+      gallery.pop('list_file', None)  # which is of the other split
+  return Images(
+    sources.make_source(kind, **gallery),
+    functools.partial(sources.make_source, kind, **train),
+  )

@@ -29,6 +29,11 @@ img{display:block;image-rendering:pixelated;background:#888}
 .map button{all:unset;cursor:pointer}
 .map button:focus-visible,.map button[aria-pressed=true]{outline:2px solid
 var(--mark);outline-offset:-2px}
+.banner{border-left:.4rem solid;padding:.4rem 1rem;margin:1rem 0}
+.banner p{margin:.3rem 0}.good{border-color:#15803d}.poor{border-color:#ca8a04}
+.bad{border-color:#dc2626}.banner strong{font-size:1.1rem}
+.wide{width:100%;height:auto;image-rendering:auto}
+.scroll{overflow-x:auto}
 .over{position:absolute;inset:0;display:grid;pointer-events:none}
 """
 
@@ -79,6 +84,38 @@ def figure(picture: str, caption: str = '') -> str:
 def row(figures) -> str:
   """Figures side by side."""
   return f'<div class="row">{"".join(figures)}</div>'
+
+
+_GRADES = {
+  'good': 'It holds what is hidden.',
+  'poor': 'It holds little.',
+  'bad': 'Nothing is held, or the run is not healthy.',
+}
+
+
+def banner(grade: str, sentences: list[str]) -> str:
+  """What it all comes to, at a glance; '' without sentences.
+
+  Args:
+    grade: 'good', 'poor' or 'bad'.
+    sentences: the reasons.
+  """
+  if not sentences:
+    return ''
+  words = ''.join(f'<p>{html.escape(sentence)}</p>' for sentence in sentences)
+  return (
+    f'<div class="banner {grade}" role="note">'
+    f'<strong>{_GRADES[grade]}</strong>{words}</div>'
+  )
+
+
+def embedded(png_bytes: bytes, words: str) -> str:
+  """An <img> of a PNG at the width of the page; `words` stand for it."""
+  data = base64.b64encode(png_bytes).decode()
+  return (
+    f'<div class="scroll"><img class="wide" alt="{html.escape(words)}" '
+    f'src="data:image/png;base64,{data}"></div>'
+  )
 
 
 def section(title: str, words: str, *parts: str) -> str:

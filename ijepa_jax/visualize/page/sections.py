@@ -2,79 +2,88 @@
 
 import numpy as np
 
-from ijepa_jax.visualize import mask_coverage, page, retrieval, token_maps
+from ijepa_jax.train import report
+from ijepa_jax.visualize import mask_coverage, retrieval, token_maps
+from ijepa_jax.visualize.gallery import Gallery
+from ijepa_jax.visualize.page import markup
 from ijepa_jax.visualize.subject import Subject
 
 _NEIGHBORS = 4  # nearest real blocks that are shown of a vector
 
 
-def masks(model: Subject, coverage: mask_coverage.Coverage, shown: dict) -> str:
+def masks(
+  model: Subject,
+  coverage: mask_coverage.Coverage,
+  seen: Gallery,
+  count: int,
+) -> str:
   """How often a patch is hidden and seen, and some masks on images.
 
   Args:
     model: whose masks they are.
     coverage: of its sampler.
-    shown: a batch, with image, context and targets.
+    seen: images with masks.
+    count: of images that are shown.
   """
   p = model.method.encoder.patch_size
   figures = []
   for name, share in zip(coverage._fields, coverage[:2], strict=False):
     low, high = 100 * share.min(), 100 * share.max()
     words = f'as {name}: {low:.0f} to {high:.0f}%'
-    figures.append(page.figure(page.png(_grey(share)), words))
-  for image, context, targets in zip(
-    *(shown[k] for k in ('image', 'context', 'targets')), strict=True
-  ):
+    figures.append(markup.figure(markup.png(_grey(share)), words))
+  fields = seen.image, seen.context, seen.targets
+  for image, context, targets in zip(*(x[:count] for x in fields), strict=True):
     pair = [
       mask_coverage.mask_picture(image, mask[0], p)
       for mask in (context, targets)
     ]
-    figures.append(page.figure(page.png(np.hstack(pair), 208)))
-  return page.section(
+    figures.append(markup.figure(markup.png(np.hstack(pair), 208)))
+  return markup.section(
     'What is hidden, what is seen',
     'How often each patch is in a target and in a context, over '
     f"{coverage.draws} draws of this model's masks (bright is often); then "
     'images as the context encoder sees them, each beside one of its target '
     'blocks. What is never in a target is never learned to be predicted.',
-    page.row(figures),
+    markup.row(figures),
   )
 
 
-def colors(model: Subject, shown: dict, tokens_nND: np.ndarray) -> str:
-  """Tokens as colors, of the images that are shown among all."""
-  of_tokens = token_maps.principal_colors(tokens_nND)
+def colors(model: Subject, seen: Gallery, count: int) -> str:
+  """Tokens as colors, of the first `count` images among all."""
+  of_tokens = token_maps.principal_colors(seen.vectors['tokens'])
   figures = []
-  for image, color in zip(shown['image'], of_tokens, strict=False):
-    pictures = page.png(image), page.png(color.reshape(*model.grid, 3))
-    figures += [page.figure(picture) for picture in pictures]
-  return page.section(
+  for image, color in zip(seen.image[:count], of_tokens, strict=False):
+    pictures = markup.png(image), markup.png(color.reshape(*model.grid, 3))
+    figures += [markup.figure(picture) for picture in pictures]
+  return markup.section(
     'Tokens as colors',
     "The three directions in which the target encoder's tokens differ most "
     'over all images (PCA), as red, green and blue: patches of one color are '
     'alike to the encoder, in whatever image. Colors that follow objects speak '
     'of content; colors that follow the place in every image, of position.',
-    page.row(figures),
+    markup.row(figures),
   )
 
 
-def maps(model: Subject, shown: dict, vectors: dict) -> str:
+def maps(model: Subject, seen: Gallery, count: int) -> str:
   """Images to explore: where a true and a predicted token are alike.
 
   Args:
     model: without a predictor the true tokens alone are shown.
-    shown: a batch.
-    vectors: see retrieval.compiled, of all images.
+    seen: images with their vectors.
+    count: of images that are shown.
   """
+  vectors = seen.vectors
   n = model.grid[0] * model.grid[1]
   # Tokens share a large part, which makes all of them alike: without it.
   mean_D = vectors['tokens'].mean((0, 1))
   parts = []
-  for i, image in enumerate(shown['image']):
+  for i, image in enumerate(seen.image[:count]):
     y_ND = vectors['tokens'][i] - mean_D
     similar, captions = [_cosines(y_ND, y_ND)], ['true token']
     known, start = [None], n // 2
     if model.has_predictor:
-      position = vectors['position'][i].reshape(-1)
+      position = seen.targets[i].reshape(-1)
       predicted = vectors['predicted_tokens'][i].reshape(len(position), -1)
       similar.append(np.zeros((n, n), np.float32))
       similar[1][position] = _cosines(predicted - mean_D, y_ND)
@@ -82,9 +91,9 @@ def maps(model: Subject, shown: dict, vectors: dict) -> str:
       known.append(np.isin(np.arange(n), position))
       start = position[0]
     parts.append(
-      page.explorer(image, model.grid, similar, captions, known, int(start))
+      markup.explorer(image, model.grid, similar, captions, known, int(start))
     )
-  return page.section(
+  return markup.section(
     'Where a token is alike',
     'Click a patch, or move with the arrow keys: orange are patches of the '
     'image whose targets are alike to that token (by cosine, without the mean '
@@ -96,17 +105,17 @@ def maps(model: Subject, shown: dict, vectors: dict) -> str:
 
 
 def retrieval_section(
-  model: Subject, blocks: retrieval.Blocks, hits: dict, pixels, count: int
+  model: Subject, seen: Gallery, hits: dict, count: int
 ) -> str:
   """How predicted blocks rank, and the nearest real ones.
 
   Args:
     model: of the predictions.
-    blocks: of all images.
+    seen: images with their vectors.
     hits: from retrieval.all_hits.
-    pixels: uint8 [n, H, W, C], all images.
     count: images whose first block is shown.
   """
+  blocks, pixels = seen.blocks, seen.image
   rows = []
   for name, h in hits.items():
     shares = zip(h[:2], h.chance, strict=True)
@@ -122,8 +131,8 @@ def retrieval_section(
     )
     for own, others in zip(first, nearest, strict=True):
       pictures = [_block(model, blocks, pixels, row) for row in (own, *others)]
-      yield page.figure(
-        page.png(np.hstack(pictures), 96 * len(pictures)),
+      yield markup.figure(
+        markup.png(np.hstack(pictures), 96 * len(pictures)),
         f'the block, then those nearest to its {title}',
       )
 
@@ -132,7 +141,7 @@ def retrieval_section(
     strip('target', blocks.true),
     strict=True,
   )
-  return page.section(
+  return markup.section(
     'Whose block is it',
     'Each predicted block, one vector, is looked for among real blocks by '
     'cosine: how often its own is first, and among the first ten (in brackets: '
@@ -140,8 +149,45 @@ def retrieval_section(
     'the position can not help: what is above chance is content. The last row '
     'is a control and must not be above chance. Below: the nearest blocks of '
     'other images.',
-    page.table(['', 'first', 'first ten', 'median rank'], rows),
-    page.row(figure for pair in strips for figure in pair),
+    markup.table(['', 'first', 'first ten', 'median rank'], rows),
+    markup.row(figure for pair in strips for figure in pair),
+  )
+
+
+# Signals of train/health.py, and how they are read.
+_SIGNALS = {
+  'rankme': 'directions that the features of images span (RankMe)',
+  'feature_std': 'how far features of images differ',
+  'image_cosine': 'mean cosine between features of two images',
+  'token_cosine': 'mean cosine between two tokens of an image',
+  'gap_share': "share of the loss by which another image's targets at the same "
+  'positions are predicted worse; near zero, position alone is predicted',
+}
+
+
+def health(rows: list[dict], signals: dict[str, float]) -> str:
+  """The curves of the run, where there are any, and its signals of health.
+
+  Args:
+    rows: of metrics.jsonl.
+    signals: see train/health.py, measured on the images of the page.
+  """
+  parts = []
+  if signals:
+    cells = [
+      [f'{name}: {words}', f'{signals[name]:.3g}']
+      for name, words in _SIGNALS.items()
+      if name in signals
+    ]
+    parts.append(markup.table(['', 'here'], cells))
+  if rows:
+    curves = report.draw_curves(rows)
+    parts.append(markup.embedded(curves, 'Curves of the training'))
+  return markup.section(
+    'Health and curves',
+    'Signals of these images, and the course of the training. The loss alone '
+    'does not tell a good run: it falls too when the targets collapse.',
+    *parts,
   )
 
 
