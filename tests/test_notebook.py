@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import pathlib
+import shutil
 
 import nbclient
 import nbformat
@@ -13,15 +14,16 @@ import PIL.Image
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / 'notebooks'
 
 
-def test_features(small_run, tmp_path, monkeypatch):
-  monkeypatch.setenv('IJEPA_CHECKPOINT', str(small_run))
-  monkeypatch.setenv('IJEPA_JAX_CACHE', str(tmp_path))
-  monkeypatch.setenv('IPYTHONDIR', str(tmp_path))
-  monkeypatch.setenv('JUPYTER_RUNTIME_DIR', str(tmp_path))
+def execute(name, tmp_path, monkeypatch, **environment):
+  """Runs a notebook as it is, but for its installation; returns its cells."""
+  for variable, value in environment.items():
+    monkeypatch.setenv(variable, str(value))
+  for variable in 'IJEPA_JAX_CACHE', 'IPYTHONDIR', 'JUPYTER_RUNTIME_DIR':
+    monkeypatch.setenv(variable, str(tmp_path))
   monkeypatch.delenv('MPLBACKEND', raising=False)  # the kernel's own, inline
   one = ' --xla_force_host_platform_device_count=1'  # the last one counts
   monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'] + one)
-  notebook = nbformat.read(NOTEBOOKS / 'features.ipynb', as_version=4)
+  notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
   cells = [c for c in notebook.cells if c.cell_type == 'code']
   assert not any(c.outputs for c in cells)  # none are committed
   install, *cells = cells
@@ -29,13 +31,41 @@ def test_features(small_run, tmp_path, monkeypatch):
   notebook.cells = cells
   nbclient.NotebookClient(
     notebook,
-    timeout=120,
+    timeout=240,
     kernel_name='python3',
     resources={'metadata': {'path': str(NOTEBOOKS)}},
   ).execute()
+  return cells
+
+
+def picture_of(outputs) -> np.ndarray:
+  """The one picture of a cell, in grey."""
+  (png,) = (
+    o.data['image/png'] for o in outputs if 'image/png' in o.get('data', ())
+  )
+  return np.asarray(
+    PIL.Image.open(io.BytesIO(base64.b64decode(png))).convert('L')
+  )
+
+
+def test_features(small_run, tmp_path, monkeypatch):
+  cells = execute(
+    'features.ipynb', tmp_path, monkeypatch, IJEPA_CHECKPOINT=small_run
+  )
   shapes, maps, neighbours = (c.outputs for c in cells[-3:])
   assert 'tokens (6, 36, 64)' in ''.join(o.text for o in shapes)
   for outputs in maps, neighbours:
-    (png,) = (o.data['image/png'] for o in outputs if 'data' in o)
-    picture = PIL.Image.open(io.BytesIO(base64.b64decode(png)))
-    assert np.asarray(picture.convert('L')).std() > 20
+    assert picture_of(outputs).std() > 20
+
+
+def test_see(small_run, tmp_path, monkeypatch):
+  """On a run, with few steps."""
+  run = tmp_path / 'run'
+  shutil.copytree(small_run, run)
+  cells = execute(
+    'see.ipynb', tmp_path, monkeypatch, IJEPA_RUN=run, IJEPA_STEPS=4
+  )
+  figure, tables = (c.outputs for c in cells[-2:])
+  assert picture_of(figure).std() > 20
+  assert 'no vector' in ''.join(o.text for o in tables)
+  assert (run / 'visualize/index.html').exists()

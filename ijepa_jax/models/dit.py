@@ -18,6 +18,7 @@ from flax import linen as nn
 from ijepa_jax.models import positions, transformer, vit
 
 _MAX_PERIOD = 10_000.0  # of the sinusoids of time
+_SEAM_CHANNELS = 32
 
 
 class DiT(nn.Module):
@@ -74,7 +75,21 @@ class DiT(nn.Module):
     x = _norm(self.dtype)(x) * (1 + scale) + shift
     x = _zeros('last', p * p * c, self)(x).astype(jnp.float32)
     x = x.reshape(b, rows, columns, p, p, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h, w, c)
+    x = x.reshape(b, h, w, c)
+    # Patches know of each other's edges by attention alone: without this a
+    # small network leaves their grid.
+    y = jnp.concatenate([x, noisy_BHWC], -1).astype(self.dtype)
+    y = nn.gelu(
+      nn.Conv(_SEAM_CHANNELS, (3, 3), dtype=self.dtype, name='seam')(y)
+    )
+    y = nn.Conv(
+      c,
+      (3, 3),
+      dtype=self.dtype,
+      kernel_init=nn.initializers.zeros,
+      name='last_seam',
+    )(y)
+    return x + y.astype(jnp.float32)
 
 
 class _Block(nn.Module):

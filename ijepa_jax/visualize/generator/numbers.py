@@ -38,16 +38,21 @@ def measured(
   for name, block in groups.items():
     rank = readings.reencoded_ranks(model, judged, block, mesh, batch_size)
     ranks[name] = retrieval.hits_of(rank, len(judged) - 1).numbers()
-  return {
-    'spread': readings.spread(drawn.samples, judged.place),
-    'rank': ranks,
-    'explained': {
-      'mean of samples': readings.explained(
-        drawn.samples.mean(1), drawn.real, judged.place
-      ),
-      'regressor': readings.explained(drawn.mean, drawn.real, judged.place),
-    },
+  explained = {
+    'mean of samples': readings.explained(
+      drawn.samples.mean(1), drawn.real, judged.place
+    ),
+    'regressor': readings.explained(drawn.mean, drawn.real, judged.place),
   }
+  spread = readings.spread(drawn.samples, judged.place)
+  # Samples of a generator without fault vary by what is not explained.
+  share = max(explained['regressor'], 0)
+  spread['ratio_by_regressor'] = share / (1 - share)
+  anywhere = np.zeros_like(judged.place)
+  spread['ratio_with_places'] = readings.spread(drawn.samples, anywhere)[
+    'ratio'
+  ]
+  return {'spread': spread, 'rank': ranks, 'explained': explained}
 
 
 def label_accuracies(

@@ -52,7 +52,9 @@ def section(generated: Generated) -> str:
 _SPREAD = (
   'Variance of the pixels between vectors at one place, over the variance '
   'over seeds of one vector. Above 1, the vector decides more than chance; '
-  'which part of the picture it decides is in the rows.'
+  'which part of the picture it decides is in the rows. The regressor says what '
+  'a generator without fault would come to: far above it, samples vary too '
+  'little; far below, it was trained too little.'
 )
 _RANK = (
   'A drawn block is pasted into ANOTHER image and encoded, and its features '
@@ -76,7 +78,7 @@ _EXPLAINED = (
 
 def text_tables(numbers: dict) -> list[str]:
   """The same numbers for the terminal."""
-  tables = [[['between / within', ''], *_spread_rows(numbers['spread'])[:1]]]
+  tables = [[['between / within', ''], *_spread_rows(numbers['spread'])]]
   header, rows = _rank_rows(numbers['rank'])
   tables.append([header, *rows])
   for name, accuracies in numbers['labels'].items():
@@ -86,7 +88,12 @@ def text_tables(numbers: dict) -> list[str]:
 
 
 def _spread_rows(spread: dict) -> list[list[str]]:
-  ratios = {'all pixels': spread['ratio']} | spread['ratios']
+  ratios = {
+    'all pixels': spread['ratio'],
+    'the same, by the regressor': spread['ratio_by_regressor'],
+    'the same, between vectors of all places': spread['ratio_with_places'],
+    **spread['ratios'],
+  }
   return [[name, f'{ratio:.2f}'] for name, ratio in ratios.items()]
 
 
