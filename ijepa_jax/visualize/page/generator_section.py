@@ -52,9 +52,9 @@ def section(generated: Generated) -> str:
 _SPREAD = (
   'Variance of the pixels between vectors at one place, over the variance '
   'over seeds of one vector. Above 1, the vector decides more than chance; '
-  'which part of the picture it decides is in the rows. The regressor says what '
-  'a generator without fault would come to: far above it, samples vary too '
-  'little; far below, it was trained too little.'
+  'which part of the picture it decides is in the rows. The regressor says '
+  'what a generator without fault would come to: far above that, samples vary '
+  'too little; far below, it was trained too little.'
 )
 _RANK = (
   'A drawn block is pasted into ANOTHER image and encoded, and its features '
