@@ -44,6 +44,8 @@ def get_config():
   c.generator.batch_size = 96
   c.generator.warmup_steps = 100
   c.generator.peak_lr = 1e-3  # then a cosine to 0
+  # Of the time's logit, 0 being noise: greater is nearer to the clean image.
+  c.generator.time_mean = -0.8
   c.generator.ema = 0.998  # momentum of what is sampled with
   c.generator.every_steps = 500  # saves, and the loss of held-out blocks
 

@@ -36,6 +36,7 @@ def make_run(c, data: BlockData, mesh, seed: int) -> Run:
       DiT(c.patch_size, c.width, c.depth, c.heads, dtype),
       DiT(c.patch_size, c.width, regressor_depth, c.heads, dtype),
       vector_width=data.vector.shape[-1],
+      time_mean=c.time_mean,
       ema=c.ema,
     ),
     tx=optim.adamw(lr=lr, weight_decay=lambda step: 0.0, b2=0.99),
