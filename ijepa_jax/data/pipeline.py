@@ -176,8 +176,9 @@ def make_dataset(
   Returns:
     A dataset of batches {'image': uint8 [b, H, W, C], or [b, V, H, W, C] where
     the transform makes V views of each, 'label': int32 [b, L]} and, with a
-    sampler, 'context': int32 [b, E, Kc], 'targets': int32 [b, M, Kt]. Of n parts, part p has b = batch_size // n rows, from row p * b
-    of the global batch. Close its iterators; loader.prefetch does.
+    sampler, 'context': int32 [b, E, Kc], 'targets': int32 [b, M, Kt]. Of n
+    parts, part p has b = batch_size // n rows, from row p * b of the global
+    batch. Close its iterators; loader.prefetch does.
 
   Raises:
     UserError: an argument is wrong; by next(): too many images can't be read.
