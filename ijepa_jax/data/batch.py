@@ -20,7 +20,7 @@ class Reading:
 
   Attributes:
     transform: (image, numpy Generator) -> uint8 array of one shape, such as
-      [H, W, C], with `size` (H, W); see transforms/crop.py. One of `views`
+      [H, W, C], with `size` (H, W); see transforms/crop.py. One of `num_views`
       views gives [V, H, W, C], see transforms/views.py.
     channels: 1 to 4 for encoded images, which are converted (decode.MODES);
       their own for arrays and .npy files.

@@ -118,7 +118,7 @@ def _check_workers(reading: Reading, rows: int) -> None:
   height, width = reading.transform.size
   # Four batches of each worker wait in some queue, and some to be put.
   batches = 4 * (reading.workers + 1)
-  views = getattr(reading.transform, 'views', 1)
+  views = getattr(reading.transform, 'num_views', 1)
   need = batches * rows * views * height * width * reading.channels
   free = shutil.disk_usage(_SHARED_MEMORY).free
   if need > free:

@@ -31,7 +31,7 @@ class Views:
 
   Attributes:
     crop: of each view, with its flip.
-    views: how many of an image.
+    num_views: of an image.
     jitter: share of the views whose brightness, contrast, saturation and hue
       change, in an order drawn for each.
     grey: share of the views that turn grey.
@@ -42,15 +42,15 @@ class Views:
   """
 
   crop: RandomResizedCrop
-  views: int = 2
+  num_views: int = 2
   jitter: float = 0.8
   grey: float = 0.2
   blur: tuple[float, ...] = (1.0, 0.1)
   solarize: tuple[float, ...] = (0.0, 0.2)
 
   def __post_init__(self):
-    if self.views < 2:
-      raise UserError(f'vicreg.views is {self.views}: take 2 or more.')
+    if self.num_views < 2:
+      raise UserError(f'vicreg.num_views is {self.num_views}: take 2 or more.')
     for name in ('jitter', 'grey', 'blur', 'solarize'):
       shares = np.atleast_1d(getattr(self, name))
       if not shares.size or not ((shares >= 0) & (shares <= 1)).all():
@@ -65,7 +65,7 @@ class Views:
 
   def __call__(self, image, rng: np.random.Generator) -> np.ndarray:
     """Returns uint8 [V, H, W, C] of an image, see crop.crop."""
-    rngs = rng.spawn(self.views)
+    rngs = rng.spawn(self.num_views)
     return np.stack([self.view(image, v, r) for v, r in enumerate(rngs)])
 
   def view(self, image, v: int, rng: np.random.Generator) -> np.ndarray:

@@ -52,7 +52,7 @@ def test_shares():
   images = many(2, solarize=(1, 0))[:, 0]
   assert (images == inverted).all()
   # A tenth of a pixel, where all is drawn small, can't be seen.
-  blurred = (many(60, views=3, blur=(1, 0)) != pixels).any((2, 3, 4))
+  blurred = (many(60, num_views=3, blur=(1, 0)) != pixels).any((2, 3, 4))
   assert blurred[:, [0, 2]].mean() > 0.6 and not blurred[:, 1].any()
 
 
@@ -85,7 +85,9 @@ def test_strengths():
 
 def test_a_view_is_a_function_of_its_generator_and_number():
   """The first views of three are those of two."""
-  two, three = (many(3, CROP, views=n, jitter=0.8, grey=0.2) for n in (2, 3))
+  two, three = (
+    many(3, CROP, num_views=n, jitter=0.8, grey=0.2) for n in (2, 3)
+  )
   np.testing.assert_array_equal(two, three[:, :2])
   np.testing.assert_array_equal(two, many(3, CROP, jitter=0.8, grey=0.2))
   everything = three.reshape(9, -1)
@@ -144,7 +146,7 @@ def test_encoded_images_and_arrays_give_the_same_views():
 @pytest.mark.parametrize(
   ('setting', 'words'),
   [
-    ({'views': 1}, r'vicreg\.views is 1: take 2 or more'),
+    ({'num_views': 1}, r'vicreg\.num_views is 1: take 2 or more'),
     ({'jitter': 1.5}, r'vicreg\.jitter is 1\.5: take a share from 0 to 1\.'),
     ({'blur': (1, -1)}, r'vicreg\.blur is \(1, -1\): .*one for each view'),
     ({'solarize': ()}, r'vicreg\.solarize is \(\): take a share'),
