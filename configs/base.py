@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.job = 'pretrain'
+  c.method = 'ijepa'  # what is learned: ijepa, see methods/from_config.py
   c.seed = 0  # of initialisation, order, crops and masks
   c.batch_size = 2048  # images a step, over all devices
   c.total_steps = 187_500  # 300 epochs of 625 steps

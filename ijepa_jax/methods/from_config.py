@@ -1,21 +1,84 @@
-"""From a config to the method that it names."""
+"""From a config to the method that it names.
 
-from ijepa_jax.errors import UserError
-from ijepa_jax.methods import ijepa
+A method is added by one file, and by one line of METHODS with its function.
+"""
+
+from ijepa_jax.errors import UserError, one_of
+from ijepa_jax.methods import ijepa, masks
+from ijepa_jax.methods.method import Method
+from ijepa_jax.methods.optim import schedules
 from ijepa_jax.models import vit
 
 
-def make_method(config, sampler=None, ema_rate=None) -> ijepa.IJEPA:
-  """Makes the method from the sections `model`, `data` and `loss` of a config.
+def make_method(config, total_steps: int | None = None) -> Method:
+  """Makes the method that `config.method` names; I-JEPA where none is named.
 
   Args:
     config: of a run, or what an export holds of it.
-    sampler, ema_rate: see `ijepa.IJEPA`; only a training needs them.
+    total_steps: of the schedules, for a training: the method then has what its
+      input pipeline and its steps need. None: it can encode, and init_params.
 
   Raises:
     UserError: one sentence with the value, the limit and what to do.
   """
-  d = config.data
+  _check_data(config.data, config.model.patch_size)
+  _, make = METHODS[_name(config)]
+  return make(config, total_steps)
+
+
+def method_class(config) -> type[Method]:
+  """The class of that method, which knows what is the same for every run."""
+  return METHODS[_name(config)][0]
+
+
+def _name(config) -> str:
+  return one_of('method', config.get('method', 'ijepa'), METHODS)
+
+
+def _ijepa(config, total_steps) -> ijepa.IJEPA:
+  encoder, predictor = vit.make_models(**config.model.to_dict())
+  sampler = rate = None
+  if total_steps is not None:
+    sampler = make_sampler(config)
+    first, last = config.ema.first, config.ema.last
+    rate = schedules.linear(1 - first, 1 - last, total_steps)
+  return ijepa.IJEPA(
+    encoder,
+    predictor,
+    **of_every_method(config),
+    loss_kind=config.loss.kind,
+    normalize_targets=config.loss.normalize_targets,
+    sampler=sampler,
+    ema_rate=rate,
+  )
+
+
+# config.method -> its class, and the function (config, total_steps) -> Method
+# that `make_method` calls.
+METHODS = {
+  'ijepa': (ijepa.IJEPA, _ijepa),
+}
+
+
+def of_every_method(config) -> dict:
+  """Fields that every method has."""
+  return {
+    'mean': tuple(config.data.mean),
+    'std': tuple(config.data.std),
+    'rescale_init': config.model.init == 'rescaled',
+  }
+
+
+def make_sampler(config):
+  """The masks of the section `mask`; see masks.py."""
+  p, (h, w) = config.model.patch_size, config.data.image_size
+  settings = config.mask.to_dict()
+  return masks.make_sampler(
+    settings.pop('sampler'), grid=(h // p, w // p), **settings
+  )
+
+
+def _check_data(d, patch_size: int) -> None:
   if not len(d.mean) == len(d.std) == d.channels:
     raise UserError(
       f'data.mean has {len(d.mean)} and data.std {len(d.std)} numbers: '
@@ -34,21 +97,8 @@ def make_method(config, sampler=None, ema_rate=None) -> ijepa.IJEPA:
     raise UserError(
       f'data.image_size is {size}: take a height and a width in pixels.'
     )
-  encoder, predictor = vit.make_models(**config.model.to_dict())
-  p = encoder.patch_size
-  if d.image_size[0] % p or d.image_size[1] % p:
+  if size[0] % patch_size or size[1] % patch_size:
     raise UserError(
       f'data.image_size {size} is not a whole number of patches '
-      f'of {p} pixels: change one of the two.'
+      f'of {patch_size} pixels: change one of the two.'
     )
-  return ijepa.IJEPA(
-    encoder,
-    predictor,
-    mean=tuple(d.mean),
-    std=tuple(d.std),
-    loss_kind=config.loss.kind,
-    normalize_targets=config.loss.normalize_targets,
-    rescale_init=config.model.init == 'rescaled',
-    sampler=sampler,
-    ema_rate=ema_rate,
-  )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods.schedules import Schedule
+from ijepa_jax.methods.optim.schedules import Schedule
 from ijepa_jax.models import vit
 
 
@@ -49,8 +49,16 @@ class IJEPA:
   sampler: object = None
   ema_rate: Schedule | None = None
 
+  name = 'ijepa'
+  num_views = 1
   batch_keys = 'image', 'context', 'targets'
   signal_names = 'loss', 'gap', 'gap_share'
+  parts = 'encoder', 'predictor', 'target'
+  judged = 'target encoder'
+  collapse_advice = (
+    'try a lower optim.peak_lr, a longer optim.warmup_steps or an ema.first '
+    'nearer to 1'
+  )
 
   def __post_init__(self):
     if self.loss_kind not in ('smooth_l1', 'l2'):
@@ -214,6 +222,15 @@ class IJEPA:
       'loss': loss,
       'gap': other - loss,
       'gap_share': (other - loss) / other,
+    }
+
+  def settings(self) -> dict:
+    """Knobs that change what the networks compute, and no array."""
+    return {
+      'model.heads': self.encoder.heads,
+      'model.predictor_heads': self.predictor.heads,
+      'data.mean': self.mean,
+      'data.std': self.std,
     }
 
 
