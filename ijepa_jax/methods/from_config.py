@@ -4,10 +4,10 @@ A method is added by one file, and by one line of METHODS with its function.
 """
 
 from ijepa_jax.errors import UserError, one_of
-from ijepa_jax.methods import ijepa, masks
+from ijepa_jax.methods import ijepa, masks, vicreg
 from ijepa_jax.methods.method import Method
 from ijepa_jax.methods.optim import schedules
-from ijepa_jax.models import vit
+from ijepa_jax.models import projector, vit
 
 
 def make_method(config, total_steps: int | None = None) -> Method:
@@ -53,10 +53,33 @@ def _ijepa(config, total_steps) -> ijepa.IJEPA:
   )
 
 
+def _vicreg(config, total_steps) -> vicreg.VICReg:
+  c = config.vicreg
+  if total_steps is not None and config.accumulate > 1:
+    raise UserError(
+      f'accumulate is {config.accumulate}, and the loss of vicreg is of '
+      'statistics of the whole batch, which the mean over micro-batches is '
+      'not: take 1, and model.remat=full or a smaller batch_size to save '
+      'memory.'
+    )
+  encoder, _ = vit.make_models(**config.model.to_dict())
+  return vicreg.VICReg(
+    encoder,
+    projector.Projector(tuple(c.projector), encoder.dtype),
+    **of_every_method(config),
+    regularizer=c.regularizer,
+    weights=(c.invariance, c.variance, c.covariance),
+    sigreg=c.sigreg,
+    slices=c.slices,
+    num_views=c.num_views,
+  )
+
+
 # config.method -> its class, and the function (config, total_steps) -> Method
 # that `make_method` calls.
 METHODS = {
   'ijepa': (ijepa.IJEPA, _ijepa),
+  'vicreg': (vicreg.VICReg, _vicreg),
 }
 
 

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 from ijepa_jax.errors import one_of
 from ijepa_jax.methods import view_losses
 from ijepa_jax.methods.ijepa import collapse_statistics
+from ijepa_jax.methods.method import WithoutTarget
 from ijepa_jax.models import projector, vit
 
 REGULARIZERS = 'vicreg', 'sigreg'
 
 
 @dataclasses.dataclass(frozen=True)
-class VICReg:
+class VICReg(WithoutTarget):
   """A `Method` of invariance, see methods/method.py.
 
   Attributes:
@@ -50,8 +51,14 @@ class VICReg:
   num_views: int = 2
   rescale_init: bool = False
 
+  name = 'vicreg'
+  sampler = None
   batch_keys = ('image',)
   signal_names = 'embedding_std', 'embedding_correlation'
+  collapse_advice = (
+    f'{WithoutTarget.collapse_advice}, a greater vicreg.variance or '
+    'vicreg.sigreg'
+  )
 
   def __post_init__(self):
     one_of('vicreg.regularizer', self.regularizer, REGULARIZERS)
@@ -121,15 +128,6 @@ class VICReg:
     }
     return vit.rescale_residuals(params) if self.rescale_init else params
 
-  def init_target(self, params) -> None:
-    """Nothing follows the encoder."""
-
-  def update_target(self, target, params, step):
-    return None, {}
-
-  def evaluated(self, params, target) -> dict:
-    return params['encoder']
-
   def batch_shapes(self, batch_size: int, image_shape) -> list[dict]:
     """The one batch that every step has."""
     shape = batch_size, self.num_views, *image_shape
@@ -161,4 +159,12 @@ class VICReg:
       'embedding_correlation': jnp.sqrt(
         jnp.maximum(off_diagonal, 0) / (d * (d - 1))
       ),
+    }
+
+  def settings(self) -> dict:
+    """Knobs that change what the networks compute, and no array."""
+    return {
+      'model.heads': self.encoder.heads,
+      'data.mean': self.mean,
+      'data.std': self.std,
     }

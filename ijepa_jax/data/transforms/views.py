@@ -8,6 +8,7 @@ solarization, the last two with shares that differ from view to view.
 import dataclasses
 
 import numpy as np
+from absl import logging
 from PIL import Image, ImageFilter, ImageOps
 
 from ijepa_jax.data.transforms import color_jitter
@@ -20,6 +21,29 @@ STRENGTHS = 0.4, 0.4, 0.2, 0.1
 BLUR_IMAGE_SIZE = 224
 # Channels -> how many of the color operations such images have.
 COLOR_OPERATIONS = {1: 2, 3: 4}
+# Of the section `vicreg` of a config, see configs/base.py.
+KNOBS = 'num_views', 'crop_scale', 'flip', 'jitter', 'grey', 'blur', 'solarize'
+
+
+def make_views(
+  size: tuple[int, int], channels: int, *, crop_scale, flip: bool, **settings
+) -> 'Views':
+  """Makes the transform from KNOBS, for images of so many channels.
+
+  Raises:
+    UserError: one sentence with the value, the limit and what to do.
+  """
+  if channels not in COLOR_OPERATIONS:
+    logging.warning(
+      'Images of %d channels are cropped and flipped alone: colors are changed '
+      'of 1 and of 3.',
+      channels,
+    )
+  crop = RandomResizedCrop(
+    size, tuple(crop_scale), flip=flip, resample='bicubic'
+  )
+  settings |= {k: tuple(settings[k]) for k in ('blur', 'solarize')}
+  return Views(crop, **settings)
 
 
 @dataclasses.dataclass(frozen=True)
