@@ -132,6 +132,19 @@ ALARMS = (
     'position tells all there is to predict): try model.init=fan_in, larger '
     'or fewer targets, and look whether the images differ at all',
   ),
+  Alarm(
+    'embedding_std',
+    0.1,
+    True,
+    f'all images have nearly the same embedding (collapse): {_COLLAPSE}',
+  ),
+  Alarm(
+    'embedding_correlation',
+    0.5,
+    False,
+    'the features of the embeddings repeat each other (dimensional collapse): '
+    'try a greater vicreg.covariance or vicreg.sigreg, and a larger batch_size',
+  ),
 )
 
 
