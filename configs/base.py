@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.job = 'pretrain'
-  c.method = 'ijepa'  # ijepa, vicreg; see methods/from_config.py
+  c.method = 'ijepa'  # what is learned: ijepa, pixels, mae, vicreg
   c.seed = 0  # of initialisation, order, crops and masks
   c.batch_size = 2048  # images a step, over all devices
   c.total_steps = 187_500  # 300 epochs of 625 steps
@@ -38,10 +38,18 @@ def get_config() -> ConfigDict:
   c.model.unroll = 1  # blocks compiled side by side; >1 may help a CPU
 
   c.loss = ConfigDict()
-  c.loss.kind = 'smooth_l1'  # smooth_l1 (release), l2 (paper)
-  c.loss.normalize_targets = True  # layer-norm the targets again (release)
+  c.loss.kind = 'smooth_l1'  # smooth_l1 (release), l2 (paper); pixels, mae: l2
+  # ijepa: layer-norm the targets again (release); pixels, mae: normalise the
+  # pixels of each patch (MAE's better half)
+  c.loss.normalize_targets = True
 
-  c.mask = ConfigDict()
+  c.mae = ConfigDict()  # He et al., CVPR 2022; has its own masks
+  c.mae.mask_ratio = 0.75  # share of the patches that are hidden
+  c.mae.decoder_width = 512
+  c.mae.decoder_depth = 8
+  c.mae.decoder_heads = 16
+
+  c.mask = ConfigDict()  # of ijepa and pixels
   c.mask.sampler = 'release'  # release uniform rasterized block random
   c.mask.num_contexts = 1
   c.mask.num_targets = 4

@@ -202,6 +202,11 @@ def _of_method(c: Mapping, method) -> dict[str, str]:
       'views': f'{v["num_views"]} of {_range(v["crop_scale"])} of the area',
       'loss': v['regularizer'],
     }
+  if method.name == 'mae':
+    return {
+      'masks': f'random, {c["mae"]["mask_ratio"]:g} of the patches hidden',
+      'loss': 'squared error of pixels',
+    }
   mask, ema = c['mask'], c['ema']
   rows = {}
   if 'target' in method.parts:

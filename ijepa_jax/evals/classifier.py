@@ -93,5 +93,5 @@ class Classifier(WithoutTarget):
     label = jax.ShapeDtypeStruct((batch_size, self.num_labels), jnp.int32)
     return [{'image': image, 'label': label}]
 
-  def signals(self, params, tokens_BND, batch) -> dict:
+  def signals(self, params, target, tokens_BND, batch) -> dict:
     return {}

@@ -4,7 +4,7 @@ A method is added by one file, and by one line of METHODS with its function.
 """
 
 from ijepa_jax.errors import UserError, one_of
-from ijepa_jax.methods import ijepa, masks, vicreg
+from ijepa_jax.methods import ijepa, mae, masks, pixels, vicreg
 from ijepa_jax.methods.method import Method
 from ijepa_jax.methods.optim import schedules
 from ijepa_jax.models import projector, vit
@@ -53,6 +53,47 @@ def _ijepa(config, total_steps) -> ijepa.IJEPA:
   )
 
 
+def _pixels(config, total_steps) -> pixels.Pixels:
+  encoder, predictor = vit.make_models(**config.model.to_dict())
+  return pixels.Pixels(
+    encoder,
+    _of_pixels(predictor, config),
+    **of_every_method(config),
+    normalize_targets=config.loss.normalize_targets,
+    sampler=None if total_steps is None else make_sampler(config),
+  )
+
+
+def _mae(config, total_steps) -> mae.MAE:
+  c, model = config.mae, config.model.to_dict()
+  width, heads = c.decoder_width, c.decoder_heads
+  if width % heads or width % 4:
+    raise UserError(
+      f'mae.decoder_width is {width}: it must be a multiple of 4 and of the '
+      f'{heads} heads, mae.decoder_heads.'
+    )
+  model |= {'predictor_width': width, 'predictor_heads': heads}
+  model['predictor_depth'] = c.decoder_depth
+  encoder, decoder = vit.make_models(**model)
+  sampler = None
+  if total_steps is not None:
+    grid, ratio = _grid(config), c.mask_ratio
+    count = grid[0] * grid[1]
+    if not 0 < round(ratio * count) < count:
+      raise UserError(
+        f'mae.mask_ratio is {ratio}: take a share that hides some of '
+        f'{count} patches and leaves some.'
+      )
+    sampler = masks.make_sampler('random', grid=grid, fraction=ratio)
+  return mae.MAE(
+    encoder,
+    _of_pixels(decoder, config),
+    **of_every_method(config),
+    normalize_targets=config.loss.normalize_targets,
+    sampler=sampler,
+  )
+
+
 def _vicreg(config, total_steps) -> vicreg.VICReg:
   c = config.vicreg
   if total_steps is not None and config.accumulate > 1:
@@ -79,6 +120,8 @@ def _vicreg(config, total_steps) -> vicreg.VICReg:
 # that `make_method` calls.
 METHODS = {
   'ijepa': (ijepa.IJEPA, _ijepa),
+  'pixels': (pixels.Pixels, _pixels),
+  'mae': (mae.MAE, _mae),
   'vicreg': (vicreg.VICReg, _vicreg),
 }
 
@@ -94,11 +137,26 @@ def of_every_method(config) -> dict:
 
 def make_sampler(config):
   """The masks of the section `mask`; see masks.py."""
-  p, (h, w) = config.model.patch_size, config.data.image_size
   settings = config.mask.to_dict()
   return masks.make_sampler(
-    settings.pop('sampler'), grid=(h // p, w // p), **settings
+    settings.pop('sampler'), grid=_grid(config), **settings
   )
+
+
+def _grid(config) -> tuple[int, int]:
+  p, (h, w) = config.model.patch_size, config.data.image_size
+  return h // p, w // p
+
+
+def _of_pixels(predictor: vit.Predictor, config) -> vit.Predictor:
+  """The predictor with the pixels of a patch for its output."""
+  count = config.model.patch_size**2 * config.data.channels
+  if count < 2:
+    raise UserError(
+      'A patch of one number has no variance to normalize by: take a larger '
+      'model.patch_size.'
+    )
+  return predictor.clone(out_width=count)
 
 
 def _check_data(d, patch_size: int) -> None:

@@ -196,13 +196,12 @@ class IJEPA:
       for kc, kt in s.shapes
     ]
 
-  def signals(self, params, h_BND, batch) -> dict[str, jax.Array]:
+  def signals(self, params, target, h_BND, batch) -> dict[str, jax.Array]:
     """Whether more than the position is predicted, on one batch.
 
     Args:
-      params: {'encoder', 'predictor'}.
+      params, target, batch: as in `loss`.
       h_BND: tokens of the target encoder.
-      batch: as in `loss`.
 
     Returns:
       float32 [] loss; gap: by how much the loss would be greater against

@@ -69,7 +69,7 @@ class Method(Protocol):
     Each is compiled before the first step.
     """
 
-  def signals(self, params, tokens_BND, batch) -> dict[str, jax.Array]:
+  def signals(self, params, target, tokens_BND, batch) -> dict[str, jax.Array]:
     """float32 [] signals of its own health, on one batch.
 
     `tokens_BND` are `encode`'s of the encoder that is judged.

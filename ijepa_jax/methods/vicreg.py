@@ -133,11 +133,12 @@ class VICReg(WithoutTarget):
     shape = batch_size, self.num_views, *image_shape
     return [{'image': jax.ShapeDtypeStruct(shape, jnp.uint8)}]
 
-  def signals(self, params, h_BND, batch) -> dict[str, jax.Array]:
+  def signals(self, params, target, h_BND, batch) -> dict[str, jax.Array]:
     """What the loss is about, on images that are not augmented.
 
     Args:
       params: {'encoder', 'projector'}.
+      target: None.
       h_BND: tokens of the encoder.
       batch: unused.
 

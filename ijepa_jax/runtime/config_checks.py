@@ -39,6 +39,10 @@ RANGES = {
     'eps': ABOVE_0,
     'schedule_scale': (1e-6, math.inf),
   },
+  'mae': {
+    'mask_ratio': SHARE,
+    **each(AT_LEAST_1, 'decoder_width', 'decoder_depth', 'decoder_heads'),
+  },
   'ema': each(SHARE, 'first', 'last'),
   'profile': {'steps': AT_LEAST_0},
   'data': {

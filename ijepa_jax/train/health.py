@@ -51,7 +51,7 @@ def signals(method: Method, params, target, batch) -> dict[str, jax.Array]:
     'feature_std': x_BD.std(0).mean(),
     'image_cosine': statistics.mean_cosine(x_BD[None])[0],
     'token_cosine': statistics.mean_cosine(h_BND).mean(),
-    **method.signals(params, h_BND, batch),
+    **method.signals(params, target, h_BND, batch),
   }
 
 
@@ -131,6 +131,14 @@ ALARMS = (
     "another image's targets are predicted as well (positional collapse: the "
     'position tells all there is to predict): try model.init=fan_in, larger '
     'or fewer targets, and look whether the images differ at all',
+  ),
+  Alarm(
+    'explained',
+    0.02,
+    True,
+    'of the hidden pixels only what all patches have in common is predicted: '
+    'try a higher optim.peak_lr or a longer training, and for a small model '
+    'model.init=fan_in',
   ),
   Alarm(
     'embedding_std',

@@ -177,7 +177,7 @@ def test_signals():
   method, tx = make()
   state = make_state(method, tx)
   h_BND = np.random.default_rng(0).normal(size=(B, 6, 32)).astype(np.float32)
-  healthy = method.signals(state.params, h_BND, None)
+  healthy = method.signals(state.params, None, h_BND, None)
   assert set(healthy) == set(method.signal_names)
   z = method.project(state.params['projector'], h_BND.mean(1)[None])[0]
   close(healthy['embedding_std'], np.std(z, 0).mean())
@@ -186,11 +186,11 @@ def test_signals():
   close(
     healthy['embedding_correlation'], np.sqrt((off_diagonal**2).mean()), 1e-4
   )
-  same = method.signals(state.params, 0 * h_BND, None)
+  same = method.signals(state.params, None, 0 * h_BND, None)
   assert same['embedding_std'] < 1e-3
   kernel = state.params['projector']['fc3']['kernel']
   state.params['projector']['fc3']['kernel'] = 0 * kernel + kernel[:, :1]
-  one = method.signals(state.params, h_BND, None)
+  one = method.signals(state.params, None, h_BND, None)
   close(one['embedding_correlation'], 1, 1e-3)
 
 
