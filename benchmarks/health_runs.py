@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from configs import tiny
+from ijepa_jax.methods import ijepa
 from ijepa_jax.runtime import metrics
 from ijepa_jax.train import health, pretrain
 
@@ -82,7 +83,7 @@ def main(_):
     last = rows[-1]
     values = {k.removeprefix('health/'): v for k, v in last.items()}
     numbers = [f'{values[c]:.3g}' for c in columns]
-    rung = ', '.join(health.alarms(values)) or 'none'
+    rung = ', '.join(health.alarms(values, ijepa.IJEPA)) or 'none'
     print(f'| {name} | {" | ".join(numbers)} | {rung} |')
 
 

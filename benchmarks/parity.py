@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from ijepa_jax.methods import ijepa, optim, schedules, train_step
+from ijepa_jax.methods import ijepa, train_step
+from ijepa_jax.methods.optim import adamw, schedules
 from ijepa_jax.models import positions, vit
 from ijepa_jax.pretrained.formats import release_names
 
@@ -104,7 +105,7 @@ def comparisons(golden) -> Iterator[tuple[str, float, float]]:
   first, last = 1 - config['ema']
   ema_rate = schedules.linear(float(first), float(last), steps)
   model = ijepa.IJEPA(encoder, predictor, ema_rate=ema_rate)
-  tx = optim.adamw(lr=lr, weight_decay=decay)
+  tx = adamw.adamw(lr=lr, weight_decay=decay)
 
   for name, ours in (
     ('lr', [lr(s + 1) for s in range(steps)]),

@@ -17,6 +17,7 @@ import tqdm
 
 from ijepa_jax.convert import model_card, provenance, verify
 from ijepa_jax.errors import UserError, one_of
+from ijepa_jax.methods import from_config
 from ijepa_jax.models import positions
 from ijepa_jax.pretrained import load
 from ijepa_jax.pretrained.formats import huggingface, orbax, release, weights
@@ -123,6 +124,12 @@ def _select_parts(source, loaded, to, encoder, optimizer) -> weights.Weights:
     UserError: the source lacks something, before anything is written.
   """
   params, tables = loaded.params, loaded.tables
+  method = from_config.method_class(loaded.run_config or {})
+  if to == 'release' and 'target' not in method.parts:
+    raise UserError(
+      f'{source} is of the method {method.name}, and the form of the released '
+      "code has I-JEPA's networks: take --to=orbax or huggingface."
+    )
   if optimizer and loaded.optimizer is None:
     raise UserError(
       f'{source} holds no state of AdamW that can be taken: leave --optimizer '

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from ijepa_jax.data.transforms.mixup import mix
+from ijepa_jax.methods.method import WithoutTarget
 from ijepa_jax.models import vit
 from ijepa_jax.pretrained.frozen_encoder import FrozenEncoder
 from ijepa_jax.probes import labels
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier:
+class Classifier(WithoutTarget):
   """The method of fine-tuning, see methods/method.py and configs/evals.
 
   Attributes:
@@ -54,15 +55,6 @@ class Classifier:
       },
     }
 
-  def init_target(self, params) -> None:
-    return None
-
-  def update_target(self, target, params, step):
-    return None, {}
-
-  def evaluated(self, params, target) -> dict:
-    return params['encoder']
-
   def encode(self, params, image_BHWC, **kwargs) -> jax.Array:
     """Tokens of full images: float32 [B, N, D]."""
     return self.frozen.encode(params, image_BHWC, **kwargs)
@@ -101,5 +93,5 @@ class Classifier:
     label = jax.ShapeDtypeStruct((batch_size, self.num_labels), jnp.int32)
     return [{'image': image, 'label': label}]
 
-  def signals(self, params, tokens_BND, batch) -> dict:
+  def signals(self, params, target, tokens_BND, batch) -> dict:
     return {}

@@ -16,7 +16,7 @@ from ijepa_jax.data.transforms import crop, randaugment
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import evaluation
 from ijepa_jax.evals.classifier import Classifier
-from ijepa_jax.methods import optim, schedules
+from ijepa_jax.methods.optim import adamw, schedules
 from ijepa_jax.probes import labels
 from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
@@ -131,10 +131,10 @@ def make_run(config, bench) -> Run:
     0.0, c.lr, c.final_lr, c.warmup_epochs * epoch, c.epochs * epoch
   )
   params = jax.eval_shape(method.with_head, frozen.params)
-  scales = optim.layer_scales(params, frozen.encoder.depth, c.layer_decay)
+  scales = adamw.layer_scales(params, frozen.encoder.depth, c.layer_decay)
   return Run(
     method=method,
-    tx=optim.adamw_by_layer(lr, c.weight_decay, scales),
+    tx=adamw.adamw_by_layer(lr, c.weight_decay, scales),
     schedules={'lr': lr},
     mesh=mesh,
     image_shape=(*frozen.image_size, frozen.channels),

@@ -1,21 +1,165 @@
-"""From a config to the method that it names."""
+"""From a config to the method that it names.
 
-from ijepa_jax.errors import UserError
-from ijepa_jax.methods import ijepa
-from ijepa_jax.models import vit
+A method is added by one file, and by one line of METHODS with its function.
+"""
+
+from ijepa_jax.errors import UserError, one_of
+from ijepa_jax.methods import ijepa, mae, masks, pixels, vicreg
+from ijepa_jax.methods.method import Method
+from ijepa_jax.methods.optim import schedules
+from ijepa_jax.models import projector, vit
 
 
-def make_method(config, sampler=None, ema_rate=None) -> ijepa.IJEPA:
-  """Makes the method from the sections `model`, `data` and `loss` of a config.
+def make_method(config, total_steps: int | None = None) -> Method:
+  """Makes the method that `config.method` names; I-JEPA where none is named.
 
   Args:
     config: of a run, or what an export holds of it.
-    sampler, ema_rate: see `ijepa.IJEPA`; only a training needs them.
+    total_steps: of the schedules, for a training: the method then has what its
+      input pipeline and its steps need. None: it can encode, and init_params.
 
   Raises:
     UserError: one sentence with the value, the limit and what to do.
   """
-  d = config.data
+  _check_data(config.data, config.model.patch_size)
+  _, make = METHODS[_name(config)]
+  return make(config, total_steps)
+
+
+def method_class(config) -> type[Method]:
+  """The class of that method, which knows what is the same for every run."""
+  return METHODS[_name(config)][0]
+
+
+def _name(config) -> str:
+  return one_of('method', config.get('method', 'ijepa'), METHODS)
+
+
+def _ijepa(config, total_steps) -> ijepa.IJEPA:
+  encoder, predictor = vit.make_models(**config.model.to_dict())
+  sampler = rate = None
+  if total_steps is not None:
+    sampler = make_sampler(config)
+    first, last = config.ema.first, config.ema.last
+    rate = schedules.linear(1 - first, 1 - last, total_steps)
+  return ijepa.IJEPA(
+    encoder,
+    predictor,
+    **of_every_method(config),
+    loss_kind=config.loss.kind,
+    normalize_targets=config.loss.normalize_targets,
+    sampler=sampler,
+    ema_rate=rate,
+  )
+
+
+def _pixels(config, total_steps) -> pixels.Pixels:
+  encoder, predictor = vit.make_models(**config.model.to_dict())
+  return pixels.Pixels(
+    encoder,
+    _of_pixels(predictor, config),
+    **of_every_method(config),
+    normalize_targets=config.loss.normalize_targets,
+    sampler=None if total_steps is None else make_sampler(config),
+  )
+
+
+def _mae(config, total_steps) -> mae.MAE:
+  c, model = config.mae, config.model.to_dict()
+  width, heads = c.decoder_width, c.decoder_heads
+  if width % heads or width % 4:
+    raise UserError(
+      f'mae.decoder_width is {width}: it must be a multiple of 4 and of the '
+      f'{heads} heads, mae.decoder_heads.'
+    )
+  model |= {'predictor_width': width, 'predictor_heads': heads}
+  model['predictor_depth'] = c.decoder_depth
+  encoder, decoder = vit.make_models(**model)
+  sampler = None
+  if total_steps is not None:
+    grid, ratio = _grid(config), c.mask_ratio
+    count = grid[0] * grid[1]
+    if not 0 < round(ratio * count) < count:
+      raise UserError(
+        f'mae.mask_ratio is {ratio}: take a share that hides some of '
+        f'{count} patches and leaves some.'
+      )
+    sampler = masks.make_sampler('random', grid=grid, fraction=ratio)
+  return mae.MAE(
+    encoder,
+    _of_pixels(decoder, config),
+    **of_every_method(config),
+    normalize_targets=config.loss.normalize_targets,
+    sampler=sampler,
+  )
+
+
+def _vicreg(config, total_steps) -> vicreg.VICReg:
+  c = config.vicreg
+  if total_steps is not None and config.accumulate > 1:
+    raise UserError(
+      f'accumulate is {config.accumulate}, and the loss of vicreg is of '
+      'statistics of the whole batch, which the mean over micro-batches is '
+      'not: take 1, and model.remat=full or a smaller batch_size to save '
+      'memory.'
+    )
+  encoder, _ = vit.make_models(**config.model.to_dict())
+  return vicreg.VICReg(
+    encoder,
+    projector.Projector(tuple(c.projector), encoder.dtype),
+    **of_every_method(config),
+    regularizer=c.regularizer,
+    weights=(c.invariance, c.variance, c.covariance),
+    sigreg=c.sigreg,
+    slices=c.slices,
+    num_views=c.num_views,
+  )
+
+
+# config.method -> its class, and the function (config, total_steps) -> Method
+# that `make_method` calls.
+METHODS = {
+  'ijepa': (ijepa.IJEPA, _ijepa),
+  'pixels': (pixels.Pixels, _pixels),
+  'mae': (mae.MAE, _mae),
+  'vicreg': (vicreg.VICReg, _vicreg),
+}
+
+
+def of_every_method(config) -> dict:
+  """Fields that every method has."""
+  return {
+    'mean': tuple(config.data.mean),
+    'std': tuple(config.data.std),
+    'rescale_init': config.model.init == 'rescaled',
+  }
+
+
+def make_sampler(config):
+  """The masks of the section `mask`; see masks.py."""
+  settings = config.mask.to_dict()
+  return masks.make_sampler(
+    settings.pop('sampler'), grid=_grid(config), **settings
+  )
+
+
+def _grid(config) -> tuple[int, int]:
+  p, (h, w) = config.model.patch_size, config.data.image_size
+  return h // p, w // p
+
+
+def _of_pixels(predictor: vit.Predictor, config) -> vit.Predictor:
+  """The predictor with the pixels of a patch for its output."""
+  count = config.model.patch_size**2 * config.data.channels
+  if count < 2:
+    raise UserError(
+      'A patch of one number has no variance to normalize by: take a larger '
+      'model.patch_size.'
+    )
+  return predictor.clone(out_width=count)
+
+
+def _check_data(d, patch_size: int) -> None:
   if not len(d.mean) == len(d.std) == d.channels:
     raise UserError(
       f'data.mean has {len(d.mean)} and data.std {len(d.std)} numbers: '
@@ -34,21 +178,8 @@ def make_method(config, sampler=None, ema_rate=None) -> ijepa.IJEPA:
     raise UserError(
       f'data.image_size is {size}: take a height and a width in pixels.'
     )
-  encoder, predictor = vit.make_models(**config.model.to_dict())
-  p = encoder.patch_size
-  if d.image_size[0] % p or d.image_size[1] % p:
+  if size[0] % patch_size or size[1] % patch_size:
     raise UserError(
       f'data.image_size {size} is not a whole number of patches '
-      f'of {p} pixels: change one of the two.'
+      f'of {patch_size} pixels: change one of the two.'
     )
-  return ijepa.IJEPA(
-    encoder,
-    predictor,
-    mean=tuple(d.mean),
-    std=tuple(d.std),
-    loss_kind=config.loss.kind,
-    normalize_targets=config.loss.normalize_targets,
-    rescale_init=config.model.init == 'rescaled',
-    sampler=sampler,
-    ema_rate=ema_rate,
-  )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods.schedules import Schedule
+from ijepa_jax.methods.optim.schedules import Schedule
 from ijepa_jax.models import vit
 
 
@@ -49,8 +49,16 @@ class IJEPA:
   sampler: object = None
   ema_rate: Schedule | None = None
 
+  name = 'ijepa'
+  num_views = 1
   batch_keys = 'image', 'context', 'targets'
   signal_names = 'loss', 'gap', 'gap_share'
+  parts = 'encoder', 'predictor', 'target'
+  judged = 'target encoder'
+  collapse_advice = (
+    'try a lower optim.peak_lr, a longer optim.warmup_steps or an ema.first '
+    'nearer to 1'
+  )
 
   def __post_init__(self):
     if self.loss_kind not in ('smooth_l1', 'l2'):
@@ -188,13 +196,12 @@ class IJEPA:
       for kc, kt in s.shapes
     ]
 
-  def signals(self, params, h_BND, batch) -> dict[str, jax.Array]:
+  def signals(self, params, target, h_BND, batch) -> dict[str, jax.Array]:
     """Whether more than the position is predicted, on one batch.
 
     Args:
-      params: {'encoder', 'predictor'}.
+      params, target, batch: as in `loss`.
       h_BND: tokens of the target encoder.
-      batch: as in `loss`.
 
     Returns:
       float32 [] loss; gap: by how much the loss would be greater against
@@ -214,6 +221,15 @@ class IJEPA:
       'loss': loss,
       'gap': other - loss,
       'gap_share': (other - loss) / other,
+    }
+
+  def settings(self) -> dict:
+    """Knobs that change what the networks compute, and no array."""
+    return {
+      'model.heads': self.encoder.heads,
+      'model.predictor_heads': self.predictor.heads,
+      'data.mean': self.mean,
+      'data.std': self.std,
     }
 
 

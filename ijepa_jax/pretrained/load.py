@@ -106,7 +106,8 @@ def load_encoder(
       released .pth.tar file (which needs torch), a Hugging Face folder.
     which: 'target', which the paper evaluates; 'context'; or, of a workdir,
       'untrained', as the run began. Where a path holds one of the two encoders
-      alone, as Hugging Face's folders do, it is taken, and a warning says so.
+      alone, as Hugging Face's folders do, it is taken, and a warning says so;
+      of a method without a target encoder both are its encoder.
     step: of a workdir's checkpoint; None: the newest that can be read.
     image_size: (H, W) in pixels, or the side of a square, that pictures of a
       list are brought to; None: that of the training.
@@ -198,10 +199,15 @@ def _from_run(path, mesh, encoder, step):
     params, words = _untrained_params(config, method, mesh), 'untrained encoder'
   else:
     part = weights.ENCODERS[encoder]
+    if part not in method.parts:  # which has one encoder alone
+      part = 'encoder'
     loaded = orbax.read(path, step=step, encoder=part, mesh=mesh)
     part = _held_encoder(path, loaded, part)
     params, table = loaded.params[part], loaded.tables.get(part)
-    words = f'step {loaded.step}, {weights.PARTS[part].words}'
+    words = weights.PARTS[part].words
+    if 'target' not in method.parts:
+      words = f'{method.judged} of {method.name}'
+    words = f'step {loaded.step}, {words}'
   frozen = FrozenEncoder(
     method.encoder,
     params,

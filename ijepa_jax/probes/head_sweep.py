@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import schedules
+from ijepa_jax.methods.optim import schedules
 
 BATCH_NORM = True, False  # each input is taken with it and without
 

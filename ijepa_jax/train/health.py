@@ -51,7 +51,7 @@ def signals(method: Method, params, target, batch) -> dict[str, jax.Array]:
     'feature_std': x_BD.std(0).mean(),
     'image_cosine': statistics.mean_cosine(x_BD[None])[0],
     'token_cosine': statistics.mean_cosine(h_BND).mean(),
-    **method.signals(params, h_BND, batch),
+    **method.signals(params, target, h_BND, batch),
   }
 
 
@@ -69,6 +69,7 @@ class Health:
     names = (*SIGNALS, *method.signal_names)
     self.names = [f'health/{name}' for name in names]
     self._batch, self._warmup_steps, self._active = batch, warmup_steps, set()
+    self._method = method
     self._run = jax.jit(
       functools.partial(signals, method),
       out_shardings=sharding.replicated(mesh),
@@ -78,7 +79,9 @@ class Health:
     """{'health/<signal>': value} of a train_step.State."""
     values = jax.device_get(self._run(state.params, state.target, self._batch))
     step = int(state.step)
-    active = alarms(values) if step > self._warmup_steps else {}
+    active = {}
+    if step > self._warmup_steps:
+      active = alarms(values, self._method)
     # Warns once per alarm, and again only after it has cleared.
     for name in active.keys() - self._active:
       logging.warning('Step %d: %s', step, active[name])
@@ -100,10 +103,8 @@ class Alarm:
     return not (value > self.limit if self.above else value < self.limit)
 
 
-_COLLAPSE = (
-  'try a lower optim.peak_lr, a longer optim.warmup_steps or an ema.first '
-  'nearer to 1, and for a small model model.init=fan_in'
-)
+# '{advice}' is the method's own.
+_COLLAPSE = '{advice}, and for a small model model.init=fan_in'
 ALARMS = (
   Alarm(
     'rankme_share',
@@ -131,15 +132,37 @@ ALARMS = (
     'position tells all there is to predict): try model.init=fan_in, larger '
     'or fewer targets, and look whether the images differ at all',
   ),
+  Alarm(
+    'explained',
+    0.02,
+    True,
+    'of the hidden pixels only what all patches have in common is predicted: '
+    'try a higher optim.peak_lr or a longer training, and for a small model '
+    'model.init=fan_in',
+  ),
+  Alarm(
+    'embedding_std',
+    0.1,
+    True,
+    f'all images have nearly the same embedding (collapse): {_COLLAPSE}',
+  ),
+  Alarm(
+    'embedding_correlation',
+    0.5,
+    False,
+    'the features of the embeddings repeat each other (dimensional collapse): '
+    'try a greater vicreg.covariance or vicreg.sigreg, and a larger batch_size',
+  ),
 )
 
 
-def alarms(values: dict[str, float]) -> dict[str, str]:
+def alarms(values: dict[str, float], method: Method) -> dict[str, str]:
   """{signal: sentence} of the limits that are passed; NaN passes all."""
   return {
     a.signal: (
       f'{a.signal} is {values[a.signal]:.3g}, '
-      f'{"below" if a.above else "above"} {a.limit:g}: {a.words}.'
+      f'{"below" if a.above else "above"} {a.limit:g}: '
+      f'{a.words.format(advice=method.collapse_advice)}.'
     )
     for a in ALARMS
     if a.signal in values and a.is_triggered(values)

@@ -1,7 +1,8 @@
 """The first state of a run that begins with somebody's weights.
 
-The encoders and the predictor begin with the stored ones; the optimizer and the
-schedules begin anew, unless run.init_optimizer is set.
+The encoders and the predictor begin with the stored ones, as far as the method
+has them; the optimizer and the schedules begin anew, unless run.init_optimizer
+is set.
 """
 
 import jax
@@ -24,8 +25,10 @@ def state_from_weights(
   """Returns the first state, of weights and perhaps of AdamW's state.
 
   Where there is one encoder only, the target encoder and the context encoder
-  both begin with it; where there is no predictor, it is a fresh one. Images of
-  another size are no hindrance: the position tables are computed.
+  both begin with it; a method without a target begins with the encoder that was
+  judged. What is not stored is fresh: a predictor, and whatever else a method
+  has. Images of another size are no hindrance: the position tables are
+  computed.
 
   Args:
     run: that begins; its init_from is a workdir, an export, a .pth.tar file or
@@ -50,18 +53,16 @@ def state_from_weights(
   _check_optimizer(run, loaded)
   _log_what_is_missing(run, loaded)
 
-  params, optimizer = loaded.params, loaded.optimizer
+  optimizer, opt_state = loaded.optimizer, None
   step = np.int32(optimizer.step if optimizer else 0)
-  context = params.get('encoder', params.get('target'))
-  target = params.get('target', context)
-  predictor, opt_state = params.get('predictor'), None
+  params, target = _first_params(run, loaded)
   if optimizer:
     opt_state = optax.tree_utils.tree_set(
       abstract.opt_state, count=step, mu=optimizer.mu, nu=optimizer.nu
     )
-  if predictor is None or opt_state is None:
+  if params.keys() < abstract.params.keys() or opt_state is None:
     fresh = make_state(jax.random.key(run.seed))
-    predictor = predictor or fresh.params['predictor']
+    params = {k: params.get(k, fresh.params[k]) for k in fresh.params}
     opt_state = opt_state or fresh.opt_state
     del fresh  # The devices never hold more than one state.
 
@@ -73,9 +74,21 @@ def state_from_weights(
       like.shape, like.sharding, lambda index: np.asarray(x, like.dtype)[index]
     )
 
-  params = {'encoder': context, 'predictor': predictor}
   state = train_step.State(step, params, target, opt_state)
   return jax.tree.map(place, state, abstract)
+
+
+def _first_params(run: PretrainRun, loaded: weights.Weights):
+  """The stored ones of State.params, and State.target."""
+  stored, parts = loaded.params, run.method.parts
+  context = stored.get('encoder', stored.get('target'))
+  target = stored.get('target', context)
+  if 'target' not in parts:
+    return {'encoder': target}, None
+  params = {'encoder': context}
+  if 'predictor' in stored:
+    params['predictor'] = stored['predictor']
+  return params, target
 
 
 def _check_model(run: PretrainRun, loaded: weights.Weights) -> None:
@@ -87,7 +100,7 @@ def _check_model(run: PretrainRun, loaded: weights.Weights) -> None:
       'image_size': run.image_shape[:2],
       'channels': run.image_shape[2],
     },
-    loaded.params,
+    loaded.params.keys() & set(run.method.parts),
   )
   differences = [
     f'{k} is {stored.get(k)} there and {value} in the config'
@@ -106,10 +119,12 @@ def _check_optimizer(run: PretrainRun, loaded: weights.Weights) -> None:
   path = run.init_from
   if not run.init_optimizer:
     return
-  if loaded.optimizer is None:
+  fits = set(weights.TRAINED) <= set(run.method.parts)
+  if loaded.optimizer is None or not fits:
     raise UserError(
-      f'{path} holds no state of AdamW over encoder and predictor that can be '
-      'taken: set init_optimizer=False to begin with a fresh one.'
+      f'{path} holds no state of AdamW over encoder and predictor that '
+      f'{run.method.name} can take: set init_optimizer=False to begin with a '
+      'fresh one.'
     )
   if loaded.optimizer.step >= run.total_steps:
     raise UserError(
@@ -122,14 +137,14 @@ def _check_optimizer(run: PretrainRun, loaded: weights.Weights) -> None:
 def _log_what_is_missing(run: PretrainRun, loaded: weights.Weights) -> None:
   """Logs what the weights lack, and where their pixels differed."""
   path, params = run.init_from, loaded.params
-  if 'predictor' not in params:
+  if 'predictor' in run.method.parts and 'predictor' not in params:
     logging.warning(
       'There is no predictor in %s: a fresh one begins, from seed %d.',
       path,
       run.seed,
     )
   encoders = params.keys() & set(weights.ENCODERS.values())
-  if len(encoders) == 1:
+  if len(encoders) == 1 and 'target' in run.method.parts:
     logging.warning(
       'There is one encoder in %s, the %s: both begin with it.',
       path,

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import from_config
-from ijepa_jax.methods.ijepa import IJEPA
+from ijepa_jax.methods.method import Method
 from ijepa_jax.methods.train_step import State
 from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
@@ -62,9 +62,10 @@ def _run(config, workdir, watched) -> State:
     locks.only_writer(workdir, job=True),
     checkpoints,
   ):
+    if checkpoints.steps():
+      require_same_function(earlier_config, run.method)
     if restored := checkpoints.restore(abstract):
       state, start = restored
-      require_same_function(earlier_config, run.method)
       logging.info('Going on from step %d of %s.', start, workdir)
     elif run.init_from or run.init_optimizer:
       state = state_from_weights(run, abstract, make_state)
@@ -122,11 +123,12 @@ def _log_sizes(run: PretrainRun, state: State) -> None:
       run.batch_size,
     )
   count = sum(x.size for x in jax.tree.leaves(state.params['encoder']))
+  shapes = run.method.sampler.shapes if run.method.sampler else 'none'
   logging.info(
     'Encoder of %.1f M parameters, %d images, mask shapes %s.',
     count / 1e6,
     len(run.source),
-    run.method.sampler.shapes,
+    shapes,
   )
 
 
@@ -158,7 +160,7 @@ def note_images(workdir, source, start: int) -> None:
     files.atomic_write_text(path, json.dumps(history, indent=2))
 
 
-def require_same_function(earlier_config: dict, method: IJEPA) -> None:
+def require_same_function(earlier_config: dict, method: Method) -> None:
   """Refuses to resume with settings that change the output but no array.
 
   Args:
@@ -166,25 +168,15 @@ def require_same_function(earlier_config: dict, method: IJEPA) -> None:
     method: of the run that goes on.
 
   Raises:
-    UserError: heads, mean or std are others.
+    UserError: the method, heads, mean or std are others.
   """
   if not earlier_config:
     return
-  earlier = _settings_without_arrays(
-    from_config.make_method(ConfigDict(earlier_config))
-  )
-  for name, value in _settings_without_arrays(method).items():
-    if value != earlier[name]:
+  earlier = from_config.make_method(ConfigDict(earlier_config))
+  before = {'method': earlier.name, **earlier.settings()}
+  for name, value in {'method': method.name, **method.settings()}.items():
+    if value != before[name]:
       raise UserError(
         f'{name} is {value}, and the run in --workdir was trained with '
-        f'{earlier[name]}: set it to that, or take another --workdir.'
+        f'{before[name]}: set it to that, or take another --workdir.'
       )
-
-
-def _settings_without_arrays(method: IJEPA) -> dict:
-  return {
-    'model.heads': method.encoder.heads,
-    'model.predictor_heads': method.predictor.heads,
-    'data.mean': method.mean,
-    'data.std': method.std,
-  }

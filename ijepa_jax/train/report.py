@@ -49,7 +49,7 @@ def report(run, workdir, probe, state, make_state, seconds) -> None:
     'chance (commonest label)': probe.chance(),
     'raw pixels': probe.pixels(),
     'encoder, untrained': probe(untrained),
-    'target encoder, trained': probe(
+    f'{run.method.judged}, trained': probe(
       run.method.evaluated(state.params, state.target)
     ),
   }

@@ -14,10 +14,11 @@ from absl import logging
 
 from ijepa_jax.data import decode, loader, sources
 from ijepa_jax.data.batch import Reading
-from ijepa_jax.data.transforms import color_jitter, crop
+from ijepa_jax.data.transforms import color_jitter, crop, views
 from ijepa_jax.errors import UserError, one_of
-from ijepa_jax.methods import from_config, masks, optim, schedules
+from ijepa_jax.methods import from_config
 from ijepa_jax.methods.method import Method
+from ijepa_jax.methods.optim import adamw, schedules
 from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.config_checks import check_numbers, check_void
 
@@ -154,14 +155,14 @@ def make_run(config, devices=None, *, open_images: bool = True) -> PretrainRun:
   )
   _check_steps(config, mesh)
   total = int(config.optim.schedule_scale * config.total_steps)
-  method = _make_method(config, total)
+  method = from_config.make_method(config, total)
   lr, weight_decay = _make_schedules(config.optim, total)
   if open_images:
     decode.limit_pixels(d.max_pixels)  # in this process
     source = open_source() if source is None else source
   return PretrainRun(
     method=method,
-    tx=optim.adamw(
+    tx=adamw.adamw(
       lr=lr,
       weight_decay=weight_decay,
       **_pick(config.optim, 'b1', 'b2', 'eps', 'clip_norm'),
@@ -179,7 +180,7 @@ def make_run(config, devices=None, *, open_images: bool = True) -> PretrainRun:
     source_kind=d.source,
     split=d.split,
     reading=Reading(
-      _make_transform(d),
+      _make_transform(config, method.num_views),
       **_pick(d, 'channels', 'fast', 'workers', 'max_bad_share'),
     ),
     checkpoint=config.checkpoint.to_dict(),
@@ -219,19 +220,6 @@ def _check_steps(config, mesh) -> None:
     )
 
 
-def _make_method(config, total: int) -> Method:
-  """The method, with its masks and the course of its momentum."""
-  method = from_config.make_method(config)
-  p = method.encoder.patch_size
-  settings = config.mask.to_dict()
-  h, w = config.data.image_size
-  sampler = masks.make_sampler(
-    settings.pop('sampler'), grid=(h // p, w // p), **settings
-  )
-  rate = schedules.linear(1 - config.ema.first, 1 - config.ema.last, total)
-  return dataclasses.replace(method, sampler=sampler, ema_rate=rate)
-
-
 def _make_schedules(c, total: int):
   """Learning rate and weight decay over `total` steps."""
   name = 'optim.weight_decay_schedule'
@@ -252,8 +240,13 @@ def _make_schedules(c, total: int):
   return lr, weight_decay
 
 
-def _make_transform(d):
-  """From an image to the pixels of a batch: crop, flip, colors."""
+def _make_transform(config, num_views: int):
+  """From an image to the pixels of a batch: crop, flip, colors; or views."""
+  d = config.data
+  if num_views > 1:
+    return views.make_views(
+      tuple(d.image_size), d.channels, **_pick(config.vicreg, *views.KNOBS)
+    )
   transform = crop.RandomResizedCrop(
     tuple(d.image_size), tuple(d.crop_scale), tuple(d.crop_ratio), d.flip
   )

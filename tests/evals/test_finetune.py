@@ -13,7 +13,7 @@ from configs.evals import finetune_full
 from ijepa_jax.data.transforms.mixup import mix
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import finetune
-from ijepa_jax.methods import optim
+from ijepa_jax.methods.optim import adamw
 from ijepa_jax.models import vit
 from ijepa_jax.probes.labels import soft_labels
 from ijepa_jax.runtime import metrics, preemption
@@ -31,8 +31,8 @@ def test_layer_decay_by_hand():
     'encoder': jax.jit(encoder.init)(jax.random.key(0), image)['params'],
     'head': {'kernel': jnp.ones((32, 5)), 'bias': jnp.ones(5)},
   }
-  scales = optim.layer_scales(params, 3, 0.5)
-  tx = optim.adamw_by_layer(lambda step: 0.1, 0.2, scales)
+  scales = adamw.layer_scales(params, 3, 0.5)
+  tx = adamw.adamw_by_layer(lambda step: 0.1, 0.2, scales)
   grad = jax.tree.map(jnp.ones_like, params)
 
   @jax.jit

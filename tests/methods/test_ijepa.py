@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import ijepa, optim, schedules, train_step
+from ijepa_jax.methods import ijepa, train_step
+from ijepa_jax.methods.optim import adamw, schedules
 from ijepa_jax.models import vit
 from tests.close import close, trees_close
 
@@ -30,7 +31,7 @@ def make(**kwargs):
     init='fan_in',
   )
   model = ijepa.IJEPA(encoder, predictor, **{'ema_rate': RATE, **kwargs})
-  tx = optim.adamw(
+  tx = adamw.adamw(
     lr=schedules.warmup_cosine(1e-3, 1e-2, 1e-5, 2, 10),
     weight_decay=schedules.cosine(0.04, 0.4, 10),
   )

@@ -13,7 +13,8 @@ import pytest
 
 from configs import tiny
 from ijepa_jax.data.transforms import mixup
-from ijepa_jax.methods import optim, schedules, train_step
+from ijepa_jax.methods import train_step
+from ijepa_jax.methods.optim import adamw, schedules
 from ijepa_jax.models import vit
 from ijepa_jax.probes import head_sweep, knn, labels, linear_heads, logistic
 from ijepa_jax.runtime import cli
@@ -102,8 +103,8 @@ def types():
       ),
     )
   tree = {'encoder': state.params['encoder'], 'head': {'kernel': labels_B}}
-  scale = optim.layer_scales(state.params, 2, 0.5)
-  tuned = optim.adamw_by_layer(
+  scale = adamw.layer_scales(state.params, 2, 0.5)
+  tuned = adamw.adamw_by_layer(
     schedules.warmup_cosine(0.0, 1.0, 0.0, 2, 9), 0.1, scale
   )
 

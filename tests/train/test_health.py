@@ -95,24 +95,24 @@ def test_rankme_of_known_rank(rank):
 
 def test_healthy_values_ring_nothing():
   values = {'rankme_share': 0.4, 'feature_std': 0.4, 'token_cosine': 0.5}
-  assert health.alarms(values | {'gap_share': 0.5}) == {}
+  assert health.alarms(values | {'gap_share': 0.5}, ijepa.IJEPA) == {}
 
 
 def test_collapse_rings(setting):
   """Features that don't depend on the image, and tokens all alike."""
-  _, params, batch, run = setting
+  model, params, batch, run = setting
   # Position only: patches are not looked at.
   blind = jax.tree.map(jnp.copy, params['encoder'])
   blind['patch_embed'] = jax.tree.map(jnp.zeros_like, blind['patch_embed'])
   found = jax.device_get(run(params, blind, batch))
-  rung = health.alarms(found)
+  rung = health.alarms(found, model)
   assert {'gap_share', 'rankme_share', 'feature_std'} == set(rung)
   assert 'positional collapse' in rung['gap_share']
   assert 'below 0.05' in rung['gap_share']
   # A constant: the last norm gives its offset only.
   constant = jax.tree.map(jnp.copy, params['encoder'])
   constant['norm'] = {'scale': jnp.zeros(32), 'bias': jnp.arange(32.0)}
-  rung = health.alarms(jax.device_get(run(params, constant, batch)))
+  rung = health.alarms(jax.device_get(run(params, constant, batch)), model)
   assert {'token_cosine', 'feature_std', 'rankme_share'} <= set(rung)
 
 
@@ -120,4 +120,4 @@ def test_what_is_no_number_rings():
   values = dict.fromkeys(
     ('rankme_share', 'feature_std', 'token_cosine', 'gap_share'), np.nan
   )
-  assert len(health.alarms(values)) == 4
+  assert len(health.alarms(values, ijepa.IJEPA)) == 4

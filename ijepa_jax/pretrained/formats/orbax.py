@@ -17,7 +17,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import optim, train_step
+from ijepa_jax.methods import from_config, train_step
+from ijepa_jax.methods.optim import adamw
 from ijepa_jax.models import vit
 from ijepa_jax.pretrained.formats import tensors, weights
 from ijepa_jax.runtime import files, sharding
@@ -70,8 +71,8 @@ def read(
   notes, moments = [], None
   if encoder is None:
     notes = [
-      f'There is no {part.words}.'
-      for name, part in weights.PARTS.items()
+      f'There is no {weights.PARTS[name].words}.'
+      for name in from_config.method_class(config).parts
       if name not in params
     ]
   if 'opt_state' in tree:
@@ -85,8 +86,8 @@ def _abstract_tree(path, config, names, encoder, optimizer):
   """Returns the sizes, and the shapes as in train_step.State that are read."""
   parts = [
     name
-    for name, part in weights.PARTS.items()
-    if any(leaf.startswith(part.prefix) for leaf in names)
+    for name in from_config.method_class(config).parts
+    if any(leaf.startswith(weights.PARTS[name].prefix) for leaf in names)
   ]
   encoders = [name for name in weights.ENCODERS.values() if name in parts]
   if not encoders:
@@ -104,7 +105,9 @@ def _abstract_tree(path, config, names, encoder, optimizer):
       parts,
     )
     tree = nested({part: weights.shapes(sizes, part) for part in parts})
-    if optimizer and any(leaf.startswith('opt_state/') for leaf in names):
+    stored = any(leaf.startswith('opt_state/') for leaf in names)
+    # It is over all that is trained: without a part it can't be read.
+    if optimizer and stored and set(weights.TRAINED) <= set(parts):
       tree['opt_state'] = _opt_state(tree['params'], config)
   except (AttributeError, KeyError, TypeError) as error:
     # ConfigDict's own words are a paragraph.
@@ -230,7 +233,7 @@ def nested(params) -> dict:
 
 def _opt_state(params, config):
   """Returns AdamW's state over shaped leaves, as jax.ShapeDtypeStruct."""
-  tx = optim.adamw(
+  tx = adamw.adamw(
     lr=lambda step: 0.0,
     weight_decay=lambda step: 0.0,
     # Clipping alone changes what the state is made of.

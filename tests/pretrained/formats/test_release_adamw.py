@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import parity
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import optim
+from ijepa_jax.methods.optim import adamw
 from ijepa_jax.pretrained.formats import release, release_names
 from tests.close import trees_close
 from tests.methods.test_parity import GOLDEN
@@ -126,7 +126,7 @@ def equal(a, b):
 def continued(golden, params, optimizer):
   """One more step, of optax."""
   grad = parity.parameters(golden, 'step0/grad', *PARTS)
-  tx = optim.adamw(lr=lambda _: RATES['lr'], weight_decay=lambda _: DECAY)
+  tx = adamw.adamw(lr=lambda _: RATES['lr'], weight_decay=lambda _: DECAY)
   state = optax.tree_utils.tree_set(
     tx.init(params),
     count=np.int32(optimizer.step),

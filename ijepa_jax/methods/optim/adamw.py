@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 
-from ijepa_jax.methods.schedules import Schedule
+from ijepa_jax.methods.optim.schedules import Schedule
 
 
 def layer_scales(params, depth: int, decay: float):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ijepa_jax.methods import optim, schedules
+from ijepa_jax.methods.optim import adamw, schedules
 from tests.close import FLOAT64, TRAINED, close
 
 
@@ -50,7 +50,7 @@ def test_adamw_by_hand():
   }
   params = jax.tree.map(jnp.asarray, params)
   lr, decay = lambda s: 0.1 * s, lambda s: 0.01 * s
-  tx = optim.adamw(lr=lr, weight_decay=decay)
+  tx = adamw.adamw(lr=lr, weight_decay=decay)
   state, ours = tx.init(params), params
   theirs = dict(jax.tree_util.tree_leaves_with_path(params))
   m = dict.fromkeys(theirs, 0.0)
@@ -75,7 +75,7 @@ def test_adamw_by_hand():
 def test_clipping():
   params = {'kernel': jnp.ones(4)}
   for clip, expected in ((0.0, 2.0), (1.0, 1.0)):
-    tx = optim.adamw(
+    tx = adamw.adamw(
       lr=lambda s: 1.0, weight_decay=lambda s: 0.0, clip_norm=clip, b1=0.0
     )
     _, state = tx.update({'kernel': jnp.ones(4)}, tx.init(params), params)
