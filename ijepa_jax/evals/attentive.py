@@ -23,7 +23,7 @@ from ijepa_jax.runtime import files, locks, sharding
 
 VERSION = 1  # raise it if the same settings train other probes
 MAX_BATCH = 1024  # of AdamW; the linear sweep's LARS has larger ones
-_HEAD_WIDTH = 64  # features of an attention head, about
+MAX_HEADS = 12  # of the attention: V-JEPA's number
 
 
 def run(config, workdir: str) -> dict:
@@ -68,7 +68,8 @@ def _make_sweep(config, evaluation):
   """-> the sweep, and the folder of its probes, see `linear.folder_of`."""
   c, task, frozen = config.attentive, evaluation.task, evaluation.frozen
   tokens = _tokens_of_one(evaluation)
-  heads = c.heads or _default_heads(tokens.shape[-1])
+  width = tokens.shape[-1]
+  heads = max(n for n in range(1, MAX_HEADS + 1) if width % n == 0)
   # V-JEPA's cosine without a warm-up.
   rates = dict(lrs=tuple(c.lrs), weight_decays=tuple(c.weight_decays))
   protocol = head_sweep.Protocol('attentive', 'adamw', **rates, final=0.0)
@@ -77,7 +78,7 @@ def _make_sweep(config, evaluation):
     examples=len(evaluation.train),
     batch_size=c.batch_size or min(task.batch_size, MAX_BATCH),
     epochs=c.epochs,
-    attention_heads=heads,
+    attention_heads=c.heads or heads,
   )
   name = files.name_of(
     kind='attentive heads',
@@ -89,8 +90,7 @@ def _make_sweep(config, evaluation):
     course={**rates, **sizes},
     seed=config.seed,
   )
-  widths = {'tokens': tokens.shape[-1]}
-  sweep = head_sweep.AttentiveSweep(protocol, widths, **sizes)
+  sweep = head_sweep.AttentiveSweep(protocol, {'tokens': width}, **sizes)
   return sweep, linear.folder_of(evaluation, sweep, name)
 
 
@@ -99,12 +99,6 @@ def _tokens_of_one(evaluation) -> jax.ShapeDtypeStruct:
   frozen = evaluation.frozen
   image = jnp.zeros((1, *frozen.image_size, frozen.channels), jnp.uint8)
   return jax.eval_shape(frozen.encode, frozen.params, image)
-
-
-def _default_heads(width: int) -> int:
-  """The most divisors of the width with at least 64 features each, or 1."""
-  most = max(1, width // _HEAD_WIDTH)
-  return max(n for n in range(1, most + 1) if width % n == 0)
 
 
 def _batches(
