@@ -2,12 +2,13 @@
 
 What an average pool loses a learned query may still read. The tokens of a large
 data set take terabytes, so that by default they are computed anew each epoch,
-of images that are cropped anew; those of a small one may be held in memory. The
+of images that are cropped anew; those of a small one may be kept on disk. The
 probes are saved after every epoch, and the same command goes on from there.
 """
 
 import functools
-import os
+import math
+import shutil
 from collections.abc import Iterator
 
 import jax
@@ -18,6 +19,7 @@ from ijepa_jax.data import loader
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import linear
 from ijepa_jax.evals.evaluation import Evaluation, report
+from ijepa_jax.pretrained import stored_arrays
 from ijepa_jax.probes import head_sweep, labels, train_heads
 from ijepa_jax.runtime import files, locks, sharding
 
@@ -47,15 +49,15 @@ def run(config, workdir: str) -> dict:
   def encode(params, image_BHWC):
     return {'tokens': evaluation.frozen.encode(params, image_BHWC)}
 
+  cached = None
+  if not config.attentive.augment:
+    cached = _stored(config, evaluation, encode)
   with locks.only_writer(folder, wait=True, job=True):
-    cached = None
-    if not config.attentive.augment:
-      cached = _in_memory(config, evaluation, encode)
     state = linear.train(config, evaluation, sweep, folder, encode, cached)
   scores = train_heads.judge(
     sweep,
     state,
-    _batches(config, evaluation, 'test', encode),
+    _test_batches(config, evaluation, encode),
     len(test),
     evaluation.mesh,
   )
@@ -101,68 +103,96 @@ def _tokens_of_one(evaluation) -> jax.ShapeDtypeStruct:
   return jax.eval_shape(frozen.encode, frozen.params, image)
 
 
-def _batches(
-  config, evaluation, split: str, encode, replicated: bool = False
-) -> Iterator[tuple[dict, jax.Array]]:
-  """Yields inputs and labels of all images of a split, in order.
-
-  Args:
-    split: 'training' or 'test'.
-    replicated: every device gets all rows; else they are split over them.
-  """
-  mesh, frozen = evaluation.mesh, evaluation.frozen
-  source = evaluation.test if split == 'test' else evaluation.train
-  size = -(-config.batch_size // mesh.size) * mesh.size
-  dataset = loader.local_batches(
+def _one_pass(config, evaluation, source, size: int, start: int = 0):
+  """The batches of `size` images of a source, in its order, from `start` on."""
+  frozen = evaluation.frozen
+  return loader.local_batches(
     source,
     transform=evaluation.task.transforms(frozen.image_size)[1],
     batch_size=size,
     channels=frozen.channels,
     one_pass=True,
+    start=start,
     workers=config.data.workers,
     max_bad_share=0.0,  # the accuracy would be of other images
-  ).map(labels.CheckBatch(evaluation.column, split, evaluation.classes))
-  rows = sharding.replicated if replicated else sharding.batch_sharding
+  )
 
-  @functools.partial(jax.jit, out_shardings=rows(mesh))
+
+def _batch_size(config, mesh) -> int:
+  return -(-config.batch_size // mesh.size) * mesh.size
+
+
+def _test_batches(config, evaluation, encode) -> Iterator[tuple]:
+  """Yields inputs and labels, split over all devices; -1 labels padding."""
+  mesh, source = evaluation.mesh, evaluation.test
+  size = _batch_size(config, mesh)
+  dataset = _one_pass(config, evaluation, source, size).map(
+    labels.CheckBatch(evaluation.column, 'test', evaluation.classes)
+  )
+
+  @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(mesh))
   def run(params, batch, start):
-    # Rows beyond the last image are padding.
-    known_B = start + jnp.arange(size) < len(source)
-    labels_B = jnp.where(known_B, batch['label'][:, evaluation.column], -1)
+    is_image_B = start + jnp.arange(size) < len(source)
+    labels_B = jnp.where(is_image_B, batch['label'][:, evaluation.column], -1)
     return encode(params, batch['image']), labels_B
 
   with loader.device_batches(dataset, mesh, 'image', 'label') as batches:
     for k, batch in enumerate(batches):
-      yield run(frozen.params, batch, jnp.int32(k * size))
+      yield run(evaluation.frozen.params, batch, jnp.int32(k * size))
 
 
-def _in_memory(config, evaluation, encode) -> tuple[dict, np.ndarray]:
-  """Returns the inputs of all training images, and their labels.
+def _stored(config, evaluation, encode) -> tuple[dict, np.ndarray]:
+  """Returns the tokens of all training images, on disk, and their labels.
 
   Raises:
-    UserError: they take more than half of this machine's memory.
+    UserError: the disk is too small for them, or an image can't be read.
   """
-  n, (_, *token_shape) = len(evaluation.train), _tokens_of_one(evaluation).shape
-  need, have = 4 * n * int(np.prod(token_shape)), _memory()
-  if need > have / 2:
+  frozen, source, mesh = evaluation.frozen, evaluation.train, evaluation.mesh
+  cache_dir = config.cache_dir or evaluation.workdir / 'features'
+  shape = len(source), *_tokens_of_one(evaluation).shape[1:]
+  key = files.name_of(
+    kind='tokens',
+    version=VERSION,
+    encoder=[frozen.fingerprint, frozen.channels],
+    images=source.identity,
+    transform=repr(evaluation.task.transforms(frozen.image_size)[1]),
+    shape=list(shape),
+  )
+  store = stored_arrays.StoredArrays(
+    cache_dir,
+    sharding.of_first(key),
+    {
+      'tokens': jax.ShapeDtypeStruct(shape, np.float32),
+      'labels': jax.ShapeDtypeStruct(
+        (len(source), len(source.labels)), np.int32
+      ),
+    },
+  )
+  _check_space(store)
+  size = _batch_size(config, mesh)
+  store.compute(
+    lambda params, batch: (
+      encode(params, batch['image']) | {'labels': batch['label']}
+    ),
+    frozen.params,
+    functools.partial(_one_pass, config, evaluation, source, size),
+    mesh=mesh,
+    keys=('image', 'label'),
+    batch_size=size,
+    title='tokens',
+  )
+  arrays = store.read()
+  return {'tokens': arrays['tokens']}, arrays['labels'][:, evaluation.column]
+
+
+def _check_space(store: stored_arrays.StoredArrays) -> None:
+  """Refuses tokens that the disk can't hold: writing them would be fatal."""
+  n, *shape = store.shapes['tokens'].shape
+  need = 4 * (n - store.done()) * math.prod(shape)
+  disk = next(p for p in (store.folder, *store.folder.parents) if p.exists())
+  if need > (free := shutil.disk_usage(disk).free):
     raise UserError(
-      f'The tokens of {n} images are {need / 2**30:.1f} GiB and this machine '
-      f'has {have / 2**30:.1f}: set attentive.augment=True, which computes '
-      'them anew each epoch.'
+      f'The tokens of {n} images need {need / 2**30:.1f} GiB of disk and '
+      f'{disk} has {free / 2**30:.1f}: set attentive.augment=True, which '
+      'computes them anew each epoch, or cache_dir.'
     )
-  tokens = np.empty((n, *token_shape), np.float32)
-  labels_N = np.empty(n, np.int32)
-  start = 0
-  for inputs, labels_B in _batches(
-    config, evaluation, 'training', encode, replicated=True
-  ):
-    rows = slice(start, min(start + len(labels_B), n))
-    tokens[rows] = np.asarray(inputs['tokens'])[: n - start]
-    labels_N[rows] = np.asarray(labels_B)[: n - start]
-    start = rows.stop
-  return {'tokens': tokens}, labels_N
-
-
-def _memory() -> int:
-  """Returns the bytes of this machine's memory."""
-  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
