@@ -6,7 +6,8 @@
 V-JEPA's frozen evaluation (Bardes et al., 2024, arXiv 2404.08471, section D.1):
 12 attention heads, 20 epochs of AdamW by a cosine from .001 to 0, weight decay
 .01. What differs: several rates at once, of which the best on the test images
-is reported; the task's crops and flips, without AutoAugment.
+is reported; the task's crops and flips, without AutoAugment. Of which='pixels'
+the tokens are raw patches, which don't say where they are.
 
 Hardware: as for the linear evaluation; with --config.attentive.augment=False
 one pass, a disk for all tokens (20,000 pictures of `tiny` are 184 MB), minutes.

@@ -14,6 +14,7 @@ the MLP's residual, are those of the transformer block that it adapts.
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -158,7 +159,7 @@ def logits(params, x_BND: jax.Array, heads: int) -> jax.Array:
   )
   # q (K x) = (q K) x, and the weights' sum of V x is V of that of x: with one
   # query neither keys nor values of every token have to be made.
-  query_HD = jnp.einsum('dhk,hk->hd', key_DHK, query_HK) / np.sqrt(d // heads)
+  query_HD = jnp.einsum('dhk,hk->hd', key_DHK, query_HK) / math.sqrt(d // heads)
   weight_BHN = jax.nn.softmax(jnp.einsum('bnd,hd->bhn', x_BND, query_HD))
   pooled_BHD = jnp.einsum('bhn,bnd->bhd', weight_BHN, x_BND)
   y_BD = jnp.einsum('bhd,dhk->bhk', pooled_BHD, value_DHK).reshape(b, d)

@@ -46,6 +46,11 @@ def data(n=N, seed=0, width=D):
   return {'tokens': x.astype(np.float32)}, y
 
 
+def begin(sweep):
+  init = jax.jit(functools.partial(attentive_heads.init, sweep))
+  return jax.device_get(init(jax.random.key(0)))
+
+
 def one(cpus):
   return sharding.make_mesh(devices=cpus[:1])
 
@@ -92,7 +97,7 @@ def restated(p, tokens, y, heads):
 def test_loss_and_gradient_equal_a_restatement(float64):
   """In float64, every parameter by central differences of the re-statement."""
   sweep = make(widths={'tokens': 4})
-  state = jax.device_get(attentive_heads.init(sweep, jax.random.key(0)))
+  state = begin(sweep)
   r = np.random.default_rng(1)
   # Larger than at the start, where attention is nearly even and biases are 0.
   params = jax.tree.map(
@@ -150,7 +155,7 @@ def test_each_probe_equals_one_trained_alone(cpus):
   features, y = data()
   state = train_heads.train(sweep, features, y, mesh=one(cpus))
   state = jax.device_get(state)
-  start = jax.device_get(attentive_heads.init(sweep, jax.random.key(0)))
+  start = begin(sweep)
   structure = jax.tree.structure(start['params'])
 
   @jax.grad
