@@ -18,6 +18,7 @@ FLAGS = flags.FLAGS
 JOBS = {
   'pretrain': 'train.pretrain',
   'linear': 'evals.linear',
+  'attentive': 'evals.attentive',
   'knn': 'evals.knn',
   'finetune': 'evals.finetune',
   'logistic': 'evals.logistic',

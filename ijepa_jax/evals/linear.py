@@ -17,8 +17,7 @@ from absl import logging
 from ijepa_jax.data import loader
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals.evaluation import Evaluation, report
-from ijepa_jax.probes import labels, linear_heads, train_heads
-from ijepa_jax.probes.head_sweep import HeadSweep, get_protocol
+from ijepa_jax.probes import head_sweep, labels, train_heads
 from ijepa_jax.runtime import files, locks, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 
@@ -45,20 +44,29 @@ def run(config, workdir: str) -> dict:
   files.check_checkpoints(evaluation.workdir)
   sweep, folder = _make_sweep(config, evaluation)
   test = evaluation.features(config, evaluation.test)
-  train = None
+  cached = None
   if not c.augment:
-    train = evaluation.features(config, evaluation.train)
+    features = evaluation.features(config, evaluation.train)
+    cached = (
+      {k: getattr(features, k) for k in c.inputs},
+      features.labels[:, evaluation.column],
+    )
   test_y = test.labels[:, evaluation.column]
   inputs = {k: getattr(test, k) for k in c.inputs}
   # Before the training, which may take days.
   for x_ND in inputs.values():
     labels.check_features(x_ND, test_y, 'test', evaluation.classes)
+
+  def encode(params, image_BHWC):
+    last, last4 = evaluation.frozen.pooled(params, image_BHWC)
+    return {'last': last, 'last4': last4}
+
   with locks.only_writer(folder, wait=True, job=True):
-    state = _train(config, evaluation, sweep, train, folder)
+    state = train(config, evaluation, sweep, folder, encode, cached)
   scores = train_heads.accuracies(
     sweep, state, inputs, test_y, mesh=evaluation.mesh
   )
-  result = train_heads.report(sweep, scores)
+  result = head_sweep.report(sweep, scores)
   accuracies = {'linear': result['best']['accuracy']} | {
     f'linear_{k}': result[f'best_{k}']['accuracy']
     for k in inputs
@@ -97,23 +105,46 @@ def _make_sweep(config, evaluation):
     inputs=list(c.inputs),
     seed=config.seed,
   )
-  sweep = HeadSweep(get_protocol(protocol, **rates), **sizes)
-  if sweep.batch_size % evaluation.mesh.size:
-    raise UserError(
-      f'linear.batch_size is {sweep.batch_size}: take a multiple of the '
-      f'{evaluation.mesh.size} devices.'
-    )
-  return sweep, evaluation.workdir / 'heads' / sharding.of_first(name)
+  sweep = head_sweep.HeadSweep(
+    head_sweep.get_protocol(protocol, **rates), **sizes
+  )
+  return sweep, folder_of(evaluation, sweep, name)
 
 
-def _train(config, evaluation, sweep, train, folder):
-  """Trains the heads, going on from what `folder` holds.
+def folder_of(evaluation, sweep: head_sweep.HeadSweep, name: str):
+  """Returns the folder of a sweep's heads.
 
   Args:
-    train: cached features; None: they are computed anew each epoch.
+    name: a hash of all that they depend on.
+
+  Raises:
+    UserError: the devices don't divide the sweep's batch.
+  """
+  if sweep.batch_size % evaluation.mesh.size:
+    raise UserError(
+      f'{sweep.kind}.batch_size is {sweep.batch_size}: take a multiple of the '
+      f'{evaluation.mesh.size} devices.'
+    )
+  return evaluation.workdir / 'heads' / sharding.of_first(name)
+
+
+def train(
+  config, evaluation, sweep: head_sweep.HeadSweep, folder, encode, cached
+) -> dict:
+  """Trains the heads of any sweep, going on from what `folder` holds.
+
+  Args:
+    config: of the job.
+    encode: (the encoder's params, image uint8 [B, H, W, C]) -> the sweep's
+      inputs.
+    cached: these inputs of all training images, and labels int [N]; None: they
+      are computed anew each epoch.
 
   Returns:
     The state after the last epoch.
+
+  Raises:
+    UserError: an image or a label is wrong, or all heads have diverged.
   """
   init = train_heads.compiled(sweep, evaluation.mesh)[0]
   everywhere = sharding.replicated(evaluation.mesh)
@@ -143,20 +174,17 @@ def _train(config, evaluation, sweep, train, folder):
       )
 
     progress = dict(state=state, start=start, on_epoch=on_epoch)
-    if train is None:
-      return _train_augmented(config, evaluation, sweep, **progress)
+    if cached is None:
+      return _train_augmented(config, evaluation, sweep, encode, **progress)
     return train_heads.train(
-      sweep,
-      {k: getattr(train, k) for k in sweep.widths},
-      train.labels[:, evaluation.column],
-      mesh=evaluation.mesh,
-      seed=config.seed,
-      **progress,
+      sweep, *cached, mesh=evaluation.mesh, seed=config.seed, **progress
     )
 
 
-def _train_augmented(config, evaluation, sweep, *, state, start, on_epoch):
-  """Trains on features of images that are cropped anew each epoch."""
+def _train_augmented(
+  config, evaluation, sweep, encode, *, state, start, on_epoch
+):
+  """Trains on inputs of images that are cropped anew each epoch."""
   frozen, mesh = evaluation.frozen, evaluation.mesh
   transform, _ = evaluation.task.transforms(frozen.image_size)
   dataset = loader.local_batches(
@@ -184,16 +212,16 @@ def _train_augmented(config, evaluation, sweep, *, state, start, on_epoch):
     # Every n-th image: each device keeps to its own part of the batch.
     images = batch['image']
     images = images.reshape(-1, pieces, *images.shape[1:]).swapaxes(0, 1)
-    pooled = jax.lax.map(lambda x: frozen.pooled(params, x), images)
-    last, last4 = (
-      jax.lax.with_sharding_constraint(
-        x.swapaxes(0, 1).reshape(sweep.batch_size, -1), by_rows
-      )
-      for x in pooled
+    inputs = jax.lax.map(functools.partial(encode, params), images)
+    inputs = jax.tree.map(
+      lambda x: jax.lax.with_sharding_constraint(
+        x.swapaxes(0, 1).reshape(sweep.batch_size, *x.shape[2:]), by_rows
+      ),
+      inputs,
     )
-    inputs = {'last': last, 'last4': last4}
     labels_B = batch['label'][:, evaluation.column]
-    return linear_heads.update_heads(sweep, state, inputs, labels_B, step)
+    heads = train_heads.ARITHMETIC[sweep.kind]
+    return heads.update_heads(sweep, state, inputs, labels_B, step)
 
   with loader.device_batches(dataset, mesh, 'image', 'label') as batches:
     return train_heads.run_epochs(

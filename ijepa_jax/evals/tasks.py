@@ -167,6 +167,8 @@ def _scenes(flavour, label):
 
 B16, L16 = ('base', 16, 224), ('large', 16, 224)
 H14, H16_448 = ('huge', 14, 224), ('huge', 16, 448)
+# An I-JEPA of ImageNet-22K that V-JEPA's paper evaluates (2404.08471, 5.2).
+H16_512 = ('huge', 16, 512)
 
 
 def _linear(b16, l16, h14):
@@ -188,6 +190,7 @@ TASKS = {
       L16: {'linear': 77.5, 'linear_last': 76.1, 'linear_last4': 77.5},
       H14: {'linear': 79.3, 'linear_last': 78.2, 'linear_last4': 79.3},
       H16_448: {'linear': 81.1, 'linear_last4': 81.1, 'finetune': 87.1},
+      H16_512: {'attentive': 84.4},
     },
   ),
   'imagenet_1pct': Task(
@@ -215,7 +218,7 @@ TASKS = {
     classes=205,
     epochs=14,
     milestones=(4, 8, 12),
-    paper=_linear(53.4, 56.5, 58.4),
+    paper=_linear(53.4, 56.5, 58.4) | {H16_512: {'attentive': 66.5}},
   ),
   'inat18': Task(
     **_tfds('i_naturalist2018', test='validation'),

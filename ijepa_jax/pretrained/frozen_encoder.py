@@ -154,9 +154,17 @@ class RawPixels:
 
   image_size: tuple[int, int]
   channels: int
+  patch_size: int
   params: dict = dataclasses.field(default_factory=dict)
   fingerprint: str = 'pixels'
   name: str = 'raw pixels'
+
+  def encode(self, params, image_BHWC) -> jax.Array:
+    """Returns the patches, which don't say where they are, as tokens.
+
+    They are float32 [B, N, patch_size**2 C] in [0, 1].
+    """
+    return vit.patchify(image_BHWC.astype(jnp.float32) / 255, self.patch_size)
 
   def pooled(self, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
     """Returns float32 [B, H W C] in [0, 1], twice."""

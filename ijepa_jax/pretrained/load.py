@@ -169,8 +169,10 @@ def load_frozen(
   if detect_format(path) != 'orbax':
     frozen, table = _from_file(path, mesh, which, step, heads, size)
   elif which == 'pixels':
-    data = read_run_config(path).data
-    return RawPixels(size or tuple(data.image_size), data.channels)
+    config = read_run_config(path)
+    data, patch_size = config.data, config.model.patch_size
+    size = size or tuple(data.image_size)
+    return RawPixels(size, data.channels, patch_size)
   else:
     frozen, table = _from_run(path, mesh, which, step)
   return frozen.adapted(table, size, pos_embed, dtype)

@@ -1,4 +1,4 @@
 """What a label can be read from frozen features: arrays in, accuracies out.
 
-May import methods and runtime.
+May import methods, models and runtime.
 """

@@ -1,13 +1,17 @@
-"""The linear sweep as data: which heads are trained, and how.
+"""The sweeps as data: which heads are trained, and how.
 
-Each head takes one of the inputs ('last', 'last4'), with or without a BatchNorm
-before it, and has its own learning rate and weight decay (paper, appendix A.1).
-The arithmetic is in linear_heads.py.
+A linear head takes one of the inputs ('last', 'last4'), with or without a
+BatchNorm before it, and has its own learning rate and weight decay (paper,
+appendix A.1); an attentive one takes all tokens (V-JEPA, Bardes et al., 2024).
+The arithmetic is in linear_heads.py and attentive_heads.py.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods.optim import schedules
@@ -21,8 +25,9 @@ class Protocol:
 
   Attributes:
     name: a key of PROTOCOLS.
-    optimizer: 'lars' or 'sgd', see `linear_heads.make_optimizer`.
-    lrs, weight_decays: each combination is a head; rates are for 256 images.
+    optimizer: 'lars' or 'sgd', see `linear_heads.make_optimizer`, or 'adamw'.
+    lrs, weight_decays: each combination is a head; the rates of linear heads
+      are for 256 images.
     final: share of the learning rate at the end of a cosine; None: divided by
       10 at milestones.
   """
@@ -67,7 +72,7 @@ def get_protocol(
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-  """One classifier; `lr` is for 256 images."""
+  """One classifier; `lr` of a linear one is for 256 images."""
 
   input: str
   batch_norm: bool
@@ -82,7 +87,7 @@ class Head:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadSweep:
-  """Heads that are trained together, with one schedule.
+  """Linear heads that are trained together, with one schedule.
 
   There is a head for each combination of input, BatchNorm or none, learning
   rate and weight decay.
@@ -108,6 +113,10 @@ class HeadSweep:
   epochs: int
   milestones: Sequence[int] = ()
 
+  kind: ClassVar[str] = 'linear'  # names the job, its knobs and the heads
+  input_axes: ClassVar[str] = 'N'  # of an input, before its width
+  precedent: ClassVar[str] = ', as in the paper'  # of choosing on test images
+
   def __post_init__(self):
     p = self.protocol
     axes = {
@@ -130,7 +139,7 @@ class HeadSweep:
     # BatchNorm has no variance of one example.
     if not 2 <= self.batch_size <= self.examples:
       raise UserError(
-        f'linear.batch_size is {self.batch_size}: take one from 2 to the '
+        f'{self.kind}.batch_size is {self.batch_size}: take one from 2 to the '
         f'{self.examples} training examples.'
       )
     if p.final is not None and self.milestones:
@@ -160,9 +169,105 @@ class HeadSweep:
     pairs = itertools.product(self.groups, self.rates)
     return tuple(Head(*group, *rates) for group, rates in pairs)
 
+  def all_diverged(self) -> UserError:
+    """The mistake where no head is left."""
+    return UserError(
+      f'All of the {len(self.heads)} {self.kind} heads have diverged: take '
+      'lower lrs.'
+    )
+
   def schedule(self, step):
     """Returns the factor of the learning rate at a step, counted from 0."""
     steps, final = self.steps_per_epoch, self.protocol.final
     if final is not None:
       return schedules.cosine(1.0, final, self.epochs * steps)(step)
     return 0.1 ** sum(step >= epoch * steps for epoch in self.milestones)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttentiveSweep(HeadSweep):
+  """Attentive probes that are trained together, with one schedule.
+
+  There is a probe for each learning rate and weight decay, and `widths` are
+  {'tokens': D}.
+
+  Attributes:
+    attention_heads: of the pooling, which share the D features.
+
+  Raises:
+    UserError: see HeadSweep; or the heads don't divide D.
+  """
+
+  attention_heads: int = 1
+
+  kind: ClassVar[str] = 'attentive'
+  input_axes: ClassVar[str] = 'NT'
+  precedent: ClassVar[str] = ''
+
+  def __post_init__(self):
+    super().__post_init__()
+    width, heads = self.widths['tokens'], self.attention_heads
+    if heads < 1 or width % heads:
+      raise UserError(
+        f'attentive.heads is {heads}: take a divisor of the {width} features '
+        'of a token.'
+      )
+
+  @property
+  def groups(self) -> tuple[tuple[str, bool], ...]:
+    """One: all probes see the same tokens."""
+    return ((self.kind, False),)
+
+
+def report(sweep: HeadSweep, accuracies: Sequence[float]) -> dict[str, Any]:
+  """Summarizes a sweep: every head, the best, and the best of each input.
+
+  The best are chosen on the test images, as the paper's linear heads are.
+
+  Args:
+    accuracies: one for each head; NaN: it has diverged.
+
+  Returns:
+    {'chosen': a sentence on how, 'heads': {name: accuracy, or None of one that
+    has diverged}, 'best': {'head': name, 'accuracy': ...}, 'best_last': ...,
+    'best_last4': ...}; of equals the first; without the best of an input if all
+    its heads have diverged.
+
+  Raises:
+    UserError: all heads have diverged.
+  """
+  scores = dict(zip(sweep.heads, map(float, accuracies), strict=True))
+  finite = [head for head, score in scores.items() if np.isfinite(score)]
+  if not finite:
+    raise sweep.all_diverged()
+  candidates = {'best': finite} | {
+    f'best_{name}': [head for head in finite if head.input == name]
+    for name in sweep.widths
+  }
+  best = {
+    key: max(heads, key=scores.get)
+    for key, heads in candidates.items()
+    if heads
+  }
+  return {
+    'chosen': _selection_note(
+      sweep,
+      {k.replace('best', sweep.kind): len(v) for k, v in candidates.items()},
+    ),
+    'heads': {
+      head.name: score if head in finite else None
+      for head, score in scores.items()
+    },
+    **{
+      key: {'head': head.name, 'accuracy': scores[head]}
+      for key, head in best.items()
+    },
+  }
+
+
+def _selection_note(sweep: HeadSweep, counts: Mapping[str, int]) -> str:
+  """How the best were chosen, as a sentence; '' if each is the only one."""
+  if max(counts.values()) < 2:
+    return ''
+  parts = [f'{k} is the best of {n} heads' for k, n in counts.items() if n]
+  return f'{", ".join(parts)}: chosen on the test images{sweep.precedent}.'

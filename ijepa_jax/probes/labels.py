@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tqdm
 
 from ijepa_jax.errors import UserError
@@ -112,6 +113,22 @@ def soft_labels(y_B: jax.Array, classes: int, smoothing: float) -> jax.Array:
   is_class_B1 = ((y_B >= 0) & (y_B < classes))[:, None]
   one_hot_BC = jnp.where(is_class_B1, one_hot_BC, jnp.nan)
   return one_hot_BC * (1 - smoothing) + smoothing / classes
+
+
+def cross_entropy(logits_BC, y_B) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns the mean cross-entropy, and it with the accuracy by name.
+
+  Args:
+    logits_BC: float [B, classes].
+    y_B: int32 [B] in [0, classes); any other makes the loss NaN.
+  """
+  # An index out of range gives NaN; one below 0 would count from the end.
+  index_B = jnp.where(y_B < 0, logits_BC.shape[-1], y_B)
+  error = optax.losses.softmax_cross_entropy_with_integer_labels(
+    logits_BC, index_B
+  ).mean()
+  accuracy = is_correct(logits_BC, y_B).mean(dtype=jnp.float32)
+  return error, {'loss': error, 'accuracy': accuracy}
 
 
 def is_correct(logits, y_B) -> jax.Array:

@@ -125,14 +125,7 @@ def _update_head(sweep, labels_B, x_BD, head, lr, weight_decay):
   """-> params and optimizer of one head after a step, and its metrics."""
 
   def loss(params):
-    logits_BC = _logits(params, x_BD)
-    # An index out of range gives NaN; one below 0 would count from the end.
-    index_B = jnp.where(labels_B < 0, sweep.classes, labels_B)
-    error = optax.losses.softmax_cross_entropy_with_integer_labels(
-      logits_BC, index_B
-    ).mean()
-    correct_B = labels.is_correct(logits_BC, labels_B)
-    return error, {'loss': error, 'accuracy': correct_B.mean(dtype=jnp.float32)}
+    return labels.cross_entropy(_logits(params, x_BD), labels_B)
 
   grad, metrics = jax.grad(loss, has_aux=True)(head['params'])
   optimizer = make_optimizer(sweep.protocol.optimizer, lr, weight_decay)

@@ -1,7 +1,7 @@
-"""Training and judging of linear heads, on cached features or on any others."""
+"""Training and judging of a sweep's heads, on cached features or on others."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,11 +10,12 @@ import tqdm
 from absl import logging
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.probes import labels, linear_heads
+from ijepa_jax.probes import attentive_heads, labels, linear_heads
 from ijepa_jax.probes.head_sweep import HeadSweep
 from ijepa_jax.runtime import sharding
 
-_ALL_DIVERGED = 'All of the {} linear heads have diverged: take lower lrs.'
+# init, update_heads, count_correct and diverged of each kind of sweep.
+ARITHMETIC = {'linear': linear_heads, 'attentive': attentive_heads}
 _BLOCK = 4096  # examples that are judged at a time, over all devices
 
 
@@ -28,18 +29,17 @@ def compiled(sweep: HeadSweep, mesh) -> tuple[Callable, Callable, Callable]:
   """
   everywhere = sharding.replicated(mesh)
   by_rows = sharding.batch_sharding(mesh)
+  heads = ARITHMETIC[sweep.kind]
   return (
+    jax.jit(functools.partial(heads.init, sweep), out_shardings=everywhere),
     jax.jit(
-      functools.partial(linear_heads.init, sweep), out_shardings=everywhere
-    ),
-    jax.jit(
-      functools.partial(linear_heads.update_heads, sweep),
+      functools.partial(heads.update_heads, sweep),
       in_shardings=(everywhere, by_rows, by_rows, everywhere),
       out_shardings=everywhere,
       donate_argnums=0,
     ),
     jax.jit(
-      functools.partial(linear_heads.count_correct, sweep),
+      functools.partial(heads.count_correct, sweep),
       in_shardings=(everywhere, by_rows, by_rows),
       out_shardings=everywhere,
     ),
@@ -60,7 +60,8 @@ def train(
   """Trains on features that don't change, in an order by (seed, epoch).
 
   Args:
-    features: float32 {'last': [N, D], ...}, in memory or mapped from disk.
+    features: float32 {'last': [N, D], ...} or {'tokens': [N, T, D]}, in memory
+      or mapped from disk.
     labels_N: int [N] in [0, classes).
     mesh: devices that share each batch.
     seed: of the first state and of the orders.
@@ -128,7 +129,7 @@ def run_epochs(
   with tqdm.tqdm(
     total=sweep.epochs,
     initial=start,
-    desc='linear heads',
+    desc=f'{sweep.kind} heads',
     unit='epoch',
     disable=None,
   ) as bar:
@@ -170,7 +171,7 @@ def _warn_diverged(sweep, loss_H, warned: set) -> None:
       warned.add(head)
       logging.warning('Head %s has diverged: take lower lrs.', head.name)
   if not np.isfinite(loss_H).any():
-    raise UserError(_ALL_DIVERGED.format(len(loss_H)))
+    raise sweep.all_diverged()
 
 
 def accuracies(
@@ -192,70 +193,35 @@ def accuracies(
     UserError: features or labels are wrong, see `labels.check_features`.
   """
   _check(sweep, features, labels_N, 'test')
-  count_correct = compiled(sweep, mesh)[2]
-  state = jax.device_put(state, sharding.replicated(mesh))
   n = len(labels_N)
   block = -(-min(_BLOCK, n) // mesh.size) * mesh.size
-  correct_H = np.zeros(len(sweep.heads), np.int64)
-  for start in range(0, n, block):
-    rows_B = np.arange(start, start + block)
-    rows_B[rows_B >= n] = -1  # one shape, one compilation
-    batch = _rows(sweep, features, labels_N, rows_B, mesh)
-    correct_H += np.asarray(count_correct(state, *batch))
-  return np.where(linear_heads.diverged(sweep, state), np.nan, correct_H / n)
+
+  def batches():
+    for start in range(0, n, block):
+      rows_B = np.arange(start, start + block)
+      rows_B[rows_B >= n] = -1  # one shape, one compilation
+      yield _rows(sweep, features, labels_N, rows_B, mesh)
+
+  return judge(sweep, state, batches(), n, mesh)
 
 
-def report(sweep: HeadSweep, accuracies: Sequence[float]) -> dict[str, Any]:
-  """Summarizes a sweep: every head, the best, and the best of each input.
-
-  The best are chosen on the test images, as the paper's are.
+def judge(
+  sweep: HeadSweep, state: dict[str, Any], batches: Iterable, n: int, mesh
+) -> np.ndarray:
+  """The same, of features that come in batches.
 
   Args:
-    accuracies: one for each head; NaN: it has diverged.
-
-  Returns:
-    {'chosen': a sentence on how, 'heads': {name: accuracy, or None of one that
-    has diverged}, 'best': {'head': name, 'accuracy': ...}, 'best_last': ...,
-    'best_last4': ...}; of equals the first; without the best of an input if all
-    its heads have diverged.
-
-  Raises:
-    UserError: all heads have diverged.
+    batches: features and labels, split over all devices; a label of -1 is no
+      example.
+    n: examples of all batches.
   """
-  scores = dict(zip(sweep.heads, map(float, accuracies), strict=True))
-  finite = [head for head, score in scores.items() if np.isfinite(score)]
-  if not finite:
-    raise UserError(_ALL_DIVERGED.format(len(scores)))
-  candidates = {'best': finite} | {
-    f'best_{name}': [head for head in finite if head.input == name]
-    for name in sweep.widths
-  }
-  best = {
-    key: max(heads, key=scores.get)
-    for key, heads in candidates.items()
-    if heads
-  }
-  return {
-    'chosen': _selection_note(
-      {k.replace('best', 'linear'): len(v) for k, v in candidates.items()}
-    ),
-    'heads': {
-      head.name: score if head in finite else None
-      for head, score in scores.items()
-    },
-    **{
-      key: {'head': head.name, 'accuracy': scores[head]}
-      for key, head in best.items()
-    },
-  }
-
-
-def _selection_note(counts: Mapping[str, int]) -> str:
-  """How the best were chosen, as a sentence; '' if each is the only one."""
-  if max(counts.values()) < 2:
-    return ''
-  parts = [f'{k} is the best of {n} heads' for k, n in counts.items() if n]
-  return f'{", ".join(parts)}: chosen on the test images, as in the paper.'
+  count_correct = compiled(sweep, mesh)[2]
+  state = jax.device_put(state, sharding.replicated(mesh))
+  correct_H = np.zeros(len(sweep.heads), np.int64)
+  for features, labels_B in batches:
+    correct_H += np.asarray(count_correct(state, features, labels_B))
+  lost_H = ARITHMETIC[sweep.kind].diverged(sweep, state)
+  return np.where(lost_H, np.nan, correct_H / n)
 
 
 def _rows(sweep, features, labels_N, rows_B, mesh):
@@ -282,10 +248,15 @@ def _rows(sweep, features, labels_N, rows_B, mesh):
 
 def _check(sweep, features, labels_N, split: str):
   for name, width in sweep.widths.items():
-    if name not in features or np.shape(features[name])[1:] != (width,):
-      shapes = {k: np.shape(x) for k, x in features.items()}
+    shapes, axes = (
+      {k: np.shape(x) for k, x in features.items()},
+      sweep.input_axes,
+    )
+    shape = shapes.get(name, ())
+    if shape[-1:] != (width,) or len(shape) != len(axes) + 1:
       raise UserError(
         f'The {split} features are {shapes}: the sweep needs {name!r} as '
-        f'[N, {width}].'
+        f'[{", ".join(axes)}, {width}].'
       )
-    labels.check_features(features[name], labels_N, split, sweep.classes)
+    rows_NF = np.reshape(features[name], (shape[0], -1))
+    labels.check_features(rows_NF, labels_N, split, sweep.classes)

@@ -91,6 +91,11 @@ RANGES = {
     **each(AT_LEAST_0, 'batch_size', 'epochs', 'weight_decays'),
     'lrs': ABOVE_0,
   },
+  'attentive': {
+    **each(AT_LEAST_0, 'batch_size', 'heads', 'weight_decays'),
+    'epochs': AT_LEAST_1,
+    'lrs': ABOVE_0,
+  },
   'finetune': {
     **each(AT_LEAST_1, 'epochs', 'batch_size'),
     **each(AT_LEAST_0, 'lr', 'final_lr', 'weight_decay', 'warmup_epochs'),

@@ -69,7 +69,7 @@ def run(config, workdir: str) -> dict:
     numbers['generator'] = generated.numbers
     parts.append(generator_section.section(generated))
     _write(out, model, numbers, parts, generated.pictures)
-  _, sentences = verdict.verdict(numbers)
+  _, sentences = verdict.verdict(numbers, model.method)
   words = [model.name, _words(numbers), *sentences, f'{out}/index.html']
   print('\n' + '\n\n'.join(words))
   return numbers
@@ -141,7 +141,7 @@ def _generated(config, model, images, seen, mesh, out):
 
 
 def _write(out, model, numbers, parts, pictures=None) -> None:
-  grade, sentences = verdict.verdict(numbers)
+  grade, sentences = verdict.verdict(numbers, model.method)
   banner = markup.banner(grade, sentences)
   with locks.only_writer(out, wait=True):
     files.atomic_write_text(

@@ -124,11 +124,12 @@ def load_subject(
   parts = loaded.params
   target = parts.get('target', parts.get('encoder'))
   params = {'encoder': parts.get('encoder', target)}
-  if 'predictor' in parts:
+  if 'predictor' in parts and _is_ijepa(loaded):
     params['predictor'] = parts['predictor']
   else:
     logging.warning(
-      'There is no predictor in %s: pictures of the encoder alone.', path
+      'There is no predictor of features in %s: pictures of the encoder alone.',
+      path,
     )
 
   def place(tree):
@@ -145,16 +146,25 @@ def load_subject(
   )
 
 
+def _is_ijepa(loaded: weights.Weights) -> bool:
+  """Whether features are what it predicts; files hold I-JEPA alone."""
+  config = loaded.run_config
+  return config is None or config.get('method', 'ijepa') == 'ijepa'
+
+
 def _make_method(loaded: weights.Weights) -> ijepa.IJEPA:
-  if loaded.run_config is not None and 'loss' in loaded.run_config:
-    return from_config.make_method(loaded.run_config)
-  encoder, predictor = weights.models(loaded.config)
-  return ijepa.IJEPA(
-    encoder,
-    predictor,
-    mean=tuple(loaded.config.get('mean', vit.IMAGENET_MEAN)),
-    std=tuple(loaded.config.get('std', vit.IMAGENET_STD)),
-  )
+  """The method; of another one, I-JEPA with its encoder."""
+  config = loaded.run_config
+  if config is not None and 'loss' in config:
+    if _is_ijepa(loaded):
+      return from_config.make_method(config)
+    encoder, predictor = vit.make_models(**config.model.to_dict())
+    mean, std = config.data.mean, config.data.std
+  else:
+    encoder, predictor = weights.models(loaded.config)
+    mean = loaded.config.get('mean', vit.IMAGENET_MEAN)
+    std = loaded.config.get('std', vit.IMAGENET_STD)
+  return ijepa.IJEPA(encoder, predictor, mean=tuple(mean), std=tuple(std))
 
 
 def _mask_settings(run_config) -> dict:

@@ -277,7 +277,7 @@ def test_report():
   sweep = make('imagenet')
   scores = np.linspace(0.1, 0.4, 16)
   scores[[5, 6, 13]] = 0.5, 0.5, 0.7
-  report = json.loads(json.dumps(train_heads.report(sweep, scores)))
+  report = json.loads(json.dumps(head_sweep.report(sweep, scores)))
   assert report['heads'] == {
     h.name: s for h, s in zip(sweep.heads, scores, strict=True)
   }
@@ -286,7 +286,7 @@ def test_report():
   first = {'head': 'last lr=32 wd=0', 'accuracy': 0.5}
   assert report['best_last'] == first
   narrow = make('imagenet', widths={'last': 6})
-  assert 'best_last4' not in train_heads.report(narrow, scores[:8])
+  assert 'best_last4' not in head_sweep.report(narrow, scores[:8])
 
 
 def test_diverged_heads_are_named(cpus, caplog):
@@ -301,7 +301,7 @@ def test_diverged_heads_are_named(cpus, caplog):
     sweep, state, features, labels, mesh=one(cpus)
   )
   assert np.isnan(actual[0]) and actual[1] > 0.3
-  report = train_heads.report(sweep, actual)
+  report = head_sweep.report(sweep, actual)
   assert report['best']['head'] == report['best_last']['head']
   assert 'lr=0.1' in report['best']['head']
   assert json.loads(json.dumps(report, allow_nan=False)) == report

@@ -66,6 +66,8 @@ def test_no_knob_takes_what_is_not_finite(value):
     ('configs.evals.logistic', 'logistic.share', 1.5, 'up to 1'),
     ('configs.evals.linear', 'linear.lrs', (0.1, 0.0), 'take 1e-30 or more'),
     ('configs.evals.linear', 'linear.epochs', -1, 'take 0 or more'),
+    ('configs.evals.attentive', 'attentive.lrs', (0.0,), 'take 1e-30 or more'),
+    ('configs.evals.attentive', 'attentive.epochs', 0, 'take 1 or more'),
     ('configs.evals.finetune_full', 'finetune.smoothing', 1.5, 'up to 1'),
     ('configs.evals.finetune_full', 'finetune.drop_path', 1.0, 'up to 0.99'),
     ('configs.evals.finetune_full', 'batch_size', 0, 'take 1 or more'),

@@ -1,5 +1,6 @@
 """JAX's flags change neither the types nor the numbers of a run."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -16,7 +17,7 @@ from ijepa_jax.data.transforms import mixup
 from ijepa_jax.methods import train_step
 from ijepa_jax.methods.optim import adamw, schedules
 from ijepa_jax.models import vit
-from ijepa_jax.probes import head_sweep, knn, labels, linear_heads, logistic
+from ijepa_jax.probes import head_sweep, knn, labels, logistic, train_heads
 from ijepa_jax.runtime import cli
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.train import compile, health
@@ -69,39 +70,30 @@ def types():
       state,
       batch,
     )
-  widths = {'last': 8}
-  swept = {}
-  for protocol in 'imagenet', 'clevr':  # both optimizers, and a schedule
-    sweep = head_sweep.HeadSweep(
-      head_sweep.get_protocol(protocol),
-      widths,
-      classes=3,
-      examples=64,
-      batch_size=16,
-      epochs=2,
-    )
+  sizes = dict(classes=3, examples=64, batch_size=16, epochs=2)
+  attentive = head_sweep.Protocol('', 'adamw', (0.1,), (0.1,), final=0.0)
+  sweeps = [
+    # Both optimizers, and a schedule.
+    head_sweep.HeadSweep(head_sweep.get_protocol(name), {'last': 8}, **sizes)
+    for name in ('imagenet', 'clevr')
+  ]
+  sweeps.append(head_sweep.AttentiveSweep(attentive, {'tokens': 8}, **sizes))
+  features = {'last': array(float32, 16, 8), 'tokens': array(float32, 16, 4, 8)}
+  swept = []
+  for sweep in sweeps:
+    heads = train_heads.ARITHMETIC[sweep.kind]
     begun = jax.eval_shape(
-      lambda sweep=sweep: linear_heads.init(sweep, jax.random.key(0))
+      lambda sweep=sweep, heads=heads: heads.init(sweep, jax.random.key(0))
     )
-    features = {'last': array(float32, 16, 8)}
-    swept[protocol] = (
+    update, count = (
+      functools.partial(f, sweep)
+      for f in (heads.update_heads, heads.count_correct)
+    )
+    swept += [
       begun,
-      jax.eval_shape(
-        lambda s, f, y, i, sweep=sweep: linear_heads.update_heads(
-          sweep, s, f, y, i
-        ),
-        begun,
-        features,
-        labels_B,
-        0,
-      ),
-      jax.eval_shape(
-        lambda s, f, y, sweep=sweep: linear_heads.count_correct(sweep, s, f, y),
-        begun,
-        features,
-        labels_B,
-      ),
-    )
+      jax.eval_shape(update, begun, features, labels_B, 0),
+      jax.eval_shape(count, begun, features, labels_B),
+    ]
   tree = {'encoder': state.params['encoder'], 'head': {'kernel': labels_B}}
   scale = adamw.layer_scales(state.params, 2, 0.5)
   tuned = adamw.adamw_by_layer(

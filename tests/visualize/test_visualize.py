@@ -177,9 +177,19 @@ def test_a_model_without_a_predictor(workdir, tmp_path, caplog):
   config = make_config(tmp_path / 'hf', **{'data.source': 'scenes'})
   numbers = report.run(config, tmp_path / 'out')
   assert 'retrieval' not in numbers
-  assert 'There is no predictor' in caplog.text
+  assert 'There is no predictor of features' in caplog.text
   assert 'Tokens as colors' in (tmp_path / 'out/index.html').read_text()
   shutil.rmtree(tmp_path / 'hf')
+
+
+@pytest.mark.parametrize('method', ['pixels', 'mae', 'vicreg'])
+def test_the_encoder_of_another_method(untrained_run, tmp_path, caplog, method):
+  c = tiny.get_config()
+  c.method, c.model.depth = method, 1
+  untrained_run(c, tmp_path / 'run')
+  numbers = report.run(make_config(tmp_path / 'run'), '')
+  assert 'retrieval' not in numbers
+  assert 'There is no predictor of features' in caplog.text
 
 
 def test_grey_images_that_are_not_square(untrained_run, images, tmp_path):

@@ -138,5 +138,5 @@ class Generator:
   def encode(self, params, image_BHWC):
     raise NotImplementedError('A generator has no tokens of images.')
 
-  def signals(self, params, tokens_BND, batch) -> dict:
+  def signals(self, params, target, tokens_BND, batch) -> dict:
     return {}

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ijepa_jax.methods import optim, schedules
+from ijepa_jax.methods.optim import adamw, schedules
 from ijepa_jax.models.dit import DiT
 from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
@@ -39,7 +39,7 @@ def make_run(c, data: BlockData, mesh, seed: int) -> Run:
       time_mean=c.time_mean,
       ema=c.ema,
     ),
-    tx=optim.adamw(lr=lr, weight_decay=lambda step: 0.0, b2=0.99),
+    tx=adamw.adamw(lr=lr, weight_decay=lambda step: 0.0, b2=0.99),
     schedules={'lr': lr},
     mesh=mesh,
     image_shape=data.pixels.shape[2:],

@@ -6,11 +6,12 @@ from ijepa_jax.train import health
 _MUCH, _NOTHING = 0.1, 0.4
 
 
-def verdict(numbers: dict) -> tuple[str, list[str]]:
+def verdict(numbers: dict, method) -> tuple[str, list[str]]:
   """Says at a glance whether the predictions hold anything of the content.
 
   Args:
     numbers: what report.json has.
+    method: that is looked at; it knows what may help.
 
   Returns:
     'good', 'poor' or 'bad', and sentences.
@@ -42,7 +43,7 @@ def verdict(numbers: dict) -> tuple[str, list[str]]:
       + f' Trained for {numbers["generator"]["steps"]} steps; a generator that '
       'is trained too little makes things look as if they were not held.'
     )
-  alarms = health.alarms(numbers.get('health', {}))
+  alarms = health.alarms(numbers.get('health', {}), method)
   sentences += [f'Not healthy: {words}' for words in alarms.values()]
   order = 'bad', 'poor', 'good'
   if alarms:
