@@ -67,7 +67,7 @@ def run(config, workdir: str) -> dict:
   generated = _generated(config, model, images, seen, mesh, out)
   if generated:
     numbers['generator'] = generated.numbers
-    parts.append(generator_section.section(generated))
+    parts.insert(0, generator_section.section(generated))
     _write(out, model, numbers, parts, generated.pictures)
   _, sentences = verdict.verdict(numbers, model.method)
   words = [model.name, _words(numbers), *sentences, f'{out}/index.html']

@@ -100,7 +100,7 @@ def maps(model: Subject, seen: Gallery, count: int) -> str:
     'of all tokens), blue those that are unlike. On the left by the true '
     'target of the patch, on the right by what was predicted for it from the '
     'context alone. A good prediction has the same map.',
-    *parts,
+    markup.row(parts),
   )
 
 

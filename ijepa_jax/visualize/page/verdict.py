@@ -29,16 +29,15 @@ def verdict(numbers: dict, method) -> tuple[str, list[str]]:
     }
     sentences.append(words[grade] + _rank('its own block', hits))
   if 'generator' in numbers:
+    # Of the generator, which may show less than there is: no grade.
     hits = numbers['generator']['rank']['sample']
-    grade = _grade(hits)
-    grades.append(grade)
     words = {
       'good': 'What is drawn from a prediction shows it: ',
       'poor': 'What is drawn from a prediction shows little of it: ',
       'bad': 'What is drawn from a prediction shows nothing of it: ',
     }
     sentences.append(
-      words[grade]
+      words[_grade(hits)]
       + _rank('the vector that it was drawn from', hits)
       + f' Trained for {numbers["generator"]["steps"]} steps; a generator that '
       'is trained too little makes things look as if they were not held.'
