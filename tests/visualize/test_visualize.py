@@ -12,7 +12,7 @@ import pytest
 from configs import tiny, visualize
 from ijepa_jax.convert.export import export
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import masks
+from ijepa_jax.methods import ijepa, masks
 from ijepa_jax.runtime import sharding
 from ijepa_jax.visualize import (
   mask_coverage,
@@ -20,7 +20,7 @@ from ijepa_jax.visualize import (
   retrieval,
   token_maps,
 )
-from ijepa_jax.visualize.page import markup
+from ijepa_jax.visualize.page import markup, verdict
 from tests.close import close
 
 
@@ -229,3 +229,30 @@ def test_maps_are_cosines():
   a, b = r.normal(size=(2, 3, 4)), r.normal(size=(2, 5, 4))
   found = jax.device_get(token_maps.cosine_maps(a, b))
   close(found[1, 2, 4], cosine(a[1, 2], b[1, 4]), scale=1)
+
+
+def hits(rank, candidates=100):
+  return retrieval.Hits(0.0, 0.0, rank, candidates).numbers()
+
+
+@pytest.mark.parametrize(
+  ('rank', 'gap_share', 'expected', 'words'),
+  [
+    (2, 0.7, 'good', 'hold what is in a hidden block'),
+    (25, 0.7, 'poor', 'hold little'),
+    (49, 0.7, 'bad', 'hold nothing'),
+    (100, 0.7, 'bad', 'hold nothing'),  # all features alike
+    (2, 0.01, 'bad', 'Not healthy: gap_share'),
+  ],
+)
+def test_the_verdict_is_of_the_predictions(rank, gap_share, expected, words):
+  same = {'among the same position in all images': hits(rank)}
+  generated = {'rank': {'sample': hits(99)}, 'steps': 20}
+  numbers = {'retrieval': same, 'health': {'gap_share': gap_share}}
+  grade, sentences = verdict.verdict(numbers, ijepa.IJEPA)
+  assert grade == expected and words in ' '.join(sentences)
+  # A generator may show less than there is: it changes no grade.
+  numbers['generator'] = generated
+  grade, sentences = verdict.verdict(numbers, ijepa.IJEPA)
+  assert grade == expected and 'trained too little' in ' '.join(sentences)
+  assert verdict.verdict({}, ijepa.IJEPA) == ('good', [])
