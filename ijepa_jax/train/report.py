@@ -84,7 +84,8 @@ matplotlib.use('Agg')  # No screen on a cluster.
 _STYLES = ':', '--', '-.'  # of levels
 # Panel title, then the metrics in it.
 PANELS = (
-  ('loss', ('loss', 'held_out/*')),
+  ('loss', ('loss',)),
+  ('loss on what is held out', ('held_out/*',)),
   ('learning rate', ('lr',)),
   ('EMA momentum', ('momentum',)),
   ('feature spread', ('feature_std', 'token_std')),
