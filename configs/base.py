@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.job = 'pretrain'
-  c.method = 'ijepa'  # what is learned: ijepa, pixels, mae
+  c.method = 'ijepa'  # what is learned: ijepa, pixels, mae, vicreg
   c.seed = 0  # of initialisation, order, crops and masks
   c.batch_size = 2048  # images a step, over all devices
   c.total_steps = 187_500  # 300 epochs of 625 steps
@@ -42,6 +42,11 @@ def get_config() -> ConfigDict:
   # ijepa: layer-norm the targets again (release); pixels, mae: normalise the
   # pixels of each patch (MAE's better half)
   c.loss.normalize_targets = True
+  # What I-JEPA of the paper has not; methods/ijepa.py has the sources.
+  c.loss.target_layers = 1  # targets: mean of the last k blocks (data2vec)
+  c.loss.position_noise = 0.0  # variance, of what is predicted (StoP: .25)
+  c.loss.variance = 0.0  # weights of VICReg's terms on contexts (C-JEPA)
+  c.loss.covariance = 0.0
 
   c.mae = ConfigDict()  # He et al., CVPR 2022; has its own masks
   c.mae.mask_ratio = 0.75  # share of the patches that are hidden
@@ -61,6 +66,23 @@ def get_config() -> ConfigDict:
   c.mask.allow_overlap = False  # targets may stay in the context
   c.mask.group = 128  # images over which the release cuts to the shortest
   c.mask.fraction = 0.6  # of the patches, for `block` and `random`
+
+  # Of method=vicreg; its ImageNet recipe is configs/vicreg_s16.py.
+  c.vicreg = ConfigDict()
+  c.vicreg.regularizer = 'vicreg'  # vicreg; sigreg, LeJEPA's
+  c.vicreg.invariance = 25.0  # weights of VICReg's terms
+  c.vicreg.variance = 25.0
+  c.vicreg.covariance = 1.0
+  c.vicreg.sigreg = 0.02  # weight of SIGReg; the rest is the invariance's
+  c.vicreg.slices = 1024  # directions that SIGReg draws for a step
+  c.vicreg.projector = (8192, 8192, 8192)  # widths of its layers; (): none
+  c.vicreg.num_views = 2  # of each image; BYOL's, by what follows
+  c.vicreg.crop_scale = (0.08, 1.0)  # in place of data.crop_scale
+  c.vicreg.flip = True
+  c.vicreg.jitter = 0.8  # share whose colors change
+  c.vicreg.grey = 0.2  # share that turns grey
+  c.vicreg.blur = (1.0, 0.1)  # share of the 1st, 2nd view that is blurred
+  c.vicreg.solarize = (0.0, 0.2)  # share of them that is solarized
 
   c.optim = ConfigDict()
   c.optim.start_lr = 2e-4  # at step 0; lr is not scaled by the batch size

@@ -96,7 +96,8 @@ def test_workers_have_no_jax():
     'import sys\n'
     'from ijepa_jax.methods import masks\n'
     'from ijepa_jax.data import batch, sources\n'
-    'from ijepa_jax.data.transforms import color_jitter, crop, randaugment\n'
+    'from ijepa_jax.data.transforms import color_jitter, crop, views\n'
+    'from ijepa_jax.data.transforms import randaugment\n'
     "sys.exit('jax' in sys.modules)"
   )
   assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0

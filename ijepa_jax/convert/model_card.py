@@ -12,6 +12,7 @@ import yaml
 
 from ijepa_jax.convert import provenance, results
 from ijepa_jax.data.transforms import crop
+from ijepa_jax.methods import from_config
 from ijepa_jax.pretrained.formats import weights
 
 PAPER = 'https://arxiv.org/abs/2301.08243'
@@ -21,6 +22,8 @@ _LIBRARY = {
   'huggingface': 'transformers',
 }
 _COLORS = 'jitter', 'grey', 'blur'
+_TAGS = {'ijepa': ['ijepa', 'i-jepa']}
+_TAGS_OF_ALL = 'self-supervised-learning', 'jax'
 _SIZES = {
   'width': 'width',
   'depth': 'blocks',
@@ -50,46 +53,55 @@ def render(
   """
   config = config.to_dict() if config else {}
   trained = 'total_steps' in config
+  method = from_config.method_class(config)
   licence, origin = provenance.provenance(source, config)
   front = {
     **licence,
     'library_name': _LIBRARY[to],
     'pipeline_tag': 'image-feature-extraction',
-    'tags': ['ijepa', 'i-jepa', 'self-supervised-learning', 'jax'],
+    'tags': [*_TAGS.get(method.name, [method.name]), *_TAGS_OF_ALL],
   }
   parts = [
     f'---\n{yaml.safe_dump(front, sort_keys=False)}---',
     f'# {provenance.public_name(name)}',
-    _summary(loaded),
+    _summary(loaded, method),
     _architecture(loaded),
     _pictures(loaded),
     '\n'.join(f'- {note}' for note in loaded.notes),
-    _training(config, step) if trained else '',
+    _training(config, step, method) if trained else '',
     results.render(source),
-    _how_to_load(loaded, to, name),
+    _how_to_load(loaded, to, name, method),
     f'{provenance.HEADING}\n\n{origin}',
   ]
   return '\n\n'.join(part for part in parts if part) + '\n'
 
 
-def _summary(loaded) -> str:
+def _summary(loaded, method) -> str:
   c, params = loaded.config, loaded.params
   (h, w), p = c['image_size'], c['patch_size']
   count = {
     part: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
     for part, tree in params.items()
   }
+  has_target = 'target' in method.parts
+  names = {k: weights.PARTS[k].words for k in params}
   content = ', '.join(
-    f'the {weights.PARTS[k].words} ({n:.3g} M)' for k, n in count.items()
+    f'the {names[k] if has_target else method.judged} ({n:.3g} M)'
+    for k, n in count.items()
   )
+  origin = f'I-JEPA ([Assran et al., CVPR 2023]({PAPER}))'
+  if not has_target:
+    origin = f'Trained by the method `{method.name}` of ijepa_jax'
   words = (
-    f'I-JEPA ([Assran et al., CVPR 2023]({PAPER})), '
+    f'{origin}, '
     f'{weights.size_name(c) or "a size of its own"}, patches of {p} '
     f'pixels, images of {h} x {w}. It holds, with its millions of '
     f'parameters: {content}'
   )
   if loaded.optimizer:
     words += f"; and AdamW's state after step {loaded.optimizer.step}"
+  if not has_target:
+    return f'{words}.'
   if 'target' in params:
     return (
       f'{words}. The target encoder, the moving average of the other one, is '
@@ -149,8 +161,8 @@ def _pictures(loaded) -> str:
   )
 
 
-def _training(c: Mapping, step: int) -> str:
-  d, mask, o, ema = c['data'], c['mask'], c['optim'], c['ema']
+def _training(c: Mapping, step: int, method) -> str:
+  d, o = c['data'], c['optim']
   if d['source'] == 'scenes':
     data = f'{d["count"]} embedded pictures ({d["flavour"]})'
   else:
@@ -173,22 +185,47 @@ def _training(c: Mapping, step: int) -> str:
     f'{o["warmup_steps"]} steps, then to {o["final_lr"]:g}',
     'weight decay': f'{o["weight_decay"]:g} to {o["final_weight_decay"]:g}, '
     f'{o["weight_decay_schedule"]}',
-    'momentum of the target encoder': _range((ema['first'], ema['last'])),
+    **_of_method(c, method),
+    'computed in': c['model']['dtype'],
+    'seed': c['seed'],
+  }
+  if 'views' in rows:
+    del rows['crops']
+  table = results.markdown_table([('', ''), *rows.items()])
+  return f'## Training\n\n{table}'
+
+
+def _of_method(c: Mapping, method) -> dict[str, str]:
+  if method.name == 'vicreg':
+    v = c['vicreg']
+    return {
+      'views': f'{v["num_views"]} of {_range(v["crop_scale"])} of the area',
+      'loss': v['regularizer'],
+    }
+  if method.name == 'mae':
+    m = c['mae']
+    return {
+      'masks': f'{m["mask_ratio"]:.0%} of the patches hidden, at random',
+      'decoder': f'{m["decoder_depth"]} blocks of width {m["decoder_width"]}',
+      'loss': 'l2, of the hidden pixels',
+    }
+  mask, ema = c['mask'], c['ema']
+  rows = {}
+  if 'target' in method.parts:
+    rows['momentum of the target encoder'] = _range((ema['first'], ema['last']))
+  return rows | {
     'masks': mask['sampler'],
     'targets': f'{mask["num_targets"]} of scale {_range(mask["target_scale"])} '
     f'and aspect {_range(mask["target_aspect"])}',
     'contexts': f'{mask["num_contexts"]} of scale '
     f'{_range(mask["context_scale"])}',
-    'loss': c['loss']['kind'],
-    'computed in': c['model']['dtype'],
-    'seed': c['seed'],
+    'loss': 'l2, of pixels' if method.name == 'pixels' else c['loss']['kind'],
   }
-  table = results.markdown_table([('', ''), *rows.items()])
-  return f'## Training\n\n{table}'
 
 
-def _how_to_load(loaded, to: str, name: str) -> str:
-  option = '' if 'target' in loaded.params else ", which='context'"
+def _how_to_load(loaded, to: str, name: str, method) -> str:
+  alone = 'target' in method.parts and 'target' not in loaded.params
+  option = ", which='context'" if alone else ''
   quoted = repr(name).replace('`', '\\x60')
   shape = f'# float32 [2, {loaded.config["width"]}]'
   lines = [

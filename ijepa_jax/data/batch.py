@@ -20,7 +20,8 @@ class Reading:
 
   Attributes:
     transform: (image, numpy Generator) -> uint8 array of one shape, such as
-      [H, W, C], with `size` (H, W); see transforms/crop.py.
+      [H, W, C], with `size` (H, W); see transforms/crop.py. One of `num_views`
+      views gives [V, H, W, C], see transforms/views.py.
     channels: 1 to 4 for encoded images, which are converted (decode.MODES);
       their own for arrays and .npy files.
     fast: decode and resize with what the extra [fast] brings; crops are within

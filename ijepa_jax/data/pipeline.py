@@ -118,7 +118,8 @@ def _check_workers(reading: Reading, rows: int) -> None:
   height, width = reading.transform.size
   # Four batches of each worker wait in some queue, and some to be put.
   batches = 4 * (reading.workers + 1)
-  need = batches * rows * height * width * reading.channels
+  views = getattr(reading.transform, 'num_views', 1)
+  need = batches * rows * views * height * width * reading.channels
   free = shutil.disk_usage(_SHARED_MEMORY).free
   if need > free:
     raise UserError(
@@ -173,10 +174,11 @@ def make_dataset(
     shard: which part of each batch is made; None: all of it.
 
   Returns:
-    A dataset of batches {'image': uint8 [b, H, W, C], 'label': int32 [b, L]}
-    and, with a sampler, 'context': int32 [b, E, Kc], 'targets': int32
-    [b, M, Kt]. Of n parts, part p has b = batch_size // n rows, from row p * b
-    of the global batch. Close its iterators; loader.prefetch does.
+    A dataset of batches {'image': uint8 [b, H, W, C], or [b, V, H, W, C] where
+    the transform makes V views of each, 'label': int32 [b, L]} and, with a
+    sampler, 'context': int32 [b, E, Kc], 'targets': int32 [b, M, Kt]. Of n
+    parts, part p has b = batch_size // n rows, from row p * b of the global
+    batch. Close its iterators; loader.prefetch does.
 
   Raises:
     UserError: an argument is wrong; by next(): too many images can't be read.

@@ -4,10 +4,10 @@ A method is added by one file, and by one line of METHODS with its function.
 """
 
 from ijepa_jax.errors import UserError, one_of
-from ijepa_jax.methods import ijepa, mae, masks, pixels
+from ijepa_jax.methods import ijepa, mae, masks, pixels, vicreg
 from ijepa_jax.methods.method import Method
 from ijepa_jax.methods.optim import schedules
-from ijepa_jax.models import vit
+from ijepa_jax.models import projector, vit
 
 
 def make_method(config, total_steps: int | None = None) -> Method:
@@ -35,10 +35,22 @@ def _name(config) -> str:
   return one_of('method', config.get('method', 'ijepa'), METHODS)
 
 
+# Knobs of the section `loss` that add to I-JEPA what the paper has not.
+IJEPA_TERMS = 'target_layers', 'position_noise', 'variance', 'covariance'
+
+
 def _ijepa(config, total_steps) -> ijepa.IJEPA:
   encoder, predictor = vit.make_models(**config.model.to_dict())
   sampler = rate = None
   if total_steps is not None:
+    if config.accumulate > 1 and (
+      config.loss.variance or config.loss.covariance
+    ):
+      raise UserError(
+        f'accumulate is {config.accumulate}, and loss.variance and '
+        'loss.covariance are of the whole batch, which the mean over '
+        'micro-batches is not: take accumulate=1, or 0 for both.'
+      )
     sampler = make_sampler(config)
     first, last = config.ema.first, config.ema.last
     rate = schedules.linear(1 - first, 1 - last, total_steps)
@@ -48,6 +60,8 @@ def _ijepa(config, total_steps) -> ijepa.IJEPA:
     **of_every_method(config),
     loss_kind=config.loss.kind,
     normalize_targets=config.loss.normalize_targets,
+    # Which configs of old have not.
+    **{k: config.loss[k] for k in IJEPA_TERMS if k in config.loss},
     sampler=sampler,
     ema_rate=rate,
   )
@@ -94,12 +108,35 @@ def _mae(config, total_steps) -> mae.MAE:
   )
 
 
+def _vicreg(config, total_steps) -> vicreg.VICReg:
+  c = config.vicreg
+  if total_steps is not None and config.accumulate > 1:
+    raise UserError(
+      f'accumulate is {config.accumulate}, and the loss of vicreg is of '
+      'statistics of the whole batch, which the mean over micro-batches is '
+      'not: take 1, and model.remat=full or a smaller batch_size to save '
+      'memory.'
+    )
+  encoder, _ = vit.make_models(**config.model.to_dict())
+  return vicreg.VICReg(
+    encoder,
+    projector.Projector(tuple(c.projector), encoder.dtype),
+    **of_every_method(config),
+    regularizer=c.regularizer,
+    weights=(c.invariance, c.variance, c.covariance),
+    sigreg=c.sigreg,
+    slices=c.slices,
+    num_views=c.num_views,
+  )
+
+
 # config.method -> its class, and the function (config, total_steps) -> Method
 # that `make_method` calls.
 METHODS = {
   'ijepa': (ijepa.IJEPA, _ijepa),
   'pixels': (pixels.Pixels, _pixels),
   'mae': (mae.MAE, _mae),
+  'vicreg': (vicreg.VICReg, _vicreg),
 }
 
 

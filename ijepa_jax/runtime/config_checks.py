@@ -39,6 +39,10 @@ RANGES = {
     'eps': ABOVE_0,
     'schedule_scale': (1e-6, math.inf),
   },
+  'loss': {
+    'target_layers': AT_LEAST_1,
+    **each(AT_LEAST_0, 'position_noise', 'variance', 'covariance'),
+  },
   'mae': {
     'mask_ratio': SHARE,
     **each(AT_LEAST_1, 'decoder_width', 'decoder_depth', 'decoder_heads'),
@@ -66,6 +70,12 @@ RANGES = {
     **each(AT_LEAST_1, 'width', 'depth', 'heads', 'mlp_dim', 'patch_size'),
     **each(AT_LEAST_1, 'predictor_width', 'predictor_depth', 'unroll'),
     'predictor_heads': AT_LEAST_1,
+  },
+  'vicreg': {
+    **each(AT_LEAST_0, 'invariance', 'variance', 'covariance'),
+    **each(AT_LEAST_1, 'slices', 'projector'),
+    **each(SHARE, 'sigreg', 'jitter', 'grey', 'blur', 'solarize'),
+    'num_views': (2, math.inf),
   },
   'visualize': {
     'images': (2, math.inf),
@@ -152,8 +162,11 @@ _BLOCKS = {
   'group': 128,
 }
 # (section, knob, its values) -> knobs of a training run that have no effect
-# then, with their values in configs/base.py.
+# then, with their values in configs/base.py; section '': the config itself.
 REFUSED = {
+  ('', 'method', ('vicreg',)): {
+    'data': {'jitter': 0.0, 'grey': 0.0, 'blur': 0.0},
+  },
   ('data', 'source', ('scenes',)): {
     'data': {'path': '', 'split': 'train'},
   },
@@ -162,6 +175,15 @@ REFUSED = {
   },
 }
 PASSED_OVER = {
+  ('', 'method', ('pixels', 'mae', 'vicreg')): {
+    'loss': {
+      'kind': 'smooth_l1',
+      'target_layers': 1,
+      'position_noise': 0.0,
+      'variance': 0.0,
+      'covariance': 0.0,
+    },
+  },
   ('data', 'source', ('scenes',)): {
     'data': {'max_bad_share': 0.01, 'max_pixels': 89_478_485},
     'health': {'split': ''},
@@ -197,22 +219,30 @@ def check_void(config) -> None:
       other images than were meant.
   """
   for (section, knob, values), void in REFUSED.items():
-    if config[section][knob] in values:
+    switch, setting = _knob(config, section, knob)
+    if setting in values:
       for name, value in _changed(config, void).items():
         raise UserError(
-          f'{name} is {value!r}, and nothing for {section}.{knob} = '
-          f'{config[section][knob]!r}: change the one or the other.'
+          f'{name} is {value!r}, and nothing for {switch} = {setting!r}: '
+          'change the one or the other.'
         )
   for (section, knob, values), void in PASSED_OVER.items():
     changed = _changed(config, void)
-    if config[section][knob] in values and changed:
+    switch, setting = _knob(config, section, knob)
+    if setting in values and changed:
       logging.warning(
-        'Passed over with %s.%s = %r: %s.',
-        section,
-        knob,
-        config[section][knob],
+        'Passed over with %s = %r: %s.',
+        switch,
+        setting,
         ', '.join(f'{name} = {value!r}' for name, value in changed.items()),
       )
+
+
+def _knob(config, section: str, knob: str) -> tuple:
+  """-> its full name and its value."""
+  if section:
+    return f'{section}.{knob}', config[section][knob]
+  return knob, config[knob]
 
 
 def _changed(config, void) -> dict:

@@ -140,6 +140,19 @@ ALARMS = (
     'try a higher optim.peak_lr or a longer training, and for a small model '
     'model.init=fan_in',
   ),
+  Alarm(
+    'embedding_std',
+    0.1,
+    True,
+    f'all images have nearly the same embedding (collapse): {_COLLAPSE}',
+  ),
+  Alarm(
+    'embedding_correlation',
+    0.5,
+    False,
+    'the features of the embeddings repeat each other (dimensional collapse): '
+    'try a greater vicreg.covariance or vicreg.sigreg, and a larger batch_size',
+  ),
 )
 
 

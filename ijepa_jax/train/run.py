@@ -14,7 +14,7 @@ from absl import logging
 
 from ijepa_jax.data import decode, loader, sources
 from ijepa_jax.data.batch import Reading
-from ijepa_jax.data.transforms import color_jitter, crop
+from ijepa_jax.data.transforms import color_jitter, crop, views
 from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.methods import from_config
 from ijepa_jax.methods.method import Method
@@ -180,7 +180,7 @@ def make_run(config, devices=None, *, open_images: bool = True) -> PretrainRun:
     source_kind=d.source,
     split=d.split,
     reading=Reading(
-      _make_transform(d),
+      _make_transform(config, method.num_views),
       **_pick(d, 'channels', 'fast', 'workers', 'max_bad_share'),
     ),
     checkpoint=config.checkpoint.to_dict(),
@@ -240,8 +240,13 @@ def _make_schedules(c, total: int):
   return lr, weight_decay
 
 
-def _make_transform(d):
-  """From an image to the pixels of a batch: crop, flip, colors."""
+def _make_transform(config, num_views: int):
+  """From an image to the pixels of a batch: crop, flip, colors; or views."""
+  d = config.data
+  if num_views > 1:
+    return views.make_views(
+      tuple(d.image_size), d.channels, **_pick(config.vicreg, *views.KNOBS)
+    )
   transform = crop.RandomResizedCrop(
     tuple(d.image_size), tuple(d.crop_scale), tuple(d.crop_ratio), d.flip
   )

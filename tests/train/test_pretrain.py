@@ -237,9 +237,11 @@ def test_fsdp_splits_the_state_and_equals_one_device(cpus):
   trees_close(mu_eight, mu_one, TRAINED)
 
 
-def test_two_processes_train_as_one(tmp_path):
+@pytest.mark.parametrize('method', ['ijepa', 'vicreg'])
+def test_two_processes_train_as_one(method, tmp_path):
   """Two real processes of one device each, and one process of two devices."""
-  config = make_config(**{'total_steps': 6, 'checkpoint.every_steps': 3})
+  changes = {'method': method, 'total_steps': 6, 'checkpoint.every_steps': 3}
+  config = make_config(**changes)
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
