@@ -42,6 +42,11 @@ def get_config() -> ConfigDict:
   # ijepa: layer-norm the targets again (release); pixels, mae: normalise the
   # pixels of each patch (MAE's better half)
   c.loss.normalize_targets = True
+  # What I-JEPA of the paper has not; methods/ijepa.py has the sources.
+  c.loss.target_layers = 1  # targets: mean of the last k blocks (data2vec)
+  c.loss.position_noise = 0.0  # variance, of what is predicted (StoP: .25)
+  c.loss.variance = 0.0  # weights of VICReg's terms on contexts (C-JEPA)
+  c.loss.covariance = 0.0
 
   c.mae = ConfigDict()  # He et al., CVPR 2022; has its own masks
   c.mae.mask_ratio = 0.75  # share of the patches that are hidden

@@ -37,10 +37,12 @@ def get_config():
   c.mask.target_aspect = (1.0, 1.0)
   c.mask.context_scale = (1.0, 1.0)
 
+  # With --config.method=mae.
   c.mae.decoder_width = 64
   c.mae.decoder_depth = 2
   c.mae.decoder_heads = 2
 
+  # With --config.method=vicreg.
   c.vicreg.projector = (256, 256, 128)
   c.vicreg.crop_scale = (0.2, 1.0)
   c.vicreg.blur = (0.0,)

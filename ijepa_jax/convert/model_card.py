@@ -203,9 +203,11 @@ def _of_method(c: Mapping, method) -> dict[str, str]:
       'loss': v['regularizer'],
     }
   if method.name == 'mae':
+    m = c['mae']
     return {
-      'masks': f'random, {c["mae"]["mask_ratio"]:g} of the patches hidden',
-      'loss': 'squared error of pixels',
+      'masks': f'{m["mask_ratio"]:.0%} of the patches hidden, at random',
+      'decoder': f'{m["decoder_depth"]} blocks of width {m["decoder_width"]}',
+      'loss': 'l2, of the hidden pixels',
     }
   mask, ema = c['mask'], c['ema']
   rows = {}
@@ -217,7 +219,7 @@ def _of_method(c: Mapping, method) -> dict[str, str]:
     f'and aspect {_range(mask["target_aspect"])}',
     'contexts': f'{mask["num_contexts"]} of scale '
     f'{_range(mask["context_scale"])}',
-    'loss': c['loss']['kind'],
+    'loss': 'l2, of pixels' if method.name == 'pixels' else c['loss']['kind'],
   }
 
 

@@ -162,7 +162,9 @@ def report(
   frozen, task = evaluation.frozen, evaluation.task
   encoder = getattr(frozen, 'encoder', None)  # raw pixels have none
   model = weights.encoder_sizes(encoder) if encoder else {}
-  paper = paper_accuracies(task, model, frozen.image_size)
+  paper = {}
+  if encoder and frozen.method == 'ijepa':
+    paper = paper_accuracies(task, model, frozen.image_size)
   result = {
     'task': config.task,
     'job': config.job,

@@ -35,10 +35,22 @@ def _name(config) -> str:
   return one_of('method', config.get('method', 'ijepa'), METHODS)
 
 
+# Knobs of the section `loss` that add to I-JEPA what the paper has not.
+IJEPA_TERMS = 'target_layers', 'position_noise', 'variance', 'covariance'
+
+
 def _ijepa(config, total_steps) -> ijepa.IJEPA:
   encoder, predictor = vit.make_models(**config.model.to_dict())
   sampler = rate = None
   if total_steps is not None:
+    if config.accumulate > 1 and (
+      config.loss.variance or config.loss.covariance
+    ):
+      raise UserError(
+        f'accumulate is {config.accumulate}, and loss.variance and '
+        'loss.covariance are of the whole batch, which the mean over '
+        'micro-batches is not: take accumulate=1, or 0 for both.'
+      )
     sampler = make_sampler(config)
     first, last = config.ema.first, config.ema.last
     rate = schedules.linear(1 - first, 1 - last, total_steps)
@@ -48,6 +60,8 @@ def _ijepa(config, total_steps) -> ijepa.IJEPA:
     **of_every_method(config),
     loss_kind=config.loss.kind,
     normalize_targets=config.loss.normalize_targets,
+    # Which configs of old have not.
+    **{k: config.loss[k] for k in IJEPA_TERMS if k in config.loss},
     sampler=sampler,
     ema_rate=rate,
   )

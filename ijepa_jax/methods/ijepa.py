@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from ijepa_jax.errors import UserError
+from ijepa_jax.methods import view_losses
 from ijepa_jax.methods.optim.schedules import Schedule
 from ijepa_jax.models import vit
 
@@ -30,9 +31,12 @@ class IJEPA:
   Attributes:
     encoder, predictor: Linen modules without parameters.
     mean, std: per channel, of pixels in [0, 1].
-    loss_kind: 'smooth_l1' (release, beta 1) or 'l2' (paper: mean squared
-      error).
+    loss_kind: 'smooth_l1' (release, beta 1) or 'l2' (paper: mean square).
     normalize_targets: layer-norm the targets once more (release).
+    target_layers: blocks of the target encoder whose outputs are averaged, see
+      `targets_of_all`; 1: the encoder's output.
+    position_noise: variance of that of targets, see `noise`; 0: none.
+    variance, covariance: weights of view_losses.of_contexts; 0: without.
     rescale_init: apply `vit.rescale_residuals` to the initial parameters.
     sampler: of masks, see masks.py; None: no step is compiled ahead.
     ema_rate: 1 - momentum as a function of the step counted from 0; one minus
@@ -45,6 +49,10 @@ class IJEPA:
   std: tuple[float, ...] = vit.IMAGENET_STD
   loss_kind: str = 'smooth_l1'
   normalize_targets: bool = True
+  target_layers: int = 1
+  position_noise: float = 0.0
+  variance: float = 0.0
+  covariance: float = 0.0
   rescale_init: bool = False
   sampler: object = None
   ema_rate: Schedule | None = None
@@ -65,6 +73,11 @@ class IJEPA:
       raise UserError(
         f"loss.kind is {self.loss_kind!r}: take 'smooth_l1' (release) or 'l2' "
         '(paper).'
+      )
+    if self.target_layers > self.encoder.depth:
+      raise UserError(
+        f'loss.target_layers is {self.target_layers}: the encoder has '
+        f'{self.encoder.depth} blocks, take as many or fewer.'
       )
 
   def grid(self, image_BHWC) -> tuple[int, int]:
@@ -87,24 +100,44 @@ class IJEPA:
     The target encoder sees the full image; its OUTPUT is masked (paper 3,
     Targets).
     """
-    h_BND = self.encode(target_params, image_BHWC)
-    return vit.gather(self.standardize(h_BND), targets_BMK), h_BND
+    y_BND, h_BND = self.targets_of_all(target_params, image_BHWC)
+    return vit.gather(y_BND, targets_BMK), h_BND
+
+  def targets_of_all(self, target_params, image_BHWC):
+    """Every token as a target, and the target encoder's output: [B, N, D].
+
+    With `target_layers` k above 1, the average of the last k blocks' outputs,
+    each layer-normed without parameters (data2vec, Baevski et al., ICML 2022,
+    arXiv 2202.03555); the outputs of all blocks are in memory then.
+    """
+    if self.target_layers == 1:
+      h_BND = self.encode(target_params, image_BHWC)
+      return self.standardize(h_BND), h_BND
+    h_BND, outputs_LBND = self.encode(
+      target_params, image_BHWC, layers='tokens'
+    )
+    last_LBND = outputs_LBND[-self.target_layers :].astype(jnp.float32)
+    return self.standardize(vit.layer_norm(last_LBND).mean(0)), h_BND
 
   def standardize(self, h_BND: jax.Array) -> jax.Array:
     """The release's second LayerNorm of targets, where it is wanted."""
-    if not self.normalize_targets:
-      return h_BND
-    mean = h_BND.mean(-1, keepdims=True)
-    variance = ((h_BND - mean) ** 2).mean(-1, keepdims=True)
-    return (h_BND - mean) / jnp.sqrt(variance + 1e-5)
+    return vit.layer_norm(h_BND) if self.normalize_targets else h_BND
 
   # ---- Context and prediction ----
 
   def predict(self, params, image_BHWC, context_BEK, targets_BMK):
-    """Predictions of every target from every context: [B, E, M, K, D].
+    """Predictions of every target from every context: [B, E, M, K, D]."""
+    return self.predict_and_encode(
+      params, image_BHWC, context_BEK, targets_BMK
+    )[0]
+
+  def predict_and_encode(
+    self, params, image_BHWC, context_BEK, targets_BMK, key=None
+  ):
+    """Also returns the context encoder's tokens: [B, E, K, D].
 
     Only the context's patches go through the encoder, and only the targets'
-    positions through the predictor.
+    positions through the predictor. A key moves these positions, see `noise`.
     """
     b, e, k = context_BEK.shape
     # Each context of an image is a batch element of its own.
@@ -118,8 +151,22 @@ class IJEPA:
       context,
       targets,
       self.grid(image_BHWC),
+      self.noise(key, targets.shape),
     )
-    return predictions.reshape(b, e, *predictions.shape[1:])
+    z, predictions = (x.reshape(b, e, *x.shape[1:]) for x in (z, predictions))
+    return predictions, z
+
+  def noise(self, key, shape) -> jax.Array | None:
+    """What moves the positions of targets of this shape, or None.
+
+    StoP (Bar et al., ICML 2024, arXiv 2308.00566): positions are drawn from
+    N(position, s A A^T), s being `position_noise`; A is the matrix that takes
+    context tokens to the predictor, so that the noise can't be learned away.
+    """
+    if not self.position_noise or key is None:
+      return None
+    shape = *shape, self.encoder.width
+    return self.position_noise**0.5 * jax.random.normal(key, shape, jnp.float32)
 
   # ---- Loss ----
 
@@ -137,16 +184,22 @@ class IJEPA:
       target: parameters of the target encoder, which no gradient reaches.
       batch: image [B, H, W, C] uint8 or normalised float, context [B, E, Kc]
         and targets [B, M, Kt] int32.
-      key: unused; nothing here is random.
+      key: of the noise in positions; else nothing here is random.
 
     Returns:
-      float32 [], and {'feature_std', 'token_std'} of the target's tokens.
+      float32 [], and {'feature_std', 'token_std'} of the target's tokens, with
+      those of view_losses.of_contexts where they have a weight.
     """
     y_BMKD, h_BND = self.targets(target, batch['image'], batch['targets'])
-    predictions = self.predict(
-      params, batch['image'], batch['context'], batch['targets']
+    predictions, z_BEKD = self.predict_and_encode(
+      params, batch['image'], batch['context'], batch['targets'], key
     )
-    return self.distance(predictions, y_BMKD), collapse_statistics(h_BND)
+    loss, metrics = self.distance(predictions, y_BMKD), {}
+    if self.variance or self.covariance:
+      metrics = view_losses.of_contexts(z_BEKD)
+      loss += self.variance * metrics['variance_term']
+      loss += self.covariance * metrics['covariance_term']
+    return loss, collapse_statistics(h_BND) | metrics
 
   # ---- Update ----
 
@@ -209,6 +262,8 @@ class IJEPA:
       Near zero, position alone is predicted.
     """
     y_BND = self.standardize(h_BND)
+    if self.target_layers > 1:
+      y_BND, _ = self.targets_of_all(target, batch['image'])
     predictions = self.predict(
       params, batch['image'], batch['context'], batch['targets']
     )

@@ -138,9 +138,8 @@ class VICReg(WithoutTarget):
 
     Args:
       params: {'encoder', 'projector'}.
-      target: None.
+      target, batch: unused.
       h_BND: tokens of the encoder.
-      batch: unused.
 
     Returns:
       float32 [], of the embeddings: embedding_std between images, averaged over

@@ -56,6 +56,20 @@ def covariance(z_VBD: jax.Array) -> jax.Array:
   return 2 / v * (off_diagonal**2).sum() / d
 
 
+def of_contexts(z_BEKD: jax.Array) -> dict[str, jax.Array]:
+  """What keeps the features of I-JEPA's contexts apart, as float32 [].
+
+  The variance and the covariance, of the average over the tokens of each of E
+  contexts, and the mean over contexts: C-JEPA adds VICReg's terms to I-JEPA
+  (Mo and Tong, NeurIPS 2024, arXiv 2410.19560); its invariance is not here.
+  """
+  x_EBD = z_BEKD.mean(2).swapaxes(0, 1)
+  return {
+    'variance_term': variance(x_EBD),
+    'covariance_term': covariance(x_EBD) / 2,  # of one branch, not of two
+  }
+
+
 def directions(key: jax.Array, width: int, count: int) -> jax.Array:
   """Uniform directions, unit columns: float32 [width, count]."""
   x_DK = jax.random.normal(key, (width, count), jnp.float32)

@@ -66,6 +66,13 @@ def gather(x_BND: jax.Array, index_BK: jax.Array) -> jax.Array:
   )
 
 
+def layer_norm(x: jax.Array) -> jax.Array:
+  """PyTorch's LayerNorm without parameters, of targets."""
+  mean = x.mean(-1, keepdims=True)
+  variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+  return (x - mean) / jnp.sqrt(variance + 1e-5)
+
+
 class Encoder(transformer.Transformer):
   """The ViT encoder, context and target alike (paper section 3)."""
 
@@ -133,6 +140,7 @@ class Predictor(transformer.Transformer):
     context_BK: jax.Array,
     targets_BMK: jax.Array,
     grid: tuple[int, int],
+    noise_BMKD: jax.Array | None = None,
   ) -> jax.Array:
     """Predicts each target block in a pass of its own.
 
@@ -141,6 +149,8 @@ class Predictor(transformer.Transformer):
       context_BK: integer [B, Kc], where those tokens stand.
       targets_BMK: integer [B, M, Kt], the tokens to predict.
       grid: rows and columns of patches.
+      noise_BMKD: float [B, M, Kt, D], added to the positions of the tokens to
+        predict by the matrix that takes the context's tokens.
 
     Returns:
       float32 [B, M, Kt, out_width].
@@ -150,10 +160,12 @@ class Predictor(transformer.Transformer):
       self.dtype
     )
     mask_token = self.param('mask_token', self.init_token, (self.width,))
-    x = (
-      transformer.dense('embed', self.width, self)(z_BKD) + position[context_BK]
-    )
+    embed = transformer.dense('embed', self.width, self)
+    x = embed(z_BKD) + position[context_BK]
     masked = mask_token.astype(self.dtype) + position[targets_BMK]
+    if noise_BMKD is not None:
+      kernel = embed.variables['params']['kernel'].astype(self.dtype)
+      masked += noise_BMKD.astype(self.dtype) @ kernel
     x = jnp.broadcast_to(x[:, None], (b, m, *x.shape[1:]))
     x = jnp.concatenate([x, masked], axis=2).reshape(b * m, -1, self.width)
     x, _ = self.blocks(x)

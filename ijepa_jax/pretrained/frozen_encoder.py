@@ -34,6 +34,7 @@ class FrozenEncoder:
     name: for tables and logs.
     table: the position table that is interpolated, float32 [rows, columns, D];
       None: the sin-cos table is computed for every grid.
+    method: by which it was trained; I-JEPA where a file does not say.
   """
 
   encoder: vit.Encoder
@@ -44,6 +45,7 @@ class FrozenEncoder:
   channels: int
   name: str
   table: np.ndarray | None = None
+  method: str = 'ijepa'
 
   def adapted(
     self, table_ND, size, pos_embed: str, dtype: str | None

@@ -218,6 +218,7 @@ def _from_run(path, mesh, encoder, step):
     image_size=tuple(config.data.image_size),
     channels=config.data.channels,
     name=f'{epath.Path(path).name}, {words}',
+    method=method.name,
   )
   return frozen, table
 

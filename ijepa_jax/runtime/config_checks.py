@@ -39,6 +39,10 @@ RANGES = {
     'eps': ABOVE_0,
     'schedule_scale': (1e-6, math.inf),
   },
+  'loss': {
+    'target_layers': AT_LEAST_1,
+    **each(AT_LEAST_0, 'position_noise', 'variance', 'covariance'),
+  },
   'mae': {
     'mask_ratio': SHARE,
     **each(AT_LEAST_1, 'decoder_width', 'decoder_depth', 'decoder_heads'),
@@ -184,6 +188,15 @@ REFUSED = {
   },
 }
 PASSED_OVER = {
+  ('', 'method', ('pixels', 'mae', 'vicreg')): {
+    'loss': {
+      'kind': 'smooth_l1',
+      'target_layers': 1,
+      'position_noise': 0.0,
+      'variance': 0.0,
+      'covariance': 0.0,
+    },
+  },
   ('data', 'source', ('scenes',)): {
     'data': {'max_bad_share': 0.01, 'max_pixels': 89_478_485},
     'health': {'split': ''},

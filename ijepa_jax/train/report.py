@@ -94,6 +94,7 @@ PANELS = (
   ('RankMe', ('rankme', 'health/rankme')),
   ('mean cosine', ('health/token_cosine', 'health/image_cosine')),
   ('same-position gap, share of the loss', ('health/gap_share',)),
+  ('hidden pixels, share that is predicted', ('health/explained',)),
 )
 
 

@@ -1,15 +1,17 @@
 """Claims about the targets of pixels, of the ablation and of MAE."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import tiny
+from configs import base, tiny
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import from_config
+from ijepa_jax.methods import from_config, train_step
+from ijepa_jax.methods.optim import adamw, schedules
 from tests.close import close, trees_close
 from tests.methods.test_ijepa import moments, step_fn
 
@@ -39,6 +41,7 @@ def make_batch(model):
   }
 
 
+@functools.cache
 def make_params(model):
   init = jax.jit(lambda key: model.init_params(key, (SIDE, SIDE, 3)))
   return init(jax.random.key(1))
@@ -130,16 +133,15 @@ def test_no_hidden_pixel_reaches_the_predictions(name):
 
 @pytest.mark.parametrize('name', ['pixels', 'mae'])
 def test_accumulation_equals_the_whole_batch(name):
-  from ijepa_jax.methods import train_step
-  from ijepa_jax.methods.optim import adamw, schedules
-
   model = make(name)
   tx = adamw.adamw(
     lr=schedules.warmup_cosine(1e-3, 1e-2, 1e-5, 2, 10),
     weight_decay=schedules.cosine(0.04, 0.4, 10),
   )
-  state, batch = train_step.init(model, tx, make_params(model)), None
-  batch = make_batch(model)
+  state, batch = (
+    train_step.init(model, tx, make_params(model)),
+    make_batch(model),
+  )
   assert state.target is None
   one, metrics = step_fn(model, tx)(state, batch)
   parts, other = step_fn(model, tx, accumulate=4)(state, batch)
@@ -155,13 +157,12 @@ def test_signals(name):
   model = make(name)
   params, batch = make_params(model), make_batch(model)
   found = jax.jit(model.signals, static_argnums=1)(params, None, None, batch)
-  assert tuple(found) == model.signal_names
+  assert set(found) == set(model.signal_names)
   loss, _ = jax.jit(model.loss, static_argnums=1)(params, None, batch)
-  close(found['loss'], loss[0] if isinstance(loss, tuple) else loss)
+  close(found['loss'], loss)
   # A last layer of zeros predicts the mean of each patch, which is zero.
-  params['predictor']['proj'] = jax.tree.map(
-    jnp.zeros_like, params['predictor']['proj']
-  )
+  zeros = jax.tree.map(jnp.zeros_like, params['predictor']['proj'])
+  params = params | {'predictor': params['predictor'] | {'proj': zeros}}
   blind = jax.jit(model.signals, static_argnums=1)(params, None, None, batch)
   assert abs(blind['explained']) < 0.05
   close(blind['loss'], 1, 0.01)  # less 1 / (numbers of a patch)
@@ -192,8 +193,6 @@ def test_masks_of_mae():
 
 
 def test_the_published_decoder_is_the_default():
-  from configs import base
-
   config = base.get_config()
   config.method = 'mae'
   model = from_config.make_method(config, 10)
