@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ijepa_jax.methods import optim
+from ijepa_jax.methods.optim import adamw
 from ijepa_jax.models import transformer
 from ijepa_jax.probes import labels
 from ijepa_jax.probes.head_sweep import AttentiveSweep
@@ -34,7 +34,7 @@ _EPS = 1e-6  # of LayerNorm
 
 def make_optimizer(lr, weight_decay) -> optax.GradientTransformation:
   """Makes AdamW of one probe, which decays kernels; rates may be traced."""
-  return optim.adamw(lr=lambda _: lr, weight_decay=lambda _: weight_decay)
+  return adamw.adamw(lr=lambda _: lr, weight_decay=lambda _: weight_decay)
 
 
 def init(sweep: AttentiveSweep, key) -> dict[str, Any]:

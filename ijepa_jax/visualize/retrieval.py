@@ -170,7 +170,7 @@ def compiled(method, has_predictor: bool = True):
 
   @jax.jit
   def run(params, target, batch):
-    y_BND = method.standardize(method.encode(target, batch['image']))
+    y_BND, _ = method.targets_of_all(target, batch['image'])
     true_BMKD = vit.gather(y_BND, batch['targets'])
     vectors = {'tokens': y_BND, 'true': true_BMKD.mean(2)}
     if has_predictor:

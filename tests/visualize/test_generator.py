@@ -251,14 +251,12 @@ def test_spread_of_known_variances():
 def fake_subject():
   """Tokens are the mean colors of patches; predictions are true blocks."""
 
-  def encode(params, image):
+  def targets_of_all(params, image):
     patches = vit.patchify(jnp.asarray(image, jnp.float32), 8)
-    return patches.reshape(*patches.shape[:2], -1, 3).mean(2)
+    return patches.reshape(*patches.shape[:2], -1, 3).mean(2), None
 
-  return types.SimpleNamespace(
-    method=types.SimpleNamespace(encode=encode, standardize=lambda h: h),
-    target={},
-  )
+  method = types.SimpleNamespace(targets_of_all=targets_of_all)
+  return types.SimpleNamespace(method=method, target={})
 
 
 def test_a_block_is_found_again_in_another_image(mesh):

@@ -236,9 +236,7 @@ def reencoded_ranks(
   )
 
   def encode(target, batch):
-    y_BND = model.method.standardize(
-      model.method.encode(target, batch['image'])
-    )
+    y_BND, _ = model.method.targets_of_all(target, batch['image'])
     return vit.gather(y_BND, batch['targets'])[:, 0].mean(1)
 
   target = judged.target[judged.place][:, None]
