@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
   # ijepa: layer-norm the targets again (release); pixels, mae: normalise the
   # pixels of each patch (MAE's better half)
   c.loss.normalize_targets = True
+  c.loss.mask_input = False  # ijepa: the target encoder sees a block alone
 
   c.mae = ConfigDict()  # He et al., CVPR 2022; has its own masks
   c.mae.mask_ratio = 0.75  # share of the patches that are hidden

@@ -50,6 +50,7 @@ def _ijepa(config, total_steps) -> ijepa.IJEPA:
     normalize_targets=config.loss.normalize_targets,
     sampler=sampler,
     ema_rate=rate,
+    mask_input=config.loss.get('mask_input', False),  # configs of old lack it
   )
 
 

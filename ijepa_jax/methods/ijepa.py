@@ -33,6 +33,8 @@ class IJEPA:
     loss_kind: 'smooth_l1' (release, beta 1) or 'l2' (paper: mean squared
       error).
     normalize_targets: layer-norm the targets once more (release).
+    mask_input: the target encoder sees one target block at a time, the paper's
+      ablation, in place of the full image.
     rescale_init: apply `vit.rescale_residuals` to the initial parameters.
     sampler: of masks, see masks.py; None: no step is compiled ahead.
     ema_rate: 1 - momentum as a function of the step counted from 0; one minus
@@ -48,6 +50,7 @@ class IJEPA:
   rescale_init: bool = False
   sampler: object = None
   ema_rate: Schedule | None = None
+  mask_input: bool = False
 
   name = 'ijepa'
   num_views = 1
@@ -85,8 +88,16 @@ class IJEPA:
     """What is to be predicted: [B, M, K, D], and the tokens [B, N, D] it is of.
 
     The target encoder sees the full image; its OUTPUT is masked (paper 3,
-    Targets).
+    Targets). With `mask_input` it sees the K patches of a block alone, and the
+    tokens are those of all blocks, N = M K.
     """
+    if self.mask_input:
+      b, m, k = targets_BMK.shape
+      image = jnp.repeat(image_BHWC, m, axis=0)
+      blocks = targets_BMK.reshape(b * m, k)
+      h = self.encode(target_params, image, context_BK=blocks)
+      h_BMKD = h.reshape(b, m, k, -1)
+      return self.standardize(h_BMKD), h_BMKD.reshape(b, m * k, -1)
     h_BND = self.encode(target_params, image_BHWC)
     return vit.gather(self.standardize(h_BND), targets_BMK), h_BND
 
@@ -208,13 +219,16 @@ class IJEPA:
       another image's targets at the same positions; gap_share of that loss.
       Near zero, position alone is predicted.
     """
-    y_BND = self.standardize(h_BND)
-    predictions = self.predict(
-      params, batch['image'], batch['context'], batch['targets']
-    )
-    own = vit.gather(y_BND, batch['targets'])
+    y_BND, index = self.standardize(h_BND), batch['targets']
+    predictions = self.predict(params, batch['image'], batch['context'], index)
     # At the same positions, of the next image: each gets another one's.
-    swapped = vit.gather(jnp.roll(y_BND, 1, axis=0), batch['targets'])
+    if self.mask_input:
+      image = batch['image']
+      own, _ = self.targets(target, image, index)
+      swapped, _ = self.targets(target, jnp.roll(image, 1, axis=0), index)
+    else:
+      own = vit.gather(y_BND, index)
+      swapped = vit.gather(jnp.roll(y_BND, 1, axis=0), index)
     loss = self.distance(predictions, own)
     other = self.distance(predictions, swapped)
     return {

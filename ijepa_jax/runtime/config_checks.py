@@ -184,6 +184,7 @@ REFUSED = {
   },
 }
 PASSED_OVER = {
+  ('', 'method', ('pixels', 'mae', 'vicreg')): {'loss': {'mask_input': False}},
   ('data', 'source', ('scenes',)): {
     'data': {'max_bad_share': 0.01, 'max_pixels': 89_478_485},
     'health': {'split': ''},
