@@ -27,14 +27,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 from ijepa_jax.runtime import cli, preemption
 from ijepa_jax.train import loop, pretrain
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string('recipe', 'tiny', 'tiny (scenes) or cifar10.')
-flags.DEFINE_string('path', 'data/cifar10', 'Of the images of cifar10.')
-flags.DEFINE_integer('steps', 1600, 'Of each run.')
-flags.DEFINE_integer('seeds', 3, 'Of each row.')
-flags.DEFINE_list('tables', [], 'Of configs/ablations; empty: all.')
-flags.DEFINE_string('workdir', 'runs/ablations', 'Folder of the runs.')
-
 TABLES = (
   *('masks', 'num_targets', 'target_scale', 'context_scale'),
   *('targets', 'target_masking', 'predictor_depth'),
@@ -184,6 +176,13 @@ def main(_):
 
 
 if __name__ == '__main__':
+  FLAGS = flags.FLAGS
+  flags.DEFINE_string('recipe', 'tiny', 'tiny (scenes) or cifar10.')
+  flags.DEFINE_string('path', 'data/cifar10', 'Of the images of cifar10.')
+  flags.DEFINE_integer('steps', 1600, 'Of each run.')
+  flags.DEFINE_integer('seeds', 3, 'Of each row.')
+  flags.DEFINE_list('tables', [], 'Of configs/ablations; empty: all.')
+  flags.DEFINE_string('workdir', 'runs/ablations', 'Folder of the runs.')
   logging.set_verbosity(logging.INFO)
   with preemption.job():
     app.run(main)

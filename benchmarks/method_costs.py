@@ -1,4 +1,4 @@
-"""What a step of each method costs: seconds here, and floating point operations.
+"""What a step of each method costs, in seconds and floating point operations.
 
     python benchmarks/method_costs.py [--recipe=tiny] [--methods=ijepa,mae]
 
@@ -91,10 +91,10 @@ def flops(config) -> float:
   return statistics.mean(by_shape[sampler.shape(0, s)] for s in range(1000))
 
 
-def measure(configs: dict) -> dict[str, dict[str, float]]:
+def measure(configs: dict, **turns) -> dict[str, dict[str, float]]:
   """Returns name -> {'seconds', 'flops'} of a step of each of `configs`."""
   counts = {name: flops(config) for name, config in configs.items()}
-  times = seconds(configs)
+  times = seconds(configs, **turns)
   return {k: {'seconds': times[k], 'flops': counts[k]} for k in configs}
 
 

@@ -9,7 +9,7 @@
 | rasterized | 3 quadrants | the fourth | 15.5 |
 | block | a block of .6 | the rest | 20.2 |
 | random | .6 of the patches | the rest | 17.6 |
-"""  # noqa: E501
+"""
 
 from configs import vit_b16
 from configs.ablations import common

@@ -87,7 +87,7 @@ def parse(argv):
       f'There is no config {missing[-1]} here: take one of configs/*.py and '
       'configs/evals/*.py.'
     )
-  except flags.Error as error:
+  except (flags.Error, UserError) as error:  # UserError: of a config's argument
     sys.exit(str(error))
 
 
