@@ -87,8 +87,10 @@ def parse(argv):
       f'There is no config {missing[-1]} here: take one of configs/*.py and '
       'configs/evals/*.py.'
     )
-  except (flags.Error, UserError) as error:  # UserError: of a config's argument
-    sys.exit(str(error))
+  except flags.Error as error:
+    # A config's own mistake comes as the text of its traceback.
+    _, _, words = str(error).rpartition('ijepa_jax.errors.UserError: ')
+    sys.exit(words.strip())
 
 
 def reset_jax_flags() -> None:

@@ -62,5 +62,5 @@ def test_a_config_that_has_no_such_row(monkeypatch):
   path = ROOT / 'configs/ablations/masks.py'
   cli.parse(['main.py', f'--config={path}:random'])
   assert values.config.mask.sampler == 'random'
-  with pytest.raises(SystemExit, match=r"is 'rando': take .* mean 'random'"):
+  with pytest.raises(SystemExit, match=r"^The row .* is 'rando': take"):
     cli.parse(['main.py', f'--config={path}:rando'])
