@@ -56,14 +56,13 @@ def make_config(recipe: str, changes: dict, steps: int, path: str):
   """The recipe with the paper's blocks, and the changes of a row."""
   c = importlib.import_module(f'configs.{recipe}').get_config()
   if recipe == 'cifar10':
-    c.data.path = path
+    c.data.path, c.health.split = path, ''
   c.update_from_flattened_dict(SMALL | changes)
   c.total_steps = steps
   c.optim.warmup_steps = steps // 20
   c.checkpoint.every_steps = max(1, steps // 4)
   c.checkpoint.keep_last = 1
-  # At the end alone, with the report.
-  c.probe.every_steps = c.health.every_steps = steps
+  c.probe.every_steps, c.health.every_steps = steps, 0
   c.log.tensorboard = False
   return c
 

@@ -73,7 +73,7 @@ def seconds(
 
 
 def flops(config) -> float:
-  """Returns the operations of a step, the mean of the shapes as drawn."""
+  """Returns a step's operations on all devices, the mean of shapes as drawn."""
   config = config.copy_and_resolve_references()
   config.model.unroll = 10_000  # all blocks
   run = make_run(config, open_images=False)
@@ -83,7 +83,7 @@ def flops(config) -> float:
     analysis = step.cost_analysis()
     if isinstance(analysis, list):  # of some versions of JAX
       (analysis,) = analysis
-    counts[key] = analysis['flops']
+    counts[key] = analysis['flops'] * run.mesh.size  # they are of one
   sampler = run.method.sampler
   if sampler is None:
     return statistics.mean(counts.values())
