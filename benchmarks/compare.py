@@ -40,8 +40,8 @@ from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.runtime import cli, preemption
 from ijepa_jax.train import loop, pretrain
 
-# What each method has in place of the recipe's, found by --search.
 METHODS = 'ijepa', 'pixels', 'mae', 'vicreg'
+# What each has in place of the recipe's, found by --search.
 SETTINGS = {
   'scenes': {method: {} for method in METHODS},
   'crowd': {method: {} for method in METHODS},
