@@ -71,7 +71,7 @@ def judge(
   return accuracies
 
 
-def remember(path: pathlib.Path, key: str, make, *args, **kwargs):
+def remember(path: pathlib.Path, key: str, make, /, *args, **kwargs):
   """What `make` returns, kept by `key` in a file of JSON and made once."""
   known = json.loads(path.read_text()) if path.exists() else {}
   if key not in known:
