@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
   c.loss.position_noise = 0.0  # variance, of what is predicted (StoP: .25)
   c.loss.variance = 0.0  # weights of VICReg's terms on contexts (C-JEPA)
   c.loss.covariance = 0.0
+  c.loss.mask_input = False  # ijepa: the target encoder sees a block alone
 
   c.mae = ConfigDict()  # He et al., CVPR 2022; has its own masks
   c.mae.mask_ratio = 0.75  # share of the patches that are hidden

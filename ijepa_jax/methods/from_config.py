@@ -64,6 +64,7 @@ def _ijepa(config, total_steps) -> ijepa.IJEPA:
     **{k: config.loss[k] for k in IJEPA_TERMS if k in config.loss},
     sampler=sampler,
     ema_rate=rate,
+    mask_input=config.loss.get('mask_input', False),  # configs of old lack it
   )
 
 

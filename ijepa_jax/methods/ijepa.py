@@ -20,6 +20,7 @@ import optax
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import view_losses
+from ijepa_jax.methods.method import collapse_statistics
 from ijepa_jax.methods.optim.schedules import Schedule
 from ijepa_jax.models import vit
 
@@ -37,6 +38,8 @@ class IJEPA:
       `targets_of_all`; 1: the encoder's output.
     position_noise: variance of that of targets, see `noise`; 0: none.
     variance, covariance: weights of view_losses.of_contexts; 0: without.
+    mask_input: the target encoder sees one target block at a time, the paper's
+      ablation, in place of the full image.
     rescale_init: apply `vit.rescale_residuals` to the initial parameters.
     sampler: of masks, see masks.py; None: no step is compiled ahead.
     ema_rate: 1 - momentum as a function of the step counted from 0; one minus
@@ -56,6 +59,7 @@ class IJEPA:
   rescale_init: bool = False
   sampler: object = None
   ema_rate: Schedule | None = None
+  mask_input: bool = False
 
   name = 'ijepa'
   num_views = 1
@@ -98,12 +102,19 @@ class IJEPA:
     """What is to be predicted: [B, M, K, D], and the tokens [B, N, D] it is of.
 
     The target encoder sees the full image; its OUTPUT is masked (paper 3,
-    Targets).
+    Targets). With `mask_input` it sees the K patches of a block alone, and the
+    tokens are those of all blocks, N = M K.
     """
+    if self.mask_input:
+      b, m, k = targets_BMK.shape
+      image = jnp.repeat(image_BHWC, m, axis=0)
+      masks = targets_BMK.reshape(b * m, k)
+      y, h = self.targets_of_all(target_params, image, context_BK=masks)
+      return y.reshape(b, m, k, -1), h.reshape(b, m * k, -1)
     y_BND, h_BND = self.targets_of_all(target_params, image_BHWC)
     return vit.gather(y_BND, targets_BMK), h_BND
 
-  def targets_of_all(self, target_params, image_BHWC):
+  def targets_of_all(self, target_params, image_BHWC, **kwargs):
     """Every token as a target, and the target encoder's output: [B, N, D].
 
     With `target_layers` k above 1, the average of the last k blocks' outputs,
@@ -111,10 +122,10 @@ class IJEPA:
     arXiv 2202.03555); the outputs of all blocks are in memory then.
     """
     if self.target_layers == 1:
-      h_BND = self.encode(target_params, image_BHWC)
+      h_BND = self.encode(target_params, image_BHWC, **kwargs)
       return self.standardize(h_BND), h_BND
     h_BND, outputs_LBND = self.encode(
-      target_params, image_BHWC, layers='tokens'
+      target_params, image_BHWC, layers='tokens', **kwargs
     )
     last_LBND = outputs_LBND[-self.target_layers :].astype(jnp.float32)
     return self.standardize(vit.layer_norm(last_LBND).mean(0)), h_BND
@@ -222,11 +233,7 @@ class IJEPA:
     return jax.tree.map(jnp.copy, params['encoder'])
 
   def update_target(self, target, params, step):
-    """The target moves towards the context encoder: EMA, after each step.
-
-    Returns:
-      The next target and {'momentum': float32 []}.
-    """
+    """The target after a step, nearer to the context encoder: EMA."""
     rate = self.ema_rate(step)
     target = optax.incremental_update(params['encoder'], target, rate)
     return target, {'momentum': 1 - rate}
@@ -261,15 +268,19 @@ class IJEPA:
       another image's targets at the same positions; gap_share of that loss.
       Near zero, position alone is predicted.
     """
-    y_BND = self.standardize(h_BND)
-    if self.target_layers > 1:
-      y_BND, _ = self.targets_of_all(target, batch['image'])
-    predictions = self.predict(
-      params, batch['image'], batch['context'], batch['targets']
-    )
-    own = vit.gather(y_BND, batch['targets'])
+    index = batch['targets']
+    predictions = self.predict(params, batch['image'], batch['context'], index)
     # At the same positions, of the next image: each gets another one's.
-    swapped = vit.gather(jnp.roll(y_BND, 1, axis=0), batch['targets'])
+    if self.mask_input:
+      other = jnp.roll(batch['image'], 1, axis=0)
+      own, _ = self.targets(target, batch['image'], index)
+      swapped, _ = self.targets(target, other, index)
+    else:
+      y_BND = self.standardize(h_BND)
+      if self.target_layers > 1:
+        y_BND, _ = self.targets_of_all(target, batch['image'])
+      own = vit.gather(y_BND, index)
+      swapped = vit.gather(jnp.roll(y_BND, 1, axis=0), index)
     loss = self.distance(predictions, own)
     other = self.distance(predictions, swapped)
     return {
@@ -286,15 +297,3 @@ class IJEPA:
       'data.mean': self.mean,
       'data.std': self.std,
     }
-
-
-def collapse_statistics(h_BND: jax.Array) -> dict[str, jax.Array]:
-  """How far features differ; both near zero is collapse.
-
-  `feature_std`: of the average-pooled features between images; `token_std`: of
-  the tokens within an image. Both averaged over features.
-  """
-  return {
-    'feature_std': h_BND.mean(1).std(0).mean(),
-    'token_std': h_BND.std(1).mean(),
-  }

@@ -97,3 +97,15 @@ class WithoutTarget:
 
   def evaluated(self, params, target) -> Any:
     return params['encoder']
+
+
+def collapse_statistics(h_BND: jax.Array) -> dict[str, jax.Array]:
+  """How far features differ; both near zero is collapse.
+
+  `feature_std`: of the average-pooled features between images; `token_std`: of
+  the tokens within an image. Both averaged over features.
+  """
+  return {
+    'feature_std': h_BND.mean(1).std(0).mean(),
+    'token_std': h_BND.std(1).mean(),
+  }

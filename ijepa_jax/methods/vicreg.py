@@ -18,8 +18,7 @@ import jax.numpy as jnp
 
 from ijepa_jax.errors import one_of
 from ijepa_jax.methods import view_losses
-from ijepa_jax.methods.ijepa import collapse_statistics
-from ijepa_jax.methods.method import WithoutTarget
+from ijepa_jax.methods.method import WithoutTarget, collapse_statistics
 from ijepa_jax.models import projector, vit
 
 REGULARIZERS = 'vicreg', 'sigreg'

@@ -88,7 +88,9 @@ def parse(argv):
       'configs/evals/*.py.'
     )
   except flags.Error as error:
-    sys.exit(str(error))
+    # A config's own mistake comes as the text of its traceback.
+    _, _, words = str(error).rpartition('ijepa_jax.errors.UserError: ')
+    sys.exit(words.strip())
 
 
 def reset_jax_flags() -> None:

@@ -195,6 +195,7 @@ PASSED_OVER = {
       'position_noise': 0.0,
       'variance': 0.0,
       'covariance': 0.0,
+      'mask_input': False,
     },
   },
   ('data', 'source', ('scenes',)): {

@@ -221,3 +221,47 @@ def test_it_learns():
     state, metrics = step(state, batch)
     losses.append(float(metrics['loss']))
   assert losses[-1] < 0.9 * losses[0]
+
+
+def test_masked_input():
+  """Each block by itself: cut out, encoded, normed, in a loop."""
+  model, tx = make(mask_input=True)
+  state, batch = make_state(model, tx), make_batch()
+  index = batch['targets']
+
+  @jax.jit
+  def encode(image, tokens):
+    # What is not of the block is not even there: zeros, which are not encoded.
+    image = model.normalize(image[None])
+    return model.encoder.apply({'params': state.target}, image, tokens[None])[0]
+
+  def plain(images):
+    rows = []
+    for image, blocks in zip(images, index, strict=True):
+      for tokens in blocks:
+        seen = np.zeros(24, bool)
+        seen[tokens] = True
+        seen = seen.reshape(GRID).repeat(P, 0).repeat(P, 1)
+        h = np.float64(encode(image * seen[..., None], tokens))
+        h = h - h.mean(-1, keepdims=True)
+        rows.append(h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-5))
+    return np.reshape(rows, (*index.shape, 32))
+
+  y, h = jax.jit(model.targets)(state.target, batch['image'], index)
+  expected = plain(batch['image'])
+  close(y, expected)
+  assert h.shape == (B, 8, 32)
+  predictions = jax.jit(model.predict)(
+    state.params, batch['image'], batch['context'], index
+  )
+
+  def distance(y):
+    error = np.abs(np.float64(predictions) - y[:, None])
+    return np.where(error < 1, error**2 / 2, error - 0.5).mean()
+
+  loss, *_ = loss_and_grad(model, state, batch)
+  close(loss, distance(expected))
+  found = jax.jit(model.signals)(state.params, state.target, h, batch)
+  close(found['loss'], loss)
+  other = distance(plain(np.roll(batch['image'], 1, axis=0)))
+  close(found['gap_share'], (other - loss) / other, scale=1)

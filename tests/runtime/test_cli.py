@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import cli
@@ -51,3 +53,14 @@ def test_a_moved_command_says_where_it_is(old, new):
   )
   assert done.returncode == 1
   assert f'python -m {old} is now python -m {new}' in done.stderr
+
+
+def test_a_config_that_has_no_such_row(monkeypatch):
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values)
+  monkeypatch.setattr(flags, 'FLAGS', values)
+  path = ROOT / 'configs/ablations/masks.py'
+  cli.parse(['main.py', f'--config={path}:random'])
+  assert values.config.mask.sampler == 'random'
+  with pytest.raises(SystemExit, match=r"^The row .* is 'rando': take"):
+    cli.parse(['main.py', f'--config={path}:rando'])

@@ -1,0 +1,95 @@
+"""The figure and the table of compare.py.
+
+Both take
+  results  {method: [of each seed {step: {'<task> <judge>': accuracy}}]}
+  levels   {'raw pixels': [of each seed {'<task> <judge>': accuracy}], ...}
+  costs    {method: {'seconds', 'flops'} of a step}
+with accuracies in [0, 1].
+"""
+
+import statistics
+
+import matplotlib
+import numpy as np
+
+from benchmarks import judges
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt
+
+AXES = {'seconds': ('seconds', 1), 'flops': ('TFLOP', 1e12)}
+STYLES = ':', '--'
+
+
+def columns(rows: list[dict]) -> list[str]:
+  """Names of accuracies that all have, without those to choose settings by."""
+  return [
+    name
+    for name in rows[0]
+    if not name.endswith(judges.HELD_OUT) and all(name in r for r in rows)
+  ]
+
+
+def table(results, levels, costs) -> str:
+  """Markdown: accuracies in % at the end, mean and standard deviation."""
+  last = {m: [r[max(r)] for r in runs] for m, runs in results.items()}
+  rows = levels | last
+  names = columns([row for seeds in rows.values() for row in seeds])
+  lines = [f'| | seeds | {" | ".join(names)} | steps | seconds | TFLOP |']
+  lines.append('|---' * (len(names) + 5) + '|')
+  for title, seeds in rows.items():
+    cells = [title, str(len(seeds))]
+    cells += [_in_percent([row[name] for row in seeds]) for name in names]
+    cost = [''] * 3
+    if title in results:
+      steps = max(results[title][0])
+      cost = [str(steps)] + [
+        f'{steps * costs[title][kind] / unit:.3g}'
+        for kind, (_, unit) in AXES.items()
+      ]
+    lines.append(f'| {" | ".join(cells + cost)} |')
+  return '\n'.join(lines)
+
+
+def _in_percent(scores: list[float]) -> str:
+  scores = [100 * x for x in scores]
+  spread = f' ± {statistics.stdev(scores):.1f}' if len(scores) > 1 else ''
+  return f'{statistics.mean(scores):.1f}{spread}'
+
+
+def draw(results, levels, costs, path) -> None:
+  """Accuracy against the cost of pre-training, as a PNG.
+
+  A row of panels for each unit of the cost, a panel for each accuracy; a line a
+  method, with a band from the worst to the best seed.
+  """
+  all_rows = [
+    row for runs in results.values() for run in runs for row in run.values()
+  ]
+  names = columns(all_rows)
+  figure, panels = plt.subplots(
+    len(AXES),
+    len(names),
+    figsize=(3.2 * len(names), 2.9 * len(AXES)),
+    squeeze=False,
+    sharey='col',
+  )
+  for (kind, (unit, size)), row in zip(AXES.items(), panels, strict=True):
+    for name, panel in zip(names, row, strict=True):
+      for method, runs in results.items():
+        steps = sorted(runs[0])
+        cost = np.array(steps) * costs[method][kind] / size
+        scores = 100 * np.array([[run[s][name] for s in steps] for run in runs])
+        panel.plot(cost, scores.mean(0), marker='o', label=method, ms=4)
+        panel.fill_between(cost, scores.min(0), scores.max(0), alpha=0.2)
+      for style, (title, seeds) in zip(STYLES, levels.items(), strict=True):
+        level = 100 * statistics.mean(s[name] for s in seeds)
+        panel.axhline(level, color='grey', ls=style, lw=1, label=title)
+      panel.set_xlim(left=0)
+      panel.set_xlabel(f'pre-training, {unit}', fontsize=8)
+      panel.set_title(f'{name}, %', fontsize=9)
+      panel.grid(alpha=0.3)
+  panels[0, 0].legend(fontsize=7)
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
