@@ -101,6 +101,7 @@ def test_tables_and_going_on(tmp_path, monkeypatch):
   assert (tmp_path / 'tiny-100/tables.md').read_text() == text + '\n'
 
 
+@pytest.mark.slow
 def test_it_trains(tmp_path, monkeypatch):
   """One table with two steps a row, and then without any."""
   small = {'batch_size': 16, 'data.count': 64, 'model.depth': 1}

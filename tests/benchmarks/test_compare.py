@@ -133,6 +133,7 @@ def test_costs():
   assert expected < flops(2) - flops(1) < 1.5 * expected
 
 
+@pytest.mark.slow
 def test_it_trains(tmp_path, monkeypatch):
   """I-JEPA alone, for two steps, judged after each by both probes."""
   changes = {'batch_size': 16, 'data.count': 64, 'model.depth': 1}

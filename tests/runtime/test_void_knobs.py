@@ -47,8 +47,8 @@ def test_void_knobs(caplog):
 
 @pytest.mark.parametrize(
   'path',
-  # The page of visualize.py trains nothing.
-  sorted(p for p in CONFIGS.glob('[!_]*.py') if p.stem != 'visualize'),
+  # The pages of visualize.py are of no training run.
+  sorted(p for p in CONFIGS.glob('[!_]*.py') if 'visualize' not in p.stem),
   ids=lambda p: p.stem,
 )
 def test_recipes_have_no_void_knobs(path, caplog):
