@@ -14,8 +14,13 @@ import PIL.Image
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / 'notebooks'
 
 
-def execute(name, tmp_path, monkeypatch, **environment):
-  """Runs a notebook as it is, but for its installation; returns its cells."""
+def execute(name, tmp_path, monkeypatch, changes=('', ''), **environment):
+  """Runs a notebook as it is, but for its installation; returns its cells.
+
+  Args:
+    changes: a text of its cells, and what stands there to be quick.
+    **environment: that it reads.
+  """
   for variable, value in environment.items():
     monkeypatch.setenv(variable, str(value))
   for variable in 'IJEPA_JAX_CACHE', 'IPYTHONDIR', 'JUPYTER_RUNTIME_DIR':
@@ -27,6 +32,8 @@ def execute(name, tmp_path, monkeypatch, **environment):
   cells = [c for c in notebook.cells if c.cell_type == 'code']
   assert not any(c.outputs for c in cells)  # none are committed
   install, *cells = cells
+  for cell in cells:
+    cell.source = cell.source.replace(*changes) if changes[0] else cell.source
   assert install.metadata.tags == ['install']
   notebook.cells = cells
   nbclient.NotebookClient(
@@ -62,8 +69,15 @@ def test_see(small_run, tmp_path, monkeypatch):
   """On a run, with few steps."""
   run = tmp_path / 'run'
   shutil.copytree(small_run, run)
+  line = 'config.init_from = str(run)'
+  small = (
+    'config.visualize.update(images=24, judged=8, sample_steps=2)\n'
+    'config.generator.update(width=16, depth=1, heads=2)'
+  )
   cells = execute(
-    'see.ipynb', tmp_path, monkeypatch, IJEPA_RUN=run, IJEPA_STEPS=4
+    *('see.ipynb', tmp_path, monkeypatch, (line, f'{line}\n{small}')),
+    IJEPA_RUN=run,
+    IJEPA_STEPS=4,
   )
   figure, tables = (c.outputs for c in cells[-2:])
   assert picture_of(figure).std() > 20

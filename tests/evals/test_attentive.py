@@ -31,7 +31,9 @@ def make_config(small_run, images, **changes):
   return c
 
 
-@pytest.mark.parametrize('augment', [False, True])
+@pytest.mark.parametrize(
+  'augment', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_it_goes_on_where_it_was(
   augment, small_run, images, tmp_path, monkeypatch, capsys
 ):

@@ -131,7 +131,9 @@ def test_no_hidden_pixel_reaches_the_predictions(name):
   np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize('name', ['pixels', 'mae'])
+@pytest.mark.parametrize(
+  'name', ['pixels', pytest.param('mae', marks=pytest.mark.slow)]
+)
 def test_accumulation_equals_the_whole_batch(name):
   model = make(name)
   tx = adamw.adamw(

@@ -237,7 +237,9 @@ def test_fsdp_splits_the_state_and_equals_one_device(cpus):
   trees_close(mu_eight, mu_one, TRAINED)
 
 
-@pytest.mark.parametrize('method', ['ijepa', 'vicreg'])
+@pytest.mark.parametrize(
+  'method', ['ijepa', pytest.param('vicreg', marks=pytest.mark.slow)]
+)
 def test_two_processes_train_as_one(method, tmp_path):
   """Two real processes of one device each, and one process of two devices."""
   changes = {'method': method, 'total_steps': 6, 'checkpoint.every_steps': 3}

@@ -84,7 +84,9 @@ def test_stopped_half_way_it_is_the_same_run(straight, images, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-@pytest.mark.parametrize('regularizer', ['vicreg', 'sigreg'])
+@pytest.mark.parametrize(
+  'regularizer', ['vicreg', pytest.param('sigreg', marks=pytest.mark.slow)]
+)
 def test_any_mesh_is_one_device(regularizer, images, cpus, tmp_path):
   """Batch and state split over eight devices, and neither."""
   wide = {'model.width': 256, 'total_steps': 3}  # wide enough to be split

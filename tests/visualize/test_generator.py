@@ -417,7 +417,9 @@ def make_sources(tmp_path, count, shape):
 
 
 @pytest.mark.usefixtures('one_device')
-@pytest.mark.parametrize('channels', [1, 13])
+@pytest.mark.parametrize(
+  'channels', [13, pytest.param(1, marks=pytest.mark.slow)]
+)
 def test_images_of_any_channels_that_are_not_square(
   untrained_run, cache, tmp_path, channels
 ):
