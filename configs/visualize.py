@@ -2,8 +2,8 @@
 
     python main.py --config=configs/visualize.py --config.init_from=runs/tiny
 
-Hardware: 2 CPU cores for `tiny`. Cost: seconds for the first page, some 10
-minutes for what the generator draws; generator.total_steps=0 leaves it out.
+Hardware: 2 CPU cores for `tiny`. Cost: seconds for the first page, 9 minutes
+with what the generator draws; generator.total_steps=0 leaves it out.
 Writes index.html, samples.png, samples.pdf and report.json to
 <init_from>/visualize, or to --workdir; docs/see.md says how they are read.
 `init_from` is a workdir, an export, a .pth.tar file or a Hugging Face folder;
