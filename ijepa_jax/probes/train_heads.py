@@ -1,6 +1,7 @@
 """Training and judging of a sweep's heads, on cached features or on others."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -258,5 +259,6 @@ def _check(sweep, features, labels_N, split: str):
         f'The {split} features are {shapes}: the sweep needs {name!r} as '
         f'[{", ".join(axes)}, {width}].'
       )
-    rows_NF = np.reshape(features[name], (shape[0], -1))
+    # Of no rows, -1 would be no number.
+    rows_NF = np.reshape(features[name], (shape[0], math.prod(shape[1:])))
     labels.check_features(rows_NF, labels_N, split, sweep.classes)
