@@ -7,8 +7,6 @@ probes are saved after every epoch, and the same command goes on from there.
 """
 
 import functools
-import math
-import shutil
 from collections.abc import Iterator
 
 import jax
@@ -16,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ijepa_jax.data import loader
-from ijepa_jax.errors import UserError
 from ijepa_jax.evals import linear
 from ijepa_jax.evals.evaluation import Evaluation, report
 from ijepa_jax.pretrained import stored_arrays
@@ -168,7 +165,6 @@ def _stored(config, evaluation, encode) -> tuple[dict, np.ndarray]:
       ),
     },
   )
-  _check_space(store)
   size = _batch_size(config, mesh)
   store.compute(
     lambda params, batch: (
@@ -180,19 +176,10 @@ def _stored(config, evaluation, encode) -> tuple[dict, np.ndarray]:
     keys=('image', 'label'),
     batch_size=size,
     title='tokens',
+    advice=(
+      'set attentive.augment=True, which computes them anew each epoch, or '
+      'cache_dir'
+    ),
   )
   arrays = store.read()
   return {'tokens': arrays['tokens']}, arrays['labels'][:, evaluation.column]
-
-
-def _check_space(store: stored_arrays.StoredArrays) -> None:
-  """Refuses tokens that the disk can't hold: writing them would be fatal."""
-  n, *shape = store.shapes['tokens'].shape
-  need = 4 * (n - store.done()) * math.prod(shape)
-  disk = next(p for p in (store.folder, *store.folder.parents) if p.exists())
-  if need > (free := shutil.disk_usage(disk).free):
-    raise UserError(
-      f'The tokens of {n} images need {need / 2**30:.1f} GiB of disk and '
-      f'{disk} has {free / 2**30:.1f}: set attentive.augment=True, which '
-      'computes them anew each epoch, or cache_dir.'
-    )

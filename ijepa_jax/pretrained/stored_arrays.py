@@ -10,7 +10,9 @@ for it.
 
 import functools
 import json
+import math
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 
 import jax
@@ -116,6 +118,7 @@ class StoredArrays:
     keys: tuple[str, ...],
     batch_size: int,
     title: str,
+    advice: str = 'set cache_dir to a folder with more room',
   ) -> None:
     """Computes the rows that are missing; every process calls alike.
 
@@ -126,10 +129,15 @@ class StoredArrays:
       mesh: devices that share the work.
       keys: what `run` takes of a batch.
       batch_size: rows of a batch over all devices.
-      title: of the progress bar.
+      title: of the progress bar, and of the arrays.
+      advice: what to do where the disk is too small.
+
+    Raises:
+      UserError: the disk can't hold them.
     """
-    if self.done() == self.rows:
+    if (done := self.done()) == self.rows:
       return
+    self._check_space(done, title, advice)
     with locks.only_writer(self.folder, wait=True, job=True):
       # Asked again: the process that was waited for may have computed these.
       if (done := self.done()) == self.rows:
@@ -147,6 +155,21 @@ class StoredArrays:
       dataset = make_dataset(first)
       with bar, loader.device_batches(dataset, mesh, *keys) as batches:
         self._fill(functools.partial(run, params), batches, first, bar)
+
+  def _check_space(self, done: int, title: str, advice: str) -> None:
+    """Refuses what the disk can't hold: to write it would end the process."""
+    row = sum(
+      math.prod(x.shape[1:]) * np.dtype(x.dtype).itemsize
+      for x in self.shapes.values()
+    )
+    need = row * (self.rows - done)
+    folders = self.folder, *self.folder.parents
+    disk = next(path for path in folders if path.exists())
+    if need > (free := shutil.disk_usage(disk).free):
+      raise UserError(
+        f'The {title} of {self.rows} images need {need / 2**30:.1f} GiB of '
+        f'disk and {disk} has {free / 2**30:.1f}: {advice}.'
+      )
 
   def _fill(self, run, batches, first: int, bar) -> None:
     pending = None  # fetched from the devices while the next batch runs

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import types
 
 import jax
@@ -12,6 +13,7 @@ import PIL.Image
 import pytest
 
 from configs import tiny, visualize
+from ijepa_jax.data import sources
 from ijepa_jax.errors import UserError
 from ijepa_jax.models import vit
 from ijepa_jax.models.dit import DiT
@@ -382,6 +384,29 @@ def test_from_a_run_to_page_figure_and_numbers(workdir, cache, model, mesh):
 
 
 @pytest.mark.usefixtures('one_device')
+def test_a_longer_training_is_taken_as_it_is(workdir, cache, tmp_path):
+  """Asked for fewer steps than there are, the report says how many it has."""
+  for steps in 5, 4:  # of as many blocks
+    changes = {'generator.total_steps': steps, 'generator.blocks': 48}
+    config = make_config(workdir, cache, **changes)
+    numbers = report.run(config, str(tmp_path))
+    assert numbers['generator']['steps'] == 5
+
+
+def test_a_disk_that_is_full(model, cache, mesh, monkeypatch):
+  """Said before a block is written: a map of a full disk ends the process."""
+  full = types.SimpleNamespace(free=0)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: full)
+  source = sources.make_source('scenes', count=24, seed=1)
+  options = {'batch_size': 8, 'workers': 0, 'cache_dir': cache / 'full'}
+  with pytest.raises(UserError, match=r'blocks of 12 images need .* cache_dir'):
+    blocks.stored_blocks(
+      model, source, mesh, count=12, size=16, seed=0, **options
+    )
+  assert not (cache / 'full').exists()
+
+
+@pytest.mark.usefixtures('one_device')
 def test_the_generator_goes_on_bit_for_bit(
   workdir, cache, tmp_path, monkeypatch
 ):
@@ -488,8 +513,6 @@ def test_mistakes_before_anything_is_computed(
 
 def test_the_gallery_is_read_alike_in_any_batches(model, mesh):
   """Masks of one size, though the sampler draws one for each step."""
-  from ijepa_jax.data import sources
-
   source = sources.make_source('scenes', count=24, seed=1)
   seen = [
     gallery.read_gallery(model, source, mesh, count=24, batch_size=size, seed=0)

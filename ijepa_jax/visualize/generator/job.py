@@ -106,8 +106,8 @@ def generate(
     judged.label,
     '',
   )
-  params = train.train(run, data, held_out, folder, c.every_steps)
-  pen = sampler.Pen(run, params, v.sample_steps)
+  state = train.train(run, data, held_out, folder, c.every_steps)
+  pen = sampler.Pen(run, state.target, v.sample_steps)
   drawn = readings.drawn_blocks(pen, judged, v.seeds)
   measured = numbers.measured(model, judged, drawn, mesh, config.batch_size)
   measured['labels'] = numbers.label_accuracies(
@@ -120,7 +120,7 @@ def generate(
     model.method.encoder.patch_size,
     v.shown,
   )
-  measured |= {'steps': c.total_steps, 'blocks': len(data)}
+  measured |= {'steps': int(state.step), 'blocks': len(data)}
   return Generated(measured, pictures, metrics.read(folder))
 
 
@@ -135,7 +135,7 @@ def _with_shared_noise(pen, judged, drawn, count: int) -> readings.Drawn:
   return dataclasses.replace(
     drawn,
     samples=pen.draw(vectors, noise).reshape(shape),
-    null=pen.draw(vectors, noise, known=False).reshape(shape),
+    null=pen.draw(judged.vector[:count], [0] * count, known=False)[:, None],
   )
 
 

@@ -61,7 +61,8 @@ def train(run: Run, data: BlockData, held_out, folder, every_steps: int):
     every_steps: of checkpoints, and of that loss.
 
   Returns:
-    The parameters to sample with.
+    The last State; its target is to sample with. A training that was longer
+    before is taken as it is.
 
   Raises:
     Stopped: SIGTERM or Ctrl-C came before the last step; what was trained is
@@ -91,7 +92,7 @@ def train(run: Run, data: BlockData, held_out, folder, every_steps: int):
         )
     if int(state.step) < run.total_steps:
       watched.check()
-  return state.target
+  return state
 
 
 def batches(run: Run, data: BlockData, start: int):
