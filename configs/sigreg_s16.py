@@ -15,8 +15,8 @@ README and minimal example): lambda .02, four views that are all large, crops of
 .08 to 1, 1024 directions, 17 knots, projector 2048-2048-small, AdamW 5e-4,
 weight decay 5e-2, cosine to a thousandth; blur of half the views and
 solarization of a fifth. Other here: the average pool of the last layer is
-projected; no small crops, which the authors' best runs have (6 of 98 pixels
-beside 2 large ones); BatchNorm sees each view by itself; the batch and ten
+projected; no small crops, which the authors' README has (6 of 98 pixels beside
+2 large ones); BatchNorm sees each view by itself; the batch and ten
 epochs of warm-up are ours.
 """
 

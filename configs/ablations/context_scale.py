@@ -1,4 +1,5 @@
-"""How large the context is before the targets leave it. ViT-B/16, 300 epochs.
+"""Table 9: how large the context is before the targets leave it. ViT-B/16, 300
+epochs.
 
     python main.py --config=configs/ablations/context_scale.py:0.65-1 \
         --workdir=runs/context_scale-0.65-1

@@ -1,4 +1,5 @@
-"""How many target blocks of an image are predicted. ViT-B/16, 300 epochs.
+"""Table 10: how many target blocks of an image are predicted. ViT-B/16, 300
+epochs.
 
     python main.py --config=configs/ablations/num_targets.py:2 \
         --workdir=runs/num_targets-2

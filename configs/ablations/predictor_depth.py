@@ -1,4 +1,4 @@
-"""How many blocks the predictor has. ViT-L/16, 500 epochs.
+"""Table 12: how many blocks the predictor has. ViT-L/16, 500 epochs.
 
     python main.py --config=configs/ablations/predictor_depth.py:6 \
         --workdir=runs/predictor_depth-6

@@ -1,5 +1,5 @@
-"""Whether the target encoder's output or its input is masked. ViT-H/16, 300
-epochs.
+"""Table 11: whether the target encoder's output or its input is masked.
+ViT-H/16, 300 epochs.
 
     python main.py --config=configs/ablations/target_masking.py:input \
         --workdir=runs/target_masking-input

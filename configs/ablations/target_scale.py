@@ -1,4 +1,5 @@
-"""How large target blocks are, as shares of the image. ViT-B/16, 300 epochs.
+"""Table 8: how large target blocks are, as shares of the image. ViT-B/16, 300
+epochs.
 
     python main.py --config=configs/ablations/target_scale.py:0.2-0.3 \
         --workdir=runs/target_scale-0.2-0.3
