@@ -1,4 +1,4 @@
-"""How fast a config trains on the devices that are here.
+"""How fast a config of I-JEPA trains on the devices that are here.
 
     python benchmarks/train_step.py --config=configs/vit_b16.py \
         --config.batch_size=128 [--steps=20] [--loop=200]
@@ -30,6 +30,7 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import metrics, sharding
 from ijepa_jax.train import compile, monitors, pretrain
 from ijepa_jax.train.run import PretrainRun, make_run
@@ -109,6 +110,11 @@ def make_batch(run, shapes):
 
 def time_steps(config) -> dict:
   run = make_run(config, open_images=False)
+  if run.method.name != 'ijepa':
+    raise UserError(
+      f"method is {run.method.name}, and I-JEPA's operations alone are counted "
+      'here: take benchmarks/method_costs.py.'
+    )
   drawn = collections.Counter(
     run.method.sampler.shape(0, s) for s in range(1000)
   )
