@@ -22,11 +22,13 @@ NUMERIC := $(addprefix tests/,$(addsuffix .py,test_close \
 ISAS ?= native AVX2 AVX
 BEYOND_AVX2 := AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL \
   AVX512_SPR X86_V4
-AS_native :=
-AS_AVX2 := XLA_FLAGS="$$XLA_FLAGS --xla_cpu_max_isa=AVX2" \
+# All of LLVM's passes, which tests/conftest.py leaves out.
+PASSES := --xla_backend_optimization_level=3
+AS_native := XLA_FLAGS="$$XLA_FLAGS $(PASSES)"
+AS_AVX2 := XLA_FLAGS="$$XLA_FLAGS $(PASSES) --xla_cpu_max_isa=AVX2" \
   NPY_DISABLE_CPU_FEATURES="$(BEYOND_AVX2)" \
   OPENBLAS_CORETYPE=Haswell ATEN_CPU_CAPABILITY=avx2
-AS_AVX := XLA_FLAGS="$$XLA_FLAGS --xla_cpu_max_isa=AVX" \
+AS_AVX := XLA_FLAGS="$$XLA_FLAGS $(PASSES) --xla_cpu_max_isa=AVX" \
   NPY_DISABLE_CPU_FEATURES="$(BEYOND_AVX2) AVX2 FMA3 X86_V3" \
   OPENBLAS_CORETYPE=Sandybridge ATEN_CPU_CAPABILITY=default
 
@@ -43,7 +45,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(AS_native) $(BIN)/python -m pytest -m slow
 
 test-portable: $(ISAS:%=portable-%)
 

@@ -1,21 +1,26 @@
 """Eight virtual CPU devices for every test; a GPU, if there, stays the default.
 
-The flag is read when JAX first looks for devices, so it is set before any
+The flags are read when JAX first looks for devices, so they are set before any
 import of it. What one test compiled, the others and the processes that they
-start find in a folder of this session.
+start find in a folder of this session. LLVM's passes are left out, which take
+a third of most tests: XLA_FLAGS=--xla_backend_optimization_level=3 has them,
+and so has `make test-portable`, which compares the numbers.
 """
 
 import atexit
+import contextlib
 import os
 import shutil
 import signal
 import tempfile
 
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  '--xla_backend_optimization_level=0 '  # the last one counts
+  + os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
 )
 os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp()
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 import jax
@@ -43,7 +48,39 @@ def cpus() -> list[jax.Device]:
 
 
 @pytest.fixture(scope='session')
-def untrained_run():
+def on_one_device(cpus):
+  """A context in which a mesh without devices of its own has one.
+
+  For whole jobs that claim nothing of several: a checkpoint of arrays that
+  eight devices hold compiles a program for every shape.
+  """
+  from ijepa_jax.runtime import sharding
+
+  make_mesh = sharding.make_mesh
+
+  @contextlib.contextmanager
+  def context():
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(
+        sharding,
+        'make_mesh',
+        lambda devices=None, **axes: make_mesh(
+          devices=devices or cpus[:1], **axes
+        ),
+      )
+      yield
+
+  return context
+
+
+@pytest.fixture
+def one_device(on_one_device):
+  with on_one_device():
+    yield
+
+
+@pytest.fixture(scope='session')
+def untrained_run(cpus):
   """(config, workdir) -> the state: what a run leaves, without the training."""
   from ijepa_jax.runtime.checkpoint import checkpointer
   from ijepa_jax.runtime.config import write_config
@@ -51,7 +88,7 @@ def untrained_run():
   from ijepa_jax.train.run import make_run
 
   def make(config, workdir):
-    run = make_run(config, open_images=False)
+    run = make_run(config, cpus[:1], open_images=False)
     _, make_state = compile.abstract_state(run)
     state = make_state(jax.random.key(config.seed))
     write_config(workdir, config.to_json_best_effort())

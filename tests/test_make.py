@@ -62,10 +62,11 @@ def test_older_cpus_keep_the_flags_of_the_user(tmp_path):
     (venv / stamp).touch()
   done = make('test-portable', f'VENV={venv}', XLA_FLAGS='--xla_dump_to=x')
   assert done.returncode == 0, done.stderr
+  passes = '--xla_backend_optimization_level=3'
   assert [line.split() for line in seen.read_text().splitlines()] == [
-    ['--xla_dump_to=x'],
-    ['--xla_dump_to=x', '--xla_cpu_max_isa=AVX2'],
-    ['--xla_dump_to=x', '--xla_cpu_max_isa=AVX'],
+    ['--xla_dump_to=x', passes],
+    ['--xla_dump_to=x', passes, '--xla_cpu_max_isa=AVX2'],
+    ['--xla_dump_to=x', passes, '--xla_cpu_max_isa=AVX'],
   ]
 
 

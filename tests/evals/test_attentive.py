@@ -1,6 +1,5 @@
 """The attentive probe as a job: from a config to a table, and gone on with."""
 
-import functools
 import json
 import re
 import shutil
@@ -15,7 +14,6 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.evals import attentive, linear, tasks
 from ijepa_jax.models import vit
 from ijepa_jax.pretrained import load
-from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 from tests.close import close
 
@@ -31,6 +29,7 @@ def make_config(small_run, images, **changes):
   return c
 
 
+@pytest.mark.usefixtures('one_device')
 @pytest.mark.parametrize(
   'augment', [False, pytest.param(True, marks=pytest.mark.slow)]
 )
@@ -71,7 +70,7 @@ def test_it_goes_on_where_it_was(
 
 
 def test_one_device_says_the_same(
-  small_run, images, tmp_path, cpus, monkeypatch
+  small_run, images, tmp_path, on_one_device, monkeypatch
 ):
   """And a batch that the encoder takes in pieces says what a whole one does."""
   losses = []
@@ -87,14 +86,14 @@ def test_one_device_says_the_same(
   monkeypatch.setattr(linear.train_heads, 'run_epochs', watched)
   config = make_config(small_run, images, **{'attentive.epochs': 1})
   eight = attentive.run(config, tmp_path / '8')
-  one = functools.partial(sharding.make_mesh, devices=cpus[:1])
-  monkeypatch.setattr(sharding, 'make_mesh', one)
   config.batch_size = 8
-  alone = attentive.run(config, tmp_path / '1')
+  with on_one_device():
+    alone = attentive.run(config, tmp_path / '1')
   close(losses[1], losses[0], 1e-4)
   assert alone['heads'] == eight['heads']
 
 
+@pytest.mark.usefixtures('one_device')
 @pytest.mark.parametrize('which', ['untrained', 'pixels'])
 def test_what_to_compare_with(which, small_run, images, tmp_path):
   config = make_config(small_run, images, which=which)
@@ -117,6 +116,7 @@ def test_tokens_of_raw_pixels(small_run):
   close(tokens[0, 1], first)
 
 
+@pytest.mark.usefixtures('one_device')
 def test_labels_share_tokens_and_no_heads(small_run, tmp_path, monkeypatch):
   """The tokens of one set of images are computed once for all its labels."""
   made = {'kind': 'scenes', 'flavour': 'scenes'}

@@ -1,6 +1,5 @@
 """Evaluations from a config to a table: the numbers, and what is refused."""
 
-import functools
 import json
 import pathlib
 import subprocess
@@ -17,7 +16,6 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.evals import evaluation, knn, linear, logistic, tasks
 from ijepa_jax.probes import knn as probes_knn
 from ijepa_jax.probes import train_heads
-from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -78,6 +76,7 @@ def test_where_the_images_are_without_a_path(small_run, tmp_path, changes):
     knn.run(config, tmp_path)
 
 
+@pytest.mark.usefixtures('one_device')
 @pytest.mark.parametrize('augment', [False, True])
 def test_linear_goes_on_where_it_was(
   augment, small_run, images, tmp_path, monkeypatch
@@ -108,9 +107,7 @@ def test_linear_goes_on_where_it_was(
   assert saved == [1, 2, 3, 'again', 4, 5, 6]
 
 
-def test_one_device_says_the_same(
-  small_run, images, tmp_path, cpus, monkeypatch
-):
+def test_one_device_says_the_same(small_run, images, tmp_path, on_one_device):
   config = make_config(
     'logistic',
     small_run,
@@ -118,9 +115,8 @@ def test_one_device_says_the_same(
     **{'logistic.per_class': 3, 'logistic.l2': (0.01,), 'which': 'untrained'},
   )
   eight = logistic.run(config, tmp_path / '8')
-  one = functools.partial(sharding.make_mesh, devices=cpus[:1])
-  monkeypatch.setattr(sharding, 'make_mesh', one)
-  assert logistic.run(config, tmp_path / '1') == eight
+  with on_one_device():
+    assert logistic.run(config, tmp_path / '1') == eight
   assert eight['training_examples'] == 6
 
 

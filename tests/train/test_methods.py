@@ -54,7 +54,18 @@ def make_config(name, **changes):
   )
 
 
-@pytest.fixture(scope='module', params=CHANGES)
+@pytest.fixture(scope='module', autouse=True)
+def alone(on_one_device):
+  """But where devices are given."""
+  with on_one_device():
+    yield
+
+
+@pytest.fixture(
+  scope='module',
+  # The masked autoencoder is of pixels, with other masks.
+  params=['pixels', 'terms', pytest.param('mae', marks=pytest.mark.slow)],
+)
 def straight(request, tmp_path_factory):
   """(name, workdir) of a run without a stop."""
   workdir = tmp_path_factory.mktemp(request.param)
@@ -74,7 +85,6 @@ def test_a_run_that_stops_goes_on_bit_for_bit(straight, tmp_path):
 
 
 @pytest.mark.parametrize(
-  # The masked autoencoder is of pixels, with other masks.
   'name',
   ['pixels', 'terms', pytest.param('mae', marks=pytest.mark.slow)],
 )

@@ -191,12 +191,13 @@ def test_sigterm_saves_and_exits(straight, tmp_path):
 def test_another_mesh(straight, tmp_path):
   """FSDP over 8 devices equals 8 copies; a run may change over half-way."""
   wide = {'model.width': 128, 'model.heads': 4}  # wide enough to be split
+  wide |= {'total_steps': 8, 'checkpoint.every_steps': 4}
   plain = make_config(**wide)
   split = make_config(**wide, **{'mesh.data': 1, 'mesh.fsdp': 8})
   pretrain.run(plain, tmp_path / 'plain')
   pretrain.run(split, tmp_path / 'split')
   half = make_config(**wide)
-  half.total_steps, half.optim.schedule_scale = 10, 2.0
+  half.total_steps, half.optim.schedule_scale = 4, 2.0
   pretrain.run(half, tmp_path / 'half')
   two = make_config(**wide, **{'mesh.data': 4, 'mesh.fsdp': 2})
   pretrain.run(two, tmp_path / 'half')

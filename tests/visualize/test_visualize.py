@@ -13,7 +13,6 @@ from configs import tiny, visualize
 from ijepa_jax.convert.export import export
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import ijepa, masks
-from ijepa_jax.runtime import sharding
 from ijepa_jax.visualize import (
   mask_coverage,
   report,
@@ -137,6 +136,7 @@ def workdir(untrained_run, tmp_path_factory):
   return path
 
 
+@pytest.mark.usefixtures('one_device')
 def test_one_page_from_a_run(workdir):
   numbers = report.run(make_config(workdir), '')
   out = workdir / 'visualize'
@@ -155,21 +155,17 @@ def test_one_page_from_a_run(workdir):
   assert sum(data['has'][1]) == 16 and data['has'][1][data['start']]
 
 
-def test_the_same_on_eight_devices_and_one(
-  workdir, tmp_path, cpus, monkeypatch
-):
+def test_the_same_on_eight_devices_and_one(workdir, tmp_path, on_one_device):
   eight = report.run(make_config(workdir), tmp_path / 'eight')
-  make_mesh = sharding.make_mesh
-  monkeypatch.setattr(
-    sharding, 'make_mesh', lambda **_: make_mesh(devices=cpus[:1])
-  )
-  one = report.run(make_config(workdir), tmp_path / 'one')
+  with on_one_device():
+    one = report.run(make_config(workdir), tmp_path / 'one')
   for signal, value in one.pop('health').items():
     close(eight['health'][signal], value, 1e-3, scale=1, name=signal)
   eight.pop('health')
   assert one == eight
 
 
+@pytest.mark.usefixtures('one_device')
 def test_a_model_without_a_predictor(workdir, tmp_path, caplog):
   """What needs only the encoder is drawn, and a sentence says so."""
   pytest.importorskip('transformers')
@@ -182,7 +178,12 @@ def test_a_model_without_a_predictor(workdir, tmp_path, caplog):
   shutil.rmtree(tmp_path / 'hf')
 
 
-@pytest.mark.parametrize('method', ['pixels', 'mae', 'vicreg'])
+@pytest.mark.usefixtures('one_device')
+@pytest.mark.parametrize(
+  # MAE is of pixels, with other masks.
+  'method',
+  ['pixels', 'vicreg', pytest.param('mae', marks=pytest.mark.slow)],
+)
 def test_the_encoder_of_another_method(untrained_run, tmp_path, caplog, method):
   c = tiny.get_config()
   c.method, c.model.depth = method, 1
@@ -192,6 +193,7 @@ def test_the_encoder_of_another_method(untrained_run, tmp_path, caplog, method):
   assert 'There is no predictor of features' in caplog.text
 
 
+@pytest.mark.usefixtures('one_device')
 def test_grey_images_that_are_not_square(untrained_run, images, tmp_path):
   c = tiny.get_config()
   c.data.source, c.data.path = 'folder', str(images)
