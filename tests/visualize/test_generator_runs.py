@@ -57,6 +57,7 @@ def test_the_generator_goes_on_bit_for_bit(
 ):
   """Stopped after its second step, it ends as if it had not stopped."""
   config = make_config(workdir, cache, **{'generator.every_steps': 2})
+  config.generator.blocks = 32  # as many for two steps
   expected = report.run(config, str(tmp_path / 'whole'))
 
   def broken(state):
