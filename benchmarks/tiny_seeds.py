@@ -1,9 +1,11 @@
 """What `make train` learns, over several seeds.
 
     python benchmarks/tiny_seeds.py [--seeds=3] [--workdir=runs/seeds]
+    python benchmarks/tiny_seeds.py --method=vicreg --workdir=runs/vicreg_seeds
 
 Runs configs/tiny.py with seeds 0, 1, ..., and prints each run's table and their
-mean: linear probes on held-out pictures, RankMe and seconds.
+mean: probes of held-out pictures, RankMe and seconds. A stopped command goes on
+where it was.
 """
 
 import json
@@ -21,6 +23,7 @@ from ijepa_jax.train.report import format_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('seeds', 3, 'Runs.')
+flags.DEFINE_string('method', 'ijepa', 'ijepa, pixels, mae or vicreg.')
 flags.DEFINE_string('workdir', 'runs/seeds', 'Folder of the runs.')
 
 
@@ -28,9 +31,10 @@ def main(_):
   reports = []
   for seed in range(FLAGS.seeds):
     config = tiny.get_config()
-    config.seed = seed
+    config.method, config.seed = FLAGS.method, seed
     workdir = pathlib.Path(FLAGS.workdir) / str(seed)
-    pretrain.run(config, workdir)
+    if not (workdir / 'report.json').exists():
+      pretrain.run(config, workdir)
     reports.append(json.loads((workdir / 'report.json').read_text()))
   # Of the last start: a run that was stopped took longer.
   seconds = [report['seconds_since_last_start'] for report in reports]
@@ -41,6 +45,9 @@ def main(_):
     for name, row in reports[0].items()
     if isinstance(row, dict)
   }
+  for seed, report in enumerate(reports):
+    (trained,) = (row for k, row in report.items() if k.endswith(', trained'))
+    mean[f'trained, seed {seed}'] = trained
   print(
     f'\nMean of {FLAGS.seeds} seeds, {statistics.mean(seconds):.0f} s each:\n\n'
     f'{format_table(mean)}'
