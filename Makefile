@@ -5,6 +5,8 @@ EXTRAS ?= dev
 CONFIG ?= configs/tiny.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
 ARGS ?=
+# Processes that share the tests; each has 5 GB of memory.
+JOBS ?= 2
 BIN := $(VENV)/bin
 
 # Without huge pages a step on a CPU spends a third of its time in page faults.
@@ -42,7 +44,7 @@ see: $(VENV)/installed
 	  --config.init_from=$(WORKDIR) $(ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/installed-dev
 	$(AS_native) $(BIN)/python -m pytest -m slow

@@ -55,6 +55,7 @@ setup(
       'ipykernel>=6.29',
       'nbclient>=0.10',
       'pytest>=8',
+      'pytest-xdist>=3.6',
       'ruff==0.15.0',
       'scikit-learn>=1.5',
     ],

@@ -19,7 +19,14 @@ os.environ['XLA_FLAGS'] = (
   + os.environ.get('XLA_FLAGS', '')
   + ' --xla_force_host_platform_device_count=8'
 )
-os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp()
+# Several processes of tests share a GPU.
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+# Processes that pytest-xdist starts have the folder of the first one.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = (
+  os.environ['JAX_COMPILATION_CACHE_DIR']
+  if 'PYTEST_XDIST_WORKER' in os.environ
+  else tempfile.mkdtemp()
+)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
@@ -31,9 +38,10 @@ from absl import flags
 
 from configs import tiny
 
-atexit.register(
-  shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True
-)
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  atexit.register(
+    shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True
+  )
 # A shell that starts the tests in the background has them ignore Ctrl-C, which
 # some of them send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
