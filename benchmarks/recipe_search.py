@@ -133,7 +133,10 @@ def run(recipe: str, names, budget: float, path: str, workdir) -> str:
   lines.append('|---' * 6 + '|')
   for name in names or TRIALS:
     changes = TRIALS[one_of('The trial', name, TRIALS)]
-    place = folder / name.replace(' ', '-')
+    # Of another config, or of other images, it is another trial.
+    config = make_config(recipe, changes, 1000, path)
+    digest = files.name_of(config=config.to_json_best_effort())
+    place = folder / f'{name.replace(" ", "-")}-{digest[:8]}'
     # Kept, so that a trial that was stopped goes on with as many steps.
     seconds = judges.remember(
       *(place / 'result.json', 'seconds', costs, recipe, changes, path)

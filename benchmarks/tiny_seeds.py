@@ -27,13 +27,21 @@ flags.DEFINE_string('method', 'ijepa', 'ijepa, pixels, mae or vicreg.')
 flags.DEFINE_string('workdir', 'runs/seeds', 'Folder of the runs.')
 
 
+def finished(config, workdir: pathlib.Path) -> bool:
+  """Whether this very config has its report; another one's is no result."""
+  if not (workdir / 'report.json').exists():
+    return False
+  known = json.loads((workdir / 'config.json').read_text())
+  return known == json.loads(config.to_json_best_effort())
+
+
 def main(_):
   reports = []
   for seed in range(FLAGS.seeds):
     config = tiny.get_config()
     config.method, config.seed = FLAGS.method, seed
     workdir = pathlib.Path(FLAGS.workdir) / str(seed)
-    if not (workdir / 'report.json').exists():
+    if not finished(config, workdir):
       pretrain.run(config, workdir)
     reports.append(json.loads((workdir / 'report.json').read_text()))
   # Of the last start: a run that was stopped took longer.

@@ -2,9 +2,9 @@
 
 The flags are read when JAX first looks for devices, so they are set before any
 import of it. What one test compiled, the others and the processes that they
-start find in a folder of this session. LLVM's passes are left out, which take
-a third of most tests: XLA_FLAGS=--xla_backend_optimization_level=3 has them,
-and so has `make test-portable`, which compares the numbers.
+start find in a folder of this session. LLVM's passes are left out, to compile
+sooner: XLA_FLAGS=--xla_backend_optimization_level=3 has them, and so has
+`make test-portable`, which compares the numbers.
 """
 
 import atexit

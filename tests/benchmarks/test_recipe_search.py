@@ -33,7 +33,7 @@ def test_what_is_finished_is_not_made_again(tmp_path, monkeypatch):
   trained = []
 
   def run(config, workdir):
-    trained.append((workdir.name, config.total_steps))
+    trained.append((workdir.name[:-9], config.total_steps))
     if len(trained) == 2:
       raise KeyboardInterrupt
     row = {'probe/class': 0.5, 'knn/class': 0.25, 'rankme': 10.0}
