@@ -18,9 +18,9 @@ stopped command goes on where it was.
 
     python benchmarks/compare.py --data=scenes --search
 
-tries each method's TRIALS, equally many, for a share of the budget each and
-with seed 1000, and prints what they come to on held-out training images, by
-which SETTINGS are chosen: by no test image.
+tries each method's TRIALS, equally many, for a share of the budget's seconds
+each and with seed 1000, and prints what they come to on held-out training
+images, by which SETTINGS are chosen: by no test image.
 """
 
 import dataclasses
@@ -49,19 +49,27 @@ SETTINGS = {
 }
 
 
-def _trials(*rates, **more):
-  """Of these shares of the recipe's learning rate; the last one has `more`."""
-  trials = [{'optim.peak_lr': rate} for rate in rates]
-  trials[-1] |= {knob.replace('__', '.'): value for knob, value in more.items()}
-  return trials
-
-
-# As many of each method; none changes the cost of a step.
+# As many of each method, for the same seconds. LR and BATCH are shares of the
+# recipe's.
+LR, BATCH = 'optim.peak_lr', 'batch_size'
+_PIXELS = (
+  *({LR: 1.0}, {LR: 0.5}, {LR: 0.25}),
+  *({LR: 1.0, BATCH: 2}, {LR: 0.35, BATCH: 0.5}),
+  {LR: 0.5, 'optim.b2': 0.95},
+)
 TRIALS = {
-  'ijepa': _trials(2.0, 1.0, 0.5, 1.0, ema__first=0.99),
-  'pixels': _trials(1.0, 0.5, 0.25, 0.5, optim__b2=0.95),
-  'mae': _trials(1.0, 0.5, 0.25, 0.5, optim__b2=0.95),
-  'vicreg': _trials(1.0, 0.5, 0.25, 0.5, vicreg__covariance=10.0),
+  'ijepa': (
+    *({LR: 1.0}, {LR: 2.0}, {LR: 0.5}),
+    *({LR: 1.5, BATCH: 2}, {LR: 0.7, BATCH: 0.5}),
+    {LR: 1.0, 'ema.first': 0.97},
+  ),
+  'pixels': _PIXELS,
+  'mae': _PIXELS,
+  'vicreg': (
+    *({LR: 1.0}, {LR: 0.5}, {LR: 0.25}),
+    *({LR: 1.0, BATCH: 2}, {LR: 1.0, BATCH: 4}),
+    {LR: 1.0, BATCH: 2, 'vicreg.covariance': 10.0},
+  ),
 }
 
 
@@ -150,28 +158,31 @@ class Comparison:
     c.checkpoint.every_steps = c.checkpoint.keep_every = every
     return c
 
-  def costs(self) -> dict[str, dict[str, float]]:
-    """Of a step of each method; measured once, so that all runs agree.
+  def costs(self, configs: dict, measure) -> dict[str, dict[str, float]]:
+    """Of a step of each config; measured once, so that all runs agree.
+
+    Args:
+      configs: name -> config of a training.
+      measure: what measures them, see method_costs.py.
 
     Raises:
-      UserError: the runs in the folder have other settings.
+      UserError: the runs in the folder are of others.
     """
-    path, settings = self.folder / 'costs.json', SETTINGS[self.data]
-    now = settings | {'budget': [self.budget, self.equal, self.points]}
-    now = json.loads(json.dumps(now))
-    before = judges.remember(path, 'settings', lambda: now)
+    path = self.folder / 'costs.json'
+    now = {k: json.loads(c.to_json_best_effort()) for k, c in configs.items()}
+    now |= {'--budget': self.budget, '--equal': self.equal}
+    before = judges.remember(path, 'configs', lambda: now)
     if before != now:
+      other = [k for k in now | before if now.get(k) != before.get(k)]
       raise UserError(
-        f'The runs in {self.folder} are of the settings {before}, and now they '
-        f'are {now}: take another --workdir.'
+        f'The runs in {self.folder} were of another {", ".join(other)}: take '
+        'another --workdir.'
       )
-    configs = {m: self.config(m, settings[m]) for m in METHODS}
-    measure = method_costs.measure
     return judges.remember(path, 'costs', measure, configs, **dict(self.turns))
 
-  def steps(self, costs: dict, share: float = 1.0) -> dict[str, int]:
-    """Of each method, for a share of the budget: a multiple of the points."""
-    kind, budget = self.equal, share * self.budget
+  def steps(self, costs: dict) -> dict[str, int]:
+    """Of each method, for the budget: a multiple of the points."""
+    kind, budget = self.equal, self.budget
     if kind == 'flops':
       budget *= costs['ijepa']['flops'] / costs['ijepa']['seconds']
     steps = {k: budget / cost[kind] for k, cost in costs.items()}
@@ -180,8 +191,10 @@ class Comparison:
 
   def run(self, seeds: int) -> str:
     """Trains and judges all, and writes the table and the figure."""
-    costs = self.costs()
-    steps, settings = self.steps(costs), SETTINGS[self.data]
+    settings = SETTINGS[self.data]
+    configs = {m: self.config(m, settings[m]) for m in METHODS}
+    costs = self.costs(configs, method_costs.measure)
+    steps = self.steps(costs)
     results = {method: [] for method in METHODS}
     levels = {'raw pixels': [], 'untrained': []}
     for seed in range(seeds):
@@ -227,23 +240,31 @@ class Comparison:
     )
 
   def search(self, share: float) -> str:
-    """Tries all TRIALS; returns a table of accuracies in %, of training images
-    that were held out."""
-    costs, rate = self.costs(), self.recipe().optim.peak_lr
-    steps = self.steps(costs, share)
+    """Tries all TRIALS for a share of the budget's seconds; returns a table of
+    accuracies in %, of training images that were held out."""
+    trials, recipe = {}, self.recipe()
+    for method, several in TRIALS.items():
+      for trial in several:
+        changes = trial | {LR: recipe.optim.peak_lr * trial[LR]}
+        if BATCH in trial:
+          changes[BATCH] = round(recipe.batch_size * trial[BATCH])
+        name = ','.join(f'{knob}={x:g}' for knob, x in changes.items())
+        trials[method, name] = changes
+    configs = {
+      f'{k[0]} {k[1]}': self.config(k[0], v) for k, v in trials.items()
+    }
+    costs = self.costs(configs, method_costs.seconds)
     lines = [f'| method | settings | {" | ".join(self.tasks)} | mean |']
     lines.append('|---' * (3 + len(self.tasks)) + '|')
-    for method, trials in TRIALS.items():
-      for trial in trials:
-        changes = trial | {'optim.peak_lr': rate * trial['optim.peak_lr']}
-        config = self.config(method, changes, steps[method], seed=1000)
-        name = ','.join(f'{knob}={x:g}' for knob, x in changes.items())
-        run = self.folder / method / name
-        scores = judges.remember(
-          *(run / 'accuracies.json', 'last', self._try, run, config)
-        )
-        cells = [f'{100 * x:.1f}' for x in (*scores, statistics.mean(scores))]
-        lines.append(f'| {method} | {name} | {" | ".join(cells)} |')
+    for (method, name), changes in trials.items():
+      steps = round(share * self.budget / costs[f'{method} {name}'])
+      config = self.config(method, changes, steps, seed=1000)
+      run = self.folder / method / name
+      scores = judges.remember(
+        *(run / 'accuracies.json', f'{steps}', self._try, run, config)
+      )
+      cells = [f'{100 * x:.1f}' for x in (*scores, statistics.mean(scores))]
+      lines.append(f'| {method} | {name} | {" | ".join(cells)} |')
       (self.folder / 'search.md').write_text('\n'.join(lines) + '\n')
     return '\n'.join(lines)
 

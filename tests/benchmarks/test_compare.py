@@ -42,6 +42,9 @@ def fakes(monkeypatch):
   monkeypatch.setattr(compare.pretrain, 'run', run)
   monkeypatch.setattr(judges, 'judge', judge)
   monkeypatch.setattr(method_costs, 'measure', lambda configs: COSTS)
+  monkeypatch.setattr(
+    method_costs, 'seconds', lambda configs: dict.fromkeys(configs, 0.2)
+  )
   return asked
 
 
@@ -56,7 +59,8 @@ def test_equal_cost():
     **{'ijepa': 400, 'pixels': 800},
     **{'mae': 400, 'vicreg': 200},
   }
-  assert by_seconds.steps(COSTS, 0.25)['mae'] == 48  # of 50: a multiple of 4
+  less = dataclasses.replace(by_seconds, budget=10.0)
+  assert less.steps(COSTS)['mae'] == 48  # of 50: a multiple of 4
 
 
 @pytest.mark.parametrize('data', compare.DATA)
@@ -99,8 +103,12 @@ def test_it_goes_on(tmp_path, fakes, monkeypatch):
   assert comparison.run(2) == text
   assert not fakes
   other = dataclasses.replace(comparison, budget=50.0)
-  with pytest.raises(UserError, match=r'take another --workdir'):
+  with pytest.raises(UserError, match=r'of another --budget: take another'):
     other.run(2)
+  settings = compare.SETTINGS['crowd'] | {'mae': {'optim.peak_lr': 1e-4}}
+  monkeypatch.setitem(compare.SETTINGS, 'crowd', settings)
+  with pytest.raises(UserError, match=r'of another mae: take another'):
+    comparison.run(2)
 
 
 def test_search(tmp_path, fakes):
@@ -108,8 +116,8 @@ def test_search(tmp_path, fakes):
   comparison = compare.Comparison('scenes', tmp_path, budget=40.0)
   text = comparison.search(0.25)
   assert len(fakes) == 2 * sum(map(len, compare.TRIALS.values()))
-  assert ('mae', 1000, 48) in fakes
-  row = '| ijepa | optim.peak_lr=0.006,ema.first=0.99 | 10.0 | 10.0 |'
+  assert ('mae', 1000, 50) in fakes
+  row = '| ijepa | optim.peak_lr=0.003,batch_size=128 | 10.0 | 10.0 |'
   assert row in text
   fakes.clear()
   assert comparison.search(0.25) == text
@@ -122,7 +130,7 @@ def test_costs():
   def flops(depth):
     config = tiny.get_config()
     config.method, config.batch_size, config.model.depth = 'vicreg', 8, depth
-    config.vicreg.projector = (8,)
+    config.model.mlp_dim, config.vicreg.projector = 256, (8,)
     return method_costs.flops(config)
 
   # 2 views of 36 tokens, forward and backward, which is two forwards; kernels
