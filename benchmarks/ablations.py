@@ -24,6 +24,7 @@ from scipy import stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
+from benchmarks.spread import mean_and_spread
 from ijepa_jax.runtime import cli, preemption
 from ijepa_jax.train import loop, pretrain
 
@@ -129,14 +130,6 @@ def format_table(title: str, rows: dict) -> str:
       words += f'; of single seeds {min(each):.2f} to {max(each):.2f}'
     lines += ['', f'Rank correlation of the means with the paper: {words}.']
   return '\n'.join(lines)
-
-
-def mean_and_spread(scores) -> str:
-  """The mean, and the standard deviation of two or more; '-' of none."""
-  if not scores:
-    return '-'
-  spread = f' ± {statistics.stdev(scores):.1f}' if len(scores) > 1 else ''
-  return f'{statistics.mean(scores):.1f}{spread}'
 
 
 def _rank(published, scores) -> float:

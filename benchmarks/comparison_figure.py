@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks import judges
+from benchmarks.spread import mean_and_spread
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -39,7 +40,7 @@ def table(results, levels, costs) -> str:
   lines.append('|---' * (len(names) + 5) + '|')
   for title, seeds in rows.items():
     cells = [title, str(len(seeds))]
-    cells += [_in_percent([row[name] for row in seeds]) for name in names]
+    cells += [mean_and_spread([100 * r[name] for r in seeds]) for name in names]
     cost = [''] * 3
     if title in results:
       steps = max(results[title][0])
@@ -49,12 +50,6 @@ def table(results, levels, costs) -> str:
       ]
     lines.append(f'| {" | ".join(cells + cost)} |')
   return '\n'.join(lines)
-
-
-def _in_percent(scores: list[float]) -> str:
-  scores = [100 * x for x in scores]
-  spread = f' ± {statistics.stdev(scores):.1f}' if len(scores) > 1 else ''
-  return f'{statistics.mean(scores):.1f}{spread}'
 
 
 def draw(results, levels, costs, path) -> None:
