@@ -33,6 +33,8 @@ SHARED = {
   'batch_size': 128,
   'model.width': 64,
   'model.mlp_dim': 256,
+  'model.predictor_width': 32,
+  'model.predictor_depth': 1,
   'ema.first': 0.97,
   'loss.variance': 0.0,
   'loss.covariance': 0.0,
@@ -49,7 +51,9 @@ MOMENTUM = SLOW_32 | {'ema.first': 0.99}
 # Of the encoder's output, pooled: kNN is by the angle between such features.
 TERMS = {'loss.variance': 0.1, 'loss.covariance': 0.01}
 LARGE = {'mask.target_scale': (0.6, 0.6)}
-WIDE = {'model.width': 96, 'model.mlp_dim': 96}
+WIDE = {'model.width': 128, 'model.mlp_dim': 128, 'optim.peak_lr': 0.3}
+PREDICTOR = {'model.predictor_width': 64, 'model.predictor_depth': 2}
+CROPS = {'data.crop_scale': (0.35, 1.0)}
 # One thing at a time, then on from what helped; of `optim.peak_lr` a factor.
 TRIALS = {
   'start': {},
@@ -70,7 +74,9 @@ TRIALS = {
   'and momentum .99': MOMENTUM,
   'and large targets': MOMENTUM | LARGE,
   'and variance and covariance': MOMENTUM | LARGE | TERMS,
-  'and 96 wide': MOMENTUM | LARGE | TERMS | WIDE,
+  'and 128 wide': MOMENTUM | LARGE | TERMS | WIDE,
+  'and a larger predictor': MOMENTUM | LARGE | TERMS | WIDE | PREDICTOR,
+  'and crops of .35 to 1': MOMENTUM | LARGE | TERMS | WIDE | CROPS,
 }
 
 
