@@ -15,25 +15,19 @@ from configs import tiny
 
 def get_config():
   c = tiny.get_config()
-  c.batch_size = 32
-  c.total_steps = 11_600
-  c.model.width = 128
-  c.model.mlp_dim = 128
+  c.batch_size = 128
+  c.total_steps = 3400
   c.model.depth = 4
+  c.model.mlp_dim = None  # four times the width
   c.model.patch_size = 4
-  c.model.predictor_width = 64
-  c.model.predictor_depth = 2
 
-  # A 6 x 6 block of the 8 x 8 grid from the 28 patches around it.
-  c.mask.target_scale = (0.6, 0.6)
+  # A 4 x 4 block of the 8 x 8 grid from the 48 patches around it.
+  c.mask.target_scale = (0.25, 0.25)
 
-  # C-JEPA's terms; what they bring is kNN above all.
-  c.loss.variance = 0.1
-  c.loss.covariance = 0.01
-
-  c.optim.start_lr = 1.2e-4
-  c.optim.peak_lr = 1.2e-3
-  c.optim.warmup_steps = 580
+  c.optim.start_lr = 4e-4
+  c.optim.peak_lr = 4e-3
+  c.optim.warmup_steps = 150
+  c.ema.first = 0.97
 
   c.data.source = 'folder'
   c.data.path = 'data/cifar10'
@@ -43,9 +37,9 @@ def get_config():
   c.data.flip = True
   c.data.workers = 1
 
-  c.probe.every_steps = 2900
+  c.probe.every_steps = 850
   c.probe.split = 'test'
-  c.health.every_steps = 725
+  c.health.every_steps = 200
   c.health.split = 'test'
-  c.checkpoint.every_steps = 2900
+  c.checkpoint.every_steps = 850
   return c

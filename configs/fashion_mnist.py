@@ -16,13 +16,16 @@ from configs import cifar10
 
 def get_config():
   c = cifar10.get_config()
+  c.total_steps = 3000
 
-  # A 5 x 5 block of the 7 x 7 grid from the 24 patches around it.
-  c.mask.target_scale = (0.51, 0.51)
+  # A 4 x 4 block of the 7 x 7 grid from the 33 patches around it.
+  c.mask.target_scale = (0.33, 0.33)
 
   c.data.path = 'data/fashion_mnist'
   c.data.image_size = (28, 28)
   c.data.channels = 1
   c.data.mean = (0.286,)
   c.data.std = (0.353,)
+
+  c.probe.every_steps = c.checkpoint.every_steps = 750
   return c
