@@ -1,9 +1,5 @@
 """Who says that there are other processes, by the environment alone."""
 
-import os
-import pathlib
-import subprocess
-
 import jax
 import pytest
 
@@ -421,26 +417,3 @@ def test_others_that_are_not_found(started, monkeypatch):
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
   with pytest.raises(UserError, match=r'one another at h:1: DEADLINE'):
     start.initialize('h:1', 2, 1)
-
-
-@pytest.mark.parametrize('status', [0, 1, 143])
-def test_slurm_queues_again_what_is_not_complete(status, tmp_path):
-  """With SLURM's programs as they would answer."""
-  root = pathlib.Path(__file__).parents[2]
-  for name, line in (
-    ('srun', f'exit {status}'),
-    ('scontrol', f'echo "$@" > {tmp_path}/asked'),
-  ):
-    (tmp_path / name).write_text(f'#!/bin/sh\n{line}\n')
-    (tmp_path / name).chmod(0o755)
-  env = os.environ | {
-    'PATH': f'{tmp_path}:{os.environ["PATH"]}',
-    'SLURM_JOB_ID': '17',
-    'SLURM_SUBMIT_DIR': str(root),
-  }
-  run = subprocess.run([root / 'launch/slurm.sh', '--workdir=x'], env=env)
-  assert run.returncode == status
-  asked = tmp_path / 'asked'
-  assert asked.exists() == (status == 143)
-  if status == 143:
-    assert asked.read_text() == 'requeue 17\n'
