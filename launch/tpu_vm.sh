@@ -22,17 +22,20 @@ fi
 # All at once, since all wait for one another.
 ssh+=(--zone="$ZONE" --batch-size=all --quiet)
 
+# Ends what an earlier line has become, if it is still that, and waits.
+# shellcheck disable=SC2016 # for the workers
+end='( p=$(cat ~/.ijepa_pid 2> /dev/null) && grep -qs main.py "/proc/$p/cmdline" &&
+kill "$p" && for _ in $(seq 120); do kill -0 "$p" 2> /dev/null || exit 0; sleep 1;
+done && kill -KILL "$p" )'
+# Before the line too: where a connection breaks gcloud starts it once more, and
+# what it has started before runs on.
 line="cd ijepa_jax && echo \$\$ > ~/.ijepa_pid && \
 exec launch/local.sh$([ $# -eq 0 ] || printf ' %q' "$@")"
 if [ -n "$SETUP" ]; then
   line="{ [ -e ~/.ijepa_ready ] || { ( $SETUP ) && touch ~/.ijepa_ready; }; } \
 && $line"
 fi
-# Ends what that line has become, if it is still that, and waits.
-# shellcheck disable=SC2016 # for the workers
-end='p=$(cat ~/.ijepa_pid) && grep -q main.py "/proc/$p/cmdline" && kill "$p" &&
-for _ in $(seq 120); do kill -0 "$p" 2> /dev/null || exit 0; sleep 1; done &&
-kill -KILL "$p"'
+line="$end; $line"
 
 state() {
   local answer
@@ -69,14 +72,10 @@ stop() {
   [ -n "$running" ] || exit "$stopped"
   trap '' INT TERM
   echo 'All workers save and end.' >&2
-  end_all
+  "${ssh[@]}" --command="$end" || true
 }
 trap 'stop 130' INT
 trap 'stop 143' TERM
-
-end_all() {
-  "${ssh[@]}" --command="$end" || true
-}
 
 pause() { # a signal ends it
   sleep "$POLL" &
@@ -132,7 +131,6 @@ while true; do
       # 143: all is saved, the same line goes on.
       if [ "$status" -ne 143 ] && [ "$(state)" = ACTIVE ]; then
         again "$status"
-        end_all # what a broken connection has left running
       fi
       ;;
     *) pause ;; # WAITING_FOR_RESOURCES, PROVISIONING, SUSPENDING, ...
