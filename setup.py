@@ -53,6 +53,7 @@ setup(
     'dev': [
       'hypothesis>=6.100',
       'ipykernel>=6.29',
+      'jsonschema>=4.18',
       'nbclient>=0.10',
       'pytest>=8',
       'pytest-xdist>=3.6',

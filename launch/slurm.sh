@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One task a node takes all its GPUs, several share them; main.py finds the
-# others through SLURM's variables:
+# others through SLURM's variables. From the root of the repository:
 #   sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh \
 #     --config=configs/vit_h14.py --workdir=/shared/runs/h14
 #SBATCH --job-name=ijepa
@@ -12,12 +12,22 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+if [ ! -x launch/local.sh ]; then
+  echo "$PWD is not the root of the repository: run sbatch there." >&2
+  exit 1
+fi
 # 120 s before the limit SLURM sends SIGTERM to the tasks, not to this script:
 # they save and end with 143, and the job takes its place in the queue again.
 # SLURM's own --requeue is for preemption and lost nodes, not for the limit.
 # scancel ends this script too, and nothing is queued.
+#
+# srun does not take over --cpus-per-task, and would bind a task to one core.
+# Nor does it kill the tasks left when one ends: another may still be writing
+# the checkpoint; and of one that failed the others would end with 143, and a
+# mistake be queued again. They end by themselves; --wait is for hangs.
 status=0
-srun --kill-on-bad-exit=1 launch/local.sh "$@" || status=$?
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 \
+  --wait=600 launch/local.sh "$@" || status=$?
 if [ "$status" -eq 143 ]; then
   scontrol requeue "$SLURM_JOB_ID" || true
 fi

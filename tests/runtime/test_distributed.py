@@ -1,9 +1,5 @@
 """Who says that there are other processes, by the environment alone."""
 
-import os
-import pathlib
-import subprocess
-
 import jax
 import pytest
 
@@ -63,6 +59,12 @@ JAXJOB = {
   'PROCESS_ID': '1',
 }
 TPU = {'TPU_ML_PLATFORM': 'JAX'}
+GKE_TPU = TPU | {'TPU_WORKER_ID': '1', 'TPU_WORKER_HOSTNAMES': 'a,b'}
+SLICES = {
+  'MEGASCALE_NUM_SLICES': '3',
+  'MEGASCALE_SLICE_ID': '2',
+  'MEGASCALE_COORDINATOR_ADDRESS': 'a:8080',
+}
 POD = {'KUBERNETES_SERVICE_HOST': 'k', 'JOB_COMPLETION_INDEX': '1'}
 MASTER = {'MASTER_ADDR': 'm', 'MASTER_PORT': '29500'}
 ORTE = {'OMPI_MCA_orte_hnp_uri': '4096.0;tcp://10.1.0.1,10.2.0.1:349'}
@@ -115,12 +117,17 @@ def place(env, gpus=0):
     (FLUX | MASTER, (4, 3, 'm', None)),
     (JAX, (2, 1, 'c', None)),
     (JAXJOB, (2, 1, 'c', None)),
-    (TPU, (None, None, None, None)),
-    (TPU | {'TPU_WORKER_HOSTNAMES': 'a,b'}, (None, None, None, None)),
+    (TPU, (None, None, None, None)),  # by the metadata server
+    (GKE_TPU, (2, 1, 'a', None)),
+    (GKE_TPU | POD, (2, 1, 'a', None)),
+    (GKE_TPU | {'TPU_PROCESS_ADDRESSES': 'c:1,d:1'}, (2, 1, 'c', None)),
+    (GKE_TPU | SLICES, (6, 5, 'a', None)),
+    (GKE_TPU | SLICES | {'MEGASCALE_SLICE_ID': '0'}, (6, 1, 'a', None)),
     (
-      TPU | {'TPU_WORKER_HOSTNAMES': 'a', 'MEGASCALE_NUM_SLICES': '2'},
-      (None, None, None, None),
+      GKE_TPU | SLICES | {'TPU_WORKER_HOSTNAMES': 'e', 'TPU_WORKER_ID': '0'},
+      (3, 2, 'a', None),
     ),
+    (GKE_TPU | JAX, (2, 1, 'c', None)),
     (POD, (None, None, None, None)),
     # Two at once: what is started by the other one is right.
     (TORCHRUN | SLURM, (4, 2, 'm', None)),
@@ -202,6 +209,13 @@ def test_alone(env):
     (JAX | {'JAX_COORDINATOR_ADDRESS': ''}, 'NUM_PROCESSES started 2'),
     (JAX | {'JAX_COORDINATOR_ADDRESS': 'c'}, "'c': take host:port"),
     (JAX | {'JAX_LOCAL_DEVICE_IDS': 'all'}, "DEVICE_IDS is 'all'"),
+    (GKE_TPU | {'TPU_WORKER_ID': ''}, 'WORKER_ID is None .* 2 workers of a'),
+    (GKE_TPU | {'TPU_WORKER_ID': '2'}, 'WORKER_ID is 2 .* from 0 to 1'),
+    (GKE_TPU | {'MEGASCALE_NUM_SLICES': '2'}, 'SLICE_ID is None .* 2 slices'),
+    (
+      GKE_TPU | SLICES | {'MEGASCALE_COORDINATOR_ADDRESS': ''},
+      'COORDINATOR_ADDRESS is not set',
+    ),
     ({'SM_HOSTS': '["algo-1", "algo-2"]'}, 'SM_HOSTS names 2 machines'),
     (
       {'TF_CONFIG': '{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}}'},
@@ -243,6 +257,7 @@ def test_all_take_the_same_port_and_another_job_another():
       {'OMPI_COMM_WORLD_RANK': '0'},
       {'OMPI_MCA_orte_hnp_uri': '8192.0;tcp://10.1.0.1:4'},
     ),
+    (GKE_TPU, {'TPU_WORKER_ID': '0'}, {'TPU_WORKER_HOSTNAMES': 'x,b'}),
   ):
     assert port(env) == port(env | mine) != port(env | job)
     assert 61440 <= port(env) < 65536
@@ -402,26 +417,3 @@ def test_others_that_are_not_found(started, monkeypatch):
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
   with pytest.raises(UserError, match=r'one another at h:1: DEADLINE'):
     start.initialize('h:1', 2, 1)
-
-
-@pytest.mark.parametrize('status', [0, 1, 143])
-def test_slurm_queues_again_what_is_not_complete(status, tmp_path):
-  """With SLURM's programs as they would answer."""
-  root = pathlib.Path(__file__).parents[2]
-  for name, line in (
-    ('srun', f'exit {status}'),
-    ('scontrol', f'echo "$@" > {tmp_path}/asked'),
-  ):
-    (tmp_path / name).write_text(f'#!/bin/sh\n{line}\n')
-    (tmp_path / name).chmod(0o755)
-  env = os.environ | {
-    'PATH': f'{tmp_path}:{os.environ["PATH"]}',
-    'SLURM_JOB_ID': '17',
-    'SLURM_SUBMIT_DIR': str(root),
-  }
-  run = subprocess.run([root / 'launch/slurm.sh', '--workdir=x'], env=env)
-  assert run.returncode == status
-  asked = tmp_path / 'asked'
-  assert asked.exists() == (status == 143)
-  if status == 143:
-    assert asked.read_text() == 'requeue 17\n'

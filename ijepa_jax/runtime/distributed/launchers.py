@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.runtime.distributed import environment, slurm
+from ijepa_jax.runtime.distributed import environment, slurm, tpus
 from ijepa_jax.runtime.distributed.gpus import share_gpus, visible_gpus
 
 # Launcher -> its variables: number of processes, rank, and both on this node.
@@ -67,6 +67,7 @@ def detect_cluster(
     return None
   places, incomplete = _places(env)
   place = next(filter(None, (by_hand, _by_jax(env, places), *places)), None)
+  place = place or tpus.place(env)
   if place is None:
     cluster = _without_ranks(env)
     if cluster is None and incomplete:
@@ -228,15 +229,12 @@ def _ancestor(name: str) -> int:
 
 
 def _without_ranks(env) -> tuple[str, dict] | None:
-  """Detects TPU pods and Kubernetes, of which JAX itself finds the rank."""
-  if _on_tpu(env):
-    # Only GKE has worker names in the environment. Elsewhere JAX asks the
-    # metadata server, which also serves a single worker.
+  """Detects TPU VMs and Kubernetes, of which JAX itself finds the rank."""
+  if tpus.on_tpu(env):
+    # Only GKE has worker names in the environment, see `tpus`. Elsewhere JAX
+    # asks the metadata server, which also serves a single worker.
     names = env.get('TPU_PROCESS_ADDRESSES', env.get('TPU_WORKER_HOSTNAMES'))
-    slices = environment.number_in(env, 'MEGASCALE_NUM_SLICES') or 1
-    if names is None or ',' in names or slices > 1:
-      return f'TPU (workers {names or "from the metadata server"})', {}
-    return None
+    return ('TPU (by the metadata server)', {}) if names is None else None
   if 'KUBERNETES_SERVICE_HOST' in env and 'JOB_COMPLETION_INDEX' in env:
     if importlib.util.find_spec('kubernetes'):
       return 'indexed Kubernetes Job', {}
@@ -259,9 +257,3 @@ def _without_ranks(env) -> tuple[str, dict] | None:
       'it.'
     )
   return None
-
-
-def _on_tpu(env) -> bool:
-  # JAX leaves this mark on import where it found TPU chips and libtpu.
-  platforms = env.get('JAX_PLATFORMS')
-  return env.get('TPU_ML_PLATFORM') == 'JAX' and 'tpu' in (platforms or 'tpu')

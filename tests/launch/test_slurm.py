@@ -1,0 +1,54 @@
+"""launch/slurm.sh with SLURM's programs as they would answer."""
+
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+ARGUMENTS = ['--config=configs/vit_h14.py', '--workdir=/shared/my runs/h14']
+
+
+def run(folder, status, submitted_in=ROOT):
+  """-> what ran, what srun was given, what scontrol was asked."""
+  for name, line in (
+    ('srun', f'printf "%s\\n" "$@" > {folder}/given; exit {status}'),
+    ('scontrol', f'echo "$@" > {folder}/asked'),
+  ):
+    (folder / name).write_text(f'#!/bin/sh\n{line}\n')
+    (folder / name).chmod(0o755)
+  env = os.environ | {
+    'PATH': f'{folder}:{os.environ["PATH"]}',
+    'SLURM_JOB_ID': '17',
+    'SLURM_CPUS_PER_TASK': '48',
+    'SLURM_SUBMIT_DIR': str(submitted_in),
+  }
+  done = subprocess.run(
+    [ROOT / 'launch/slurm.sh', *ARGUMENTS],
+    env=env,
+    capture_output=True,
+    text=True,
+  )
+  given, asked = (
+    (folder / name).read_text().splitlines() if (folder / name).exists() else []
+    for name in ('given', 'asked')
+  )
+  return done, given, asked
+
+
+@pytest.mark.parametrize('status', [0, 1, 134, 137, 143])
+def test_queues_again_what_was_stopped(status, tmp_path):
+  done, given, asked = run(tmp_path, status)
+  assert done.returncode == status
+  assert asked == (['requeue 17'] if status == 143 else [])
+  assert given[-3:] == ['launch/local.sh', *ARGUMENTS]
+  assert {'--cpus-per-task=48', '--kill-on-bad-exit=0'} <= set(given)
+
+
+def test_submitted_elsewhere(tmp_path):
+  done, given, _ = run(tmp_path, 0, submitted_in=tmp_path)
+  assert done.returncode == 1 and not given
+  assert done.stderr == (
+    f'{tmp_path} is not the root of the repository: run sbatch there.\n'
+  )
