@@ -81,24 +81,8 @@ def gather_weights(x, *weights, dtype=None):
   """
   x, *weights = nn.dtypes.promote_dtype(x, *weights, dtype=dtype)
   if splits_weights():
-    weights = [w if w is None else _gather(w) for w in weights]
+    weights = jax.lax.with_sharding_constraint(weights, PartitionSpec())
   return x, *weights
-
-
-# The gradient is left free, so that each device has the sum of its part alone:
-# the constraint's own would be the sum of all parts on every device.
-@jax.custom_vjp
-def _gather(weight):
-  return jax.lax.with_sharding_constraint(weight, PartitionSpec())
-
-
-_gather.defvjp(
-  lambda weight: (
-    jax.lax.with_sharding_constraint(weight, PartitionSpec()),
-    None,
-  ),
-  lambda _, gradient: (gradient,),
-)
 
 
 def splits_weights() -> bool:
