@@ -129,7 +129,9 @@ def get_config() -> ConfigDict:
 
   c.mesh = ConfigDict()
   c.mesh.data = -1  # devices over which only the batch is split; -1: the rest
-  c.mesh.fsdp = 1  # devices over which the state is split too
+  # Devices over which the state is split too; best a power of two: most widths
+  # can't be divided by 3, and what a run can't split it says at its start.
+  c.mesh.fsdp = 1
 
   c.checkpoint = ConfigDict()
   c.checkpoint.every_steps = 1000  # 0: not by steps

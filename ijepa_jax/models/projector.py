@@ -42,6 +42,7 @@ class Projector(nn.Module):
         use_bias=False,
         dtype=self.dtype,
         kernel_init=transformer.INITS['fan_in'],
+        promote_dtype=transformer.gather_weights,
         name=f'fc{i + 1}',
       )(x_VBD).astype(jnp.float32)
     return x_VBD

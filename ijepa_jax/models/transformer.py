@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 # What the backward pass keeps of each block; the rest is computed again.
 REMAT = {
@@ -62,8 +63,35 @@ class Block(nn.Module):
 def dense(name: str, features: int, module: nn.Module) -> nn.Dense:
   """A linear layer with the compute type and initialisation of `module`."""
   return nn.Dense(
-    features, dtype=module.dtype, kernel_init=module.kernel_init, name=name
+    features,
+    dtype=module.dtype,
+    kernel_init=module.kernel_init,
+    promote_dtype=gather_weights,
+    name=name,
   )
+
+
+def gather_weights(x, *weights, dtype=None):
+  """nn.Dense's promote_dtype that gathers the parts of a split weight.
+
+  In the context runtime/sharding.py: gathering, every device computes with all
+  of a weight, in the compute type, on its own rows of the batch. Left to itself
+  XLA splits a layer's features as its weight is split, and gathers the rows of
+  all devices on each of them instead.
+  """
+  x, *weights = nn.dtypes.promote_dtype(x, *weights, dtype=dtype)
+  if splits_weights():
+    weights = jax.lax.with_sharding_constraint(weights, PartitionSpec())
+  return x, *weights
+
+
+def splits_weights() -> bool:
+  return not jax.sharding.get_abstract_mesh().empty
+
+
+def save_all_but_gathered(primitive, *_, **__) -> bool:
+  """A policy of remat: the backward pass gathers the weights again."""
+  return primitive.name != 'sharding_constraint'
 
 
 def norm(name: str, dtype: Any) -> nn.LayerNorm:
@@ -108,7 +136,10 @@ class Transformer(nn.Module):
   ):
     """All blocks by one scan: compile time does not grow with the depth."""
     block = Block
-    if (policy := REMAT[self.remat]) is not None:
+    policy = REMAT[self.remat]
+    if policy is None and splits_weights():
+      policy = save_all_but_gathered
+    if policy is not None:
       block = nn.remat(Block, policy=policy, prevent_cse=False)
     scanned = nn.scan(
       block,

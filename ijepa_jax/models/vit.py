@@ -164,8 +164,10 @@ class Predictor(transformer.Transformer):
     x = embed(z_BKD) + position[context_BK]
     masked = mask_token.astype(self.dtype) + position[targets_BMK]
     if noise_BMKD is not None:
-      kernel = embed.variables['params']['kernel'].astype(self.dtype)
-      masked += noise_BMKD.astype(self.dtype) @ kernel
+      noise_BMKD, kernel = transformer.gather_weights(
+        noise_BMKD, embed.variables['params']['kernel'], dtype=self.dtype
+      )
+      masked += noise_BMKD @ kernel
     x = jnp.broadcast_to(x[:, None], (b, m, *x.shape[1:]))
     x = jnp.concatenate([x, masked], axis=2).reshape(b * m, -1, self.width)
     x, _ = self.blocks(x)

@@ -3,9 +3,12 @@ all processes agree.
 
 The mesh has two axes, `('data', 'fsdp')`. A batch is split over both. The state
 is split over 'fsdp' alone, by one rule of shapes, so that parameters, EMA
-target and Adam's moments are split alike.
+target and Adam's moments are split alike. Each step gathers the weights of one
+layer after the other and computes with them on its rows of the batch (ZeRO-3 of
+Rajbhandari et al., 2020, known as FSDP).
 """
 
+import contextlib
 import hashlib
 import math
 
@@ -63,6 +66,17 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
   return Mesh(grid, ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
 
 
+def gathering(mesh: Mesh):
+  """A context in which programs are compiled that take a split state.
+
+  In it models/transformer.py has each layer's weights gathered before they are
+  used. Where nothing is split it does nothing.
+  """
+  if mesh.shape['fsdp'] == 1:
+    return contextlib.nullcontext()
+  return jax.set_mesh(mesh)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of arrays with a copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
@@ -73,24 +87,125 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
+def parts_of(shape, n: int) -> tuple[int, ...]:
+  """In how many parts each axis of an array is split over `n` devices.
+
+  The largest axis that n divides is split (the first of equals). Where there
+  is none, the axes, the largest first, take what divides them of the rest of
+  n: 1408 x 4224 over 256 is split as 2 x 128. The parts are as many as can be
+  of one size, the greatest common divisor of n and the number of elements.
+  """
+  parts = [1] * len(shape)
+  for i in sorted(
+    range(len(shape)), key=lambda i: (shape[i] % n > 0, -shape[i])
+  ):
+    parts[i] = math.gcd(shape[i], n)
+    n //= parts[i]
+  return tuple(parts)
+
+
 def state_sharding(abstract_tree, mesh: Mesh, min_size: int = 2**16):
   """Returns a tree of NamedSharding for a tree of shaped leaves, by one rule.
 
-  The largest axis that mesh.shape['fsdp'] divides is split over 'fsdp' (the
-  first of equals). A leaf without such an axis is replicated, and so is one of
-  fewer than `min_size` elements: gathering it costs more than its memory. (The
-  rule of big_vision's sharding.py, on any tree.)
+  `parts_of` splits a leaf over 'fsdp'. A leaf of fewer than `min_size` elements
+  is replicated: gathering it costs more than its memory. So is the first axis
+  of what is under 'blocks': a step takes one layer after the other, and would
+  gather all of them each time. (Began as big_vision's sharding.py.)
+
+  A leaf with several split axes is on a mesh of the same devices in the same
+  order, which has an axis for each prime factor of 'fsdp': a PartitionSpec
+  takes an axis of a mesh as a whole. A program takes leaves of both meshes.
   """
   n = mesh.shape['fsdp']
+  factors = {f'fsdp{i}': p for i, p in enumerate(_prime_factors(n))}
+  factored = Mesh(
+    mesh.devices.reshape(-1, *factors.values()),
+    ('data', *factors),
+    axis_types=(AxisType.Auto,) * (1 + len(factors)),
+  )
 
-  def rule(leaf):
-    axes = [i for i, size in enumerate(leaf.shape) if size and size % n == 0]
-    if n == 1 or not axes or math.prod(leaf.shape) < min_size:
+  def rule(path, leaf):
+    parts = state_parts(path, leaf.shape, n, min_size)
+    if math.prod(parts) == 1:
       return replicated(mesh)
-    axis = max(axes, key=lambda i: leaf.shape[i])
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, 'fsdp'))
+    if n in parts:
+      return NamedSharding(
+        mesh, PartitionSpec(*[None] * parts.index(n), 'fsdp')
+      )
+    free = dict(factors)
+    spec = [_take(free, count) or None for count in parts]
+    return NamedSharding(factored, PartitionSpec(*spec))
 
-  return jax.tree.map(rule, abstract_tree)
+  return jax.tree.map_with_path(rule, abstract_tree)
+
+
+def state_parts(path, shape, n: int, min_size: int = 2**16) -> tuple[int, ...]:
+  """In how many parts `state_sharding` splits each axis of a leaf.
+
+  Args:
+    path: of the leaf, of jax.tree_util.
+    shape, n, min_size: of the leaf, devices along 'fsdp', see there.
+  """
+  if math.prod(shape) < min_size:
+    return (1,) * len(shape)
+  if any(getattr(key, 'key', None) == 'blocks' for key in path):
+    return 1, *parts_of(shape[1:], n)
+  return parts_of(shape, n)
+
+
+def describe_state(abstract_state, mesh: Mesh) -> str:
+  """Says what a device holds of a state, and what is in fewer than n parts.
+
+  Args:
+    abstract_state: tree of leaves with shardings, see `with_shardings`.
+  """
+  n, total, held, small, large = mesh.shape['fsdp'], 0, 0, 0, {}
+  for path, x in jax.tree_util.tree_leaves_with_path(abstract_state):
+    size = x.size * x.dtype.itemsize
+    part = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    total, held = total + size, held + part
+    if part == size:
+      small += part
+    elif part * n > size:
+      large[f'{jax.tree_util.keystr(path)} in {size // part}'] = part
+  text = f'The state takes {_amount(total)}'
+  if n == 1:
+    return f'{text} on every device.'
+  text += f', {_amount(held)} a device; 1/{n} of it is {_amount(total / n)}.'
+  if small:
+    text += f' On every device are the small arrays, {_amount(small)}.'
+  if large:
+    amount, largest = sum(large.values()), max(large, key=large.get)
+    text += (
+      f' {n} does not divide {len(large)} others, {_amount(amount)} a device, '
+      f'the largest {largest} parts.'
+    )
+  return text
+
+
+def _amount(count: float) -> str:
+  unit, name = (2**30, 'GiB') if count >= 2**27 else (2**20, 'MiB')
+  return f'{count / unit:.2f} {name}'
+
+
+def _prime_factors(n: int) -> list[int]:
+  factors, p = [], 2
+  while n > 1:
+    while n % p == 0:
+      factors.append(p)
+      n //= p
+    p += 1
+  return factors
+
+
+def _take(free: dict[str, int], count: int) -> tuple[str, ...]:
+  """Takes out of `free`, primes by name, those whose product `count` is."""
+  names = []
+  for name, prime in list(free.items()):
+    if count % prime == 0:
+      count //= free.pop(name)
+      names.append(name)
+  return tuple(names)
 
 
 def with_shardings(shapes, mesh: Mesh):

@@ -72,7 +72,8 @@ def compile_steps(run: Run, abstract, batches: list[dict] | None = None):
       k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
       for k, x in batch.items()
     }
-    return step.lower(abstract, batch).compile()
+    with sharding.gathering(run.mesh):
+      return step.lower(abstract, batch).compile()
 
   batches = batches or run.method.batch_shapes(run.batch_size, run.image_shape)
   keys = [batch_shape(run, batch) for batch in batches]

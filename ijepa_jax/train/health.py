@@ -69,7 +69,7 @@ class Health:
     names = (*SIGNALS, *method.signal_names)
     self.names = [f'health/{name}' for name in names]
     self._batch, self._warmup_steps, self._active = batch, warmup_steps, set()
-    self._method = method
+    self._method, self._mesh = method, mesh
     self._run = jax.jit(
       functools.partial(signals, method),
       out_shardings=sharding.replicated(mesh),
@@ -77,7 +77,9 @@ class Health:
 
   def __call__(self, state) -> dict[str, float]:
     """{'health/<signal>': value} of a train_step.State."""
-    values = jax.device_get(self._run(state.params, state.target, self._batch))
+    with sharding.gathering(self._mesh):
+      values = self._run(state.params, state.target, self._batch)
+    values = jax.device_get(values)
     step = int(state.step)
     active = {}
     if step > self._warmup_steps:

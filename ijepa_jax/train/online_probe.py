@@ -98,7 +98,8 @@ class Probe:
       batch = images[start : start + BATCH]
       pad = [(0, BATCH - len(batch))] + [(0, 0)] * 3
       batch = sharding.shard_rows(np.pad(batch, pad), self._mesh, np.uint8)
-      pooled.append(np.asarray(self._pool(params, batch)))
+      with sharding.gathering(self._mesh):
+        pooled.append(np.asarray(self._pool(params, batch)))
     return np.concatenate(pooled)[: len(images)]
 
   def monitor(self, state) -> dict[str, float]:

@@ -130,6 +130,8 @@ def _log_sizes(run: PretrainRun, state: State) -> None:
     len(run.source),
     shapes,
   )
+  if not jax.process_index():
+    logging.info(sharding.describe_state(state, run.mesh))
 
 
 def note_images(workdir, source, start: int) -> None:

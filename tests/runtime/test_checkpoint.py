@@ -102,11 +102,21 @@ def test_relative_directory(tmp_path, monkeypatch):
   assert checkpointer.Checkpointer('here').steps() == [1]
 
 
-@pytest.mark.parametrize('other', [(8, 1), (1, 8), (2, 2), (1, 1)])
-def test_onto_another_mesh(tmp_path, cpus, other):
+@pytest.mark.parametrize(
+  ('other', 'width', 'shard'),
+  [
+    ((8, 1), 64, (16, 64)),
+    ((1, 8), 64, (16, 64)),
+    ((2, 2), 64, (16, 64)),
+    ((1, 1), 64, (16, 64)),
+    ((2, 2), 10, (5, 5)),  # along both axes, and onto one
+  ],
+)
+def test_onto_another_mesh(tmp_path, cpus, other, width, shard):
   mesh = sharding.make_mesh(fsdp=4, devices=cpus)
-  state = make_state(1, mesh)
-  assert state['params']['kernel'].sharding.spec == PartitionSpec('fsdp')
+  state = make_state(1, mesh, width)
+  kernel = state['params']['kernel']
+  assert kernel.sharding.shard_shape(kernel.shape) == shard
   new_mesh = sharding.make_mesh(
     data=other[0], fsdp=other[1], devices=cpus[: other[0] * other[1]]
   )

@@ -77,6 +77,61 @@ def test_state_rule(cpus):
   assert spec(9, 9) == PartitionSpec()  # nothing divides
 
 
+@pytest.mark.parametrize(
+  ('shape', 'n', 'parts'),
+  [
+    ((1408, 4224), 128, (1, 128)),
+    ((1408, 4224), 256, (2, 128)),  # giant's qkv: 128 x 11, 128 x 33
+    ((1408, 1408), 1024, (128, 8)),
+    ((14, 18, 50), 4, (1, 2, 2)),
+    ((1280, 5120), 96, (1, 32)),  # 3 divides neither
+    ((), 8, ()),
+  ],
+)
+def test_parts(shape, n, parts):
+  assert sharding.parts_of(shape, n) == parts
+
+
+def test_state_along_several_axes(cpus):
+  """Each device has its own part, and neighbors along 'fsdp' stay neighbors."""
+  mesh = sharding.make_mesh(data=1, fsdp=8, devices=cpus)
+  x = np.arange(12 * 36.0).reshape(12, 36)
+  layers = {'blocks': {'kernel': np.stack([x] * 8)}}
+  shardings = sharding.state_sharding({'x': x} | layers, mesh, min_size=64)
+  # Layers are not split over devices, though 8 divides their number.
+  assert shardings['blocks']['kernel'].shard_shape((8, 12, 36)) == (8, 6, 9)
+  assert shardings['x'].shard_shape(x.shape) == (6, 9)
+  assert list(shardings['x'].mesh.devices.flat) == list(mesh.devices.flat)
+  placed = jax.device_put(x, shardings['x'])
+  np.testing.assert_array_equal(placed, x)
+  first = {float(s.data[0, 0]) for s in placed.addressable_shards}
+  assert len(first) == 8
+
+
+def test_what_is_not_split_is_said(cpus):
+  mesh = sharding.make_mesh(data=1, fsdp=8, devices=cpus)
+  shapes = {'fits': (512, 256), 'odd': (258, 257), 'small': (9,)}
+
+  def describe(mesh):
+    tree = {k: jax.ShapeDtypeStruct(x, jnp.float32) for k, x in shapes.items()}
+    tree = sharding.with_shardings(tree, mesh)
+    return sharding.describe_state(tree, mesh)
+
+  words = describe(mesh)
+  # 524288 + 265224 + 36 bytes, of which 65536 + 132612 + 36.
+  assert words.startswith('The state takes 0.75 MiB, 0.19 MiB a device; 1/8')
+  assert 'the small arrays, 0.00 MiB.' in words
+  assert (
+    "8 does not divide 1 others, 0.13 MiB a device, the largest ['odd']"
+    in (words)
+  )
+  assert words.endswith("['odd'] in 2 parts.")
+  del shapes['odd']
+  assert 'divide' not in describe(mesh)
+  alone = sharding.make_mesh(devices=cpus)
+  assert describe(alone) == 'The state takes 0.50 MiB on every device.'
+
+
 def test_state_is_spread(cpus):
   """Moments lie like their parameters, and a device holds its share only."""
   mesh = sharding.make_mesh(fsdp=8, devices=cpus)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -206,9 +208,15 @@ def test_another_mesh(straight, tmp_path):
     losses_close(losses(tmp_path / name), expected)
 
 
-def test_fsdp_splits_the_state_and_equals_one_device(cpus):
-  """Five steps on one device and on eight that split the state."""
-  config = make_config(**{'model.width': 128, 'model.heads': 4})
+def test_fsdp_splits_the_state_and_equals_one_device(cpus, capfd):
+  """Five steps on one device and on eight that split the state.
+
+  8 divides fc1's 528 features, and neither axis of the kernel of qkv, 132 x
+  396, which is split along both.
+  """
+  config = make_config(
+    **{'model.width': 132, 'model.heads': 4, 'model.mlp_dim': 528}
+  )
   results = []
   for devices, fsdp in ((cpus[:1], 1), (cpus, 8)):
     run = make_run(config)
@@ -218,11 +226,12 @@ def test_fsdp_splits_the_state_and_equals_one_device(cpus):
     steps = compile.compile_steps(run, abstract)
     state = make_state(jax.random.key(0))
     if fsdp == 8:
-      kernel = state.opt_state[0][0].mu['encoder']['blocks']['fc1']['kernel']
-      assert kernel.addressable_shards[0].data.size == kernel.size // 8
-      for tree in state.params['encoder'], state.target:
-        shard = tree['blocks']['fc1']['kernel'].addressable_shards[0]
-        assert shard.data.size == kernel.size // 8
+      mu = state.opt_state[0][0].mu['encoder']
+      for tree in mu, state.params['encoder'], state.target:
+        for name, shard in ('fc1', (2, 132, 66)), ('qkv', (2, 66, 99)):
+          kernel = tree['blocks'][name]['kernel']
+          assert kernel.sharding.shard_shape(kernel.shape) == shard
+      check_collectives(steps, abstract.params)
     out = []
     keys = run.method.batch_keys
     batches = loader.device_batches(run.batches(0), run.mesh, *keys)
@@ -236,6 +245,24 @@ def test_fsdp_splits_the_state_and_equals_one_device(cpus):
   (one, mu_one), (eight, mu_eight) = results
   close(eight, one, TRAINED)
   trees_close(mu_eight, mu_one, TRAINED)
+  # As XLA says where it copies an array to all devices to split it anew.
+  assert 'rematerialization' not in capfd.readouterr().err
+
+
+def check_collectives(steps, params):
+  """Weights are gathered, a layer at a time, and no activations."""
+  layers = {x.shape[1:] for x in jax.tree.leaves(params['encoder']['blocks'])}
+  largest = max(math.prod(shape) for shape in layers)
+  for step in steps.values():
+    text = step.as_text()
+    gathered = [
+      math.prod(map(int, shape.split(',')))
+      for shape in re.findall(r'= f32\[([\d,]+)\]\S* all-gather\(', text)
+    ]
+    # Twice each of encoder's and target's, in the first and the backward pass.
+    assert gathered
+    assert max(gathered) == largest
+    assert 'all-to-all' not in text
 
 
 @pytest.mark.parametrize(
