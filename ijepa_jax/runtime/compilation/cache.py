@@ -36,6 +36,7 @@ def use(folder: str) -> None:
   """
   folder = folder or jax.config.jax_compilation_cache_dir
   if not folder:
+    _set('compilation_cache_dir', None)  # of '' XLA would write beside main.py
     return
   if jax.process_index() == 0:
     names, problem = _within_patience(lambda: _open(folder))
