@@ -3,7 +3,9 @@
 JAX names an entry by the program, jaxlib, the devices with their features (on a
 CPU its instruction sets too) and XLA's flags: what another machine compiled is
 not found, so that different machines may share a folder. Process 0 writes, all
-read. Nothing here stops a run: what can't be used is warned of, and compiled.
+read; but of several processes on CPUs only process 0 finds what it wrote, since
+JAX's names differ between them there (0.10.2). Nothing here stops a run: what
+can't be used is warned of, and compiled.
 """
 
 import contextlib
