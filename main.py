@@ -34,8 +34,11 @@ flags.DEFINE_integer('process_id', -1, 'Of this process, by hand.')
 @cli.one_sentence()
 def main(argv):
   # Here, since the workers of the input pipeline import this file again.
+  from ijepa_jax.runtime.compilation import cache
   from ijepa_jax.runtime.distributed import start
+  from ijepa_jax.runtime.timing import starts
 
+  starts.begin_process()
   cli.reset_jax_flags()
   if len(argv) > 1:
     sys.exit(f'{argv[1]!r} is not a flag: see main.py --helpshort.')
@@ -49,6 +52,7 @@ def main(argv):
     start.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     watched.take_signals()  # JAX has taken SIGTERM
   start.log_devices()
+  cache.use(FLAGS.config.get('compilation_cache') or '')
   job = importlib.import_module(f'ijepa_jax.{JOBS[name]}')
   job.run(FLAGS.config, FLAGS.workdir)
 

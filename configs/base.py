@@ -16,6 +16,10 @@ def get_config() -> ConfigDict:
   c.seed = 0  # of initialisation, order, crops and masks
   c.batch_size = 2048  # images a step, over all devices
   c.total_steps = 187_500  # 300 epochs of 625 steps
+  # What XLA compiled, for the next start: a folder or bucket that all processes
+  # see; '': $JAX_COMPILATION_CACHE_DIR, or nothing is kept. Whoever can write
+  # there can run code here.
+  c.compilation_cache = ''
   c.accumulate = 1  # micro-batches that a step is cut into, to save memory
   # Weights to begin with: a workdir, an export, .pth.tar or Hugging Face folder
   c.init_from = ''

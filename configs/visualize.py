@@ -21,6 +21,7 @@ def get_config():
   c.step = config_dict.placeholder(int)  # of the checkpoint; None: the newest
   c.batch_size = 128  # images at a time through the encoder
   c.cache_dir = ''  # of predicted blocks; '': $IJEPA_JAX_CACHE or ~/.cache
+  c.compilation_cache = ''  # as in configs/base.py
 
   c.visualize = ConfigDict()
   c.visualize.images = 500  # of the gallery in which blocks are looked for

@@ -6,6 +6,16 @@ cd "$(dirname "$0")/.."
 # Huge pages: without them a step on a CPU spends a third of its time in page
 # faults. No effect on accelerators.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+# What XLA compiled is kept in the workdir, so that a restart compiles nothing;
+# JAX_COMPILATION_CACHE_DIR= (empty) keeps nothing.
+if [ -z "${JAX_COMPILATION_CACHE_DIR+set}" ]; then
+  for argument in "$@"; do
+    case "$argument" in
+      --workdir=?*)
+        export JAX_COMPILATION_CACHE_DIR="${argument#*=}/compilation_cache" ;;
+    esac
+  done
+fi
 python=.venv/bin/python
 [ -x "$python" ] || python=python3
 exec "$python" main.py "$@"

@@ -25,6 +25,7 @@ def get_config(job: str) -> ConfigDict:
   c.task = 'imagenet'  # see ijepa_jax/evals/tasks.py
   c.batch_size = 256  # images at a time through the encoder
   c.cache_dir = ''  # of features; '': features/ in the workdir
+  c.compilation_cache = ''  # as in configs/base.py
 
   c.data = ConfigDict()
   # Of what data.path is: folder tfds arrayrecord huggingface

@@ -28,7 +28,7 @@ from ijepa_jax.runtime.config_checks import check_numbers
 from ijepa_jax.runtime.progress import text_table
 
 # Config keys that change how a result is computed, and not the result.
-_NO_EFFECT_ON_RESULT = 'batch_size', 'cache_dir', 'mesh'
+_NO_EFFECT_ON_RESULT = 'batch_size', 'cache_dir', 'mesh', 'compilation_cache'
 
 
 @dataclasses.dataclass(frozen=True)

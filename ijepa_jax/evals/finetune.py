@@ -22,6 +22,7 @@ from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.config import write_config
 from ijepa_jax.runtime.config_checks import check_section
+from ijepa_jax.runtime.timing import starts
 from ijepa_jax.train import compile, loop
 from ijepa_jax.train.run import Run
 
@@ -50,11 +51,11 @@ def run(config, workdir: str) -> dict:
     Stopped: SIGTERM or Ctrl-C came before the last step; what was trained is
       saved.
   """
-  with preemption.watch() as watched:
-    return _run(config, workdir, watched)
+  with preemption.watch() as watched, starts.this_start() as this_start:
+    return _run(config, workdir, watched, this_start)
 
 
-def _run(config, workdir, watched) -> dict:
+def _run(config, workdir, watched, this_start) -> dict:
   bench = evaluation.Evaluation.from_config(config, workdir)
   name = sharding.of_first(run_name(config, bench.depends_on))
   folder = bench.workdir / name
@@ -86,6 +87,8 @@ def _run(config, workdir, watched) -> dict:
     if first_process:
       for change in write_config(folder, config.to_json_best_effort()):
         logging.warning('Not as in the run so far: %s.', change)
+      if start < training.total_steps:
+        this_start.keep_in(folder)
     with metrics.MetricWriter(
       folder, start_step=start, enabled=first_process
     ) as writer:
@@ -94,7 +97,8 @@ def _run(config, workdir, watched) -> dict:
         *(checkpoints, writer, watched),
       )
   watched.check()  # after the last step too: it is not judged yet
-  accuracy = _accuracy(config, bench, training.method, state.params)
+  with this_start.clock.part('evaluate'):
+    accuracy = _accuracy(config, bench, training.method, state.params)
   details = {'steps': training.total_steps, 'run': name}
   return evaluation.report(config, bench, {'finetune': accuracy}, details)
 

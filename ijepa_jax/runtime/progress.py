@@ -1,7 +1,6 @@
 """What a terminal shows of a job: throughput, progress and result tables."""
 
 import collections
-import contextlib
 import datetime
 import math
 import sys
@@ -29,43 +28,30 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 class Throughput:
-  """Images a second, and the share of time in which the loop waits for data.
+  """Images a second, and the share of time in which the devices lack data.
 
   A step counts when its results are on the host: it is computed while the loop
-  goes on, so that its start says nothing. Time in `pausing` is not counted.
+  goes on, so that its start says nothing. Of the clock's parts only 'steps' and
+  'data' count.
   """
 
-  def __init__(self, batch_size: int, window: int = 50):
+  def __init__(self, batch_size: int, clock, window: int = 50):
     """Begins now.
 
     Args:
       batch_size: images a step.
+      clock: timing.clock.Clock of the loop.
       window: latest steps over which rates are measured.
     """
-    self._batch_size = batch_size
-    self._waited = self._paused = 0.0  # seconds since the beginning
+    self._batch_size, self._clock = batch_size, clock
     self._marks = collections.deque(maxlen=window + 1)
     self.step()
 
-  @contextlib.contextmanager
-  def waiting(self):
-    """A context around taking the next batch."""
-    began = time.perf_counter()
-    yield
-    self._waited += time.perf_counter() - began
-
-  @contextlib.contextmanager
-  def pausing(self):
-    """A context around monitors and saves, with no step under way."""
-    began = time.perf_counter()
-    try:
-      yield
-    finally:
-      self._paused += time.perf_counter() - began
-
   def step(self) -> None:
     """Counts a step. Call it when its results are on the host."""
-    self._marks.append((time.perf_counter() - self._paused, self._waited))
+    seconds = self._clock.seconds()
+    waited = seconds['data']
+    self._marks.append((seconds['steps'] + waited, waited))
 
   def rates(self) -> dict[str, float]:
     """Returns images_per_second and data_wait_share; {} before a step."""

@@ -14,6 +14,7 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.methods.train_step import State
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.progress import Progress, Throughput
+from ijepa_jax.runtime.timing import starts
 from ijepa_jax.train import compile
 from ijepa_jax.train.run import Run
 
@@ -24,19 +25,6 @@ class NotFinite(UserError):
 
 class MonitorFailed(Exception):
   """A monitor of the run has failed, on every process alike."""
-
-
-class Compilations:
-  """Counts what XLA compiles from now on: a step that has to is a mistake."""
-
-  EVENT = '/jax/core/compile/backend_compile_duration'
-
-  def __init__(self):
-    self.count = 0
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-  def _listen(self, event, seconds, **_):
-    self.count += event == self.EVENT
 
 
 def train(
@@ -75,17 +63,19 @@ def train(
     return state
   preemption.check()
   journal = _Journal(run, checkpoints, writer, start)
-  steps = _compile(run, abstract)
+  clock = journal.clock
+  steps = _compile(run, abstract, clock)
   preemption.check()
   preemption.keep()
   batches = loader.device_batches(
     dataset, run.mesh, *run.method.batch_keys, depth=run.prefetch
   )
-  with batches as batches, _profiler(run, writer) as profiler, journal:
+  profiler = _profiler(run, writer)
+  with batches as batches, profiler as profiler, journal, clock.loop():
     for step in range(start + 1, run.total_steps + 1):
       # The order of these lines is relied upon: by who goes on from a save, and
       # by several processes, which have to agree.
-      with journal.throughput.waiting():
+      with clock.waiting_for_data():
         batch = next(batches)
       compiled = steps[compile.batch_shape(run, batch)]
       with profiler(step), jax.transfer_guard('disallow'):
@@ -100,6 +90,7 @@ def train(
       due = [m for every, m in monitors if all_due or step % every == 0]
       if not due and not saving:
         journal.pending = step, metrics
+        clock.in_flight(metrics)
         continue
       values = journal.record(step, metrics, due)
       if saving:
@@ -111,11 +102,12 @@ def train(
   return state
 
 
-def _compile(run: Run, abstract: State) -> dict:
+def _compile(run: Run, abstract: State, clock) -> dict:
   began = time.monotonic()
-  steps = compile.compile_steps(run, abstract)
+  with clock.part('compile'):
+    steps = compile.compile_steps(run, abstract)
   logging.info(
-    'Compiled the step for %d shapes of a batch in %.0f s.',
+    'Compiled the step for %d shapes of a batch in %.1f s.',
     len(steps),
     time.monotonic() - began,
   )
@@ -126,13 +118,16 @@ class _Journal:
   """Records steps and saves states; on its exit by an error, what was lost.
 
   Attributes:
-    throughput: of the training alone.
+    clock: of this start.
     pending: (step, its metrics) not yet recorded, or None.
   """
 
   def __init__(self, run, checkpoints, writer, start):
     self._run, self._checkpoints, self._writer = run, checkpoints, writer
-    self._compilations, self._start = Compilations(), start
+    self._this_start, self._start = starts.current(), start
+    self._this_start.begin(start)
+    self.clock = self._this_start.clock
+    self._compilations = self.clock.compilations  # before the loop
     self._state = None  # after the newest step
     self._progress = Progress(
       run.total_steps, start, enabled=jax.process_index() == 0
@@ -141,7 +136,7 @@ class _Journal:
 
   def __enter__(self):
     self._progress.__enter__()
-    self.throughput = Throughput(self._run.batch_size)
+    self._throughput = Throughput(self._run.batch_size, self.clock)
     return self
 
   def record_pending(self, state) -> None:
@@ -151,8 +146,10 @@ class _Journal:
       before, self.pending = self.pending, None
       self.record(*before)
 
-  def record(self, step: int, metrics, monitors=()) -> dict[str, float]:
+  def record(self, step: int, metrics, monitors=None) -> dict[str, float]:
     """Waits for the metrics of a step and writes them down.
+
+    Rows of saves and monitors, and one in ten seconds, have seconds/<part>.
 
     Returns:
       What `monitors` say of the state, taken after this step.
@@ -161,13 +158,15 @@ class _Journal:
       NotFinite: the loss or the gradient is.
     """
     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    self.throughput.step()
+    self._throughput.step()
+    self._this_start.step = step
     values = {
       'loss': metrics.pop('loss'),
       **{k: float(f(step)) for k, f in self._run.schedules.items()},
       **metrics,
-      'compilations': self._compilations.count,
-      **self.throughput.rates(),
+      'compilations': self.clock.compilations - self._compilations,
+      **self._throughput.rates(),
+      **self._this_start.row(always=monitors is not None),
     }
     # Of the gradient too: it may spoil the state that is saved next.
     if not math.isfinite(values['loss'] + values['grad_norm']):
@@ -179,8 +178,8 @@ class _Journal:
       )
     monitored = {}
     try:
-      with self.throughput.pausing():
-        monitored = run_monitors(self._state, monitors)
+      with self.clock.part('evaluate'):
+        monitored = run_monitors(self._state, monitors or ())
     finally:
       self._writer.write(step, values | monitored)
       self._progress.update(step, values)
@@ -188,15 +187,19 @@ class _Journal:
 
   def save(self, step: int, values: dict[str, float]) -> None:
     """Saves the state after `step`; only finite numbers are worth keeping."""
-    with self.throughput.pausing():
+    with self.clock.part('save'):
       try:
         self._checkpoints.save(step, self._state, values)
       except checkpointer.NotFinite as error:
         raise NotFinite(f'{error} To go on: {self._run.advice}') from error
       self._writer.sync()
+    self._this_start.saved(step)
 
   def __exit__(self, kind, error, traceback):
     self._progress.__exit__(kind, error, traceback)
+    if error is None:
+      with self.clock.part('save'):
+        self._checkpoints.wait()
     if not isinstance(error, Exception) or isinstance(
       error, (NotFinite, checkpointer.CheckpointError)
     ):

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 
 import jax
 from absl import logging
@@ -15,6 +14,7 @@ from ijepa_jax.methods.train_step import State
 from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.config import read_config, write_config
+from ijepa_jax.runtime.timing import starts
 from ijepa_jax.train import compile, loop, monitors, report
 from ijepa_jax.train.initial_state import state_from_weights
 from ijepa_jax.train.run import PretrainRun, make_run
@@ -29,8 +29,8 @@ def run(config, workdir: str) -> State:
   Args:
     config: see configs/base.py.
     workdir: receives config.json, images.json, metrics.jsonl, tensorboard/,
-      checkpoints/ and, with the probe on, report.json and curves.png; a folder
-      or gs://.
+      checkpoints/, goodput/ and, with the probe on, report.json and
+      curves.png; a folder or gs://.
 
   Returns:
     The last state.
@@ -42,12 +42,11 @@ def run(config, workdir: str) -> State:
     Stopped: SIGTERM or Ctrl-C came before the last step; what was trained is
       saved.
   """
-  with preemption.watch() as watched:
-    return _run(config, workdir, watched)
+  with preemption.watch() as watched, starts.this_start() as this_start:
+    return _run(config, workdir, watched, this_start)
 
 
-def _run(config, workdir, watched) -> State:
-  began = time.monotonic()
+def _run(config, workdir, watched, this_start) -> State:
   if not workdir:
     raise UserError('--workdir is empty: say where the run is kept.')
   run = make_run(config)
@@ -62,8 +61,12 @@ def _run(config, workdir, watched) -> State:
     locks.only_writer(workdir, job=True),
     checkpoints,
   ):
-    if checkpoints.steps():
+    first_process = jax.process_index() == 0
+    saved = checkpoints.steps()
+    if saved:
       require_same_function(earlier_config, run.method)
+    if first_process and max(saved, default=0) < run.total_steps:
+      this_start.keep_in(workdir)
     if restored := checkpoints.restore(abstract):
       state, start = restored
       logging.info('Going on from step %d of %s.', start, workdir)
@@ -76,7 +79,6 @@ def _run(config, workdir, watched) -> State:
     probe = monitors.make_probe(run)
     all_monitors = monitors.make_monitors(run, probe)
     _log_sizes(run, state)
-    first_process = jax.process_index() == 0
     if first_process and start < run.total_steps:
       for change in write_config(workdir, run.config_json):
         logging.warning('Not as in the run so far: %s.', change)
@@ -94,9 +96,11 @@ def _run(config, workdir, watched) -> State:
   if int(state.step) < run.total_steps:
     watched.check()
   if probe and int(state.step) == run.total_steps:
-    report.report(
-      run, workdir, probe, state, make_state, lambda: time.monotonic() - began
-    )
+    with this_start.clock.part('evaluate'):
+      report.report(
+        *(run, workdir, probe, state, make_state),
+        lambda: sum(this_start.clock.seconds().values()),
+      )
   return state
 
 

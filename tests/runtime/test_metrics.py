@@ -13,6 +13,7 @@ from fsspec.implementations import memory
 
 from ijepa_jax.runtime import config, metrics
 from ijepa_jax.runtime.progress import Progress, Throughput
+from ijepa_jax.runtime.timing.clock import Clock
 from tests.close import FLOAT64, close
 
 
@@ -119,10 +120,16 @@ def clock(monkeypatch):
 
 
 def test_meter(clock):
-  meter = Throughput(batch_size=8, window=2)
+  parts = Clock()
+  with parts.part('steps'):
+    check_meter(clock, parts)
+
+
+def check_meter(clock, parts):
+  meter = Throughput(8, parts, window=2)
   assert meter.rates() == {}
   for seconds in (1, 3):
-    with meter.waiting():
+    with parts.part('data'):
       clock[0] += 0.25 * seconds
     clock[0] += 0.75 * seconds
     meter.step()
@@ -132,7 +139,7 @@ def test_meter(clock):
   rates = meter.rates()
   close(rates['images_per_second'], 16 / 7, FLOAT64)
   close(rates['data_wait_share'], 0.75 / 7, FLOAT64)
-  with meter.pausing():
+  with parts.part('save'):
     clock[0] += 100  # what is no training is not counted
   assert meter.rates() == rates
   clock[0] += 1

@@ -23,9 +23,10 @@ from ijepa_jax.data import loader
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import metrics, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
+from ijepa_jax.runtime.timing import summary
 from ijepa_jax.train import compile, loop, pretrain
 from ijepa_jax.train.run import make_run
-from tests.close import TRAINED, close, trees_close
+from tests.close import FLOAT64, TRAINED, close, trees_close
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -124,6 +125,13 @@ def test_what_a_run_writes(straight):
   assert config['data']['source'] == 'scenes'
   with checkpointer.Checkpointer(straight / 'checkpoints') as checkpoints:
     assert checkpoints.steps() == [10, 20]
+  # The parts of the time are those of the whole start.
+  (start,) = summary.read(straight)
+  assert (start['from_step'], start['step']) == (0, 20)
+  assert start['end'] == 'complete' and start['seconds']['redone'] == 0
+  close(start['wall_seconds'], sum(start['seconds'].values()), FLOAT64)
+  assert min(start['seconds'][k] for k in ('steps', 'compile', 'save')) > 0
+  assert [row['step'] for row in rows if 'seconds/steps' in row][-1] == 20
   # No step was compiled while training; saving the first checkpoint compiles.
   assert len({row['compilations'] for row in rows[:9]}) == 1
   assert len({row['compilations'] for row in rows[10:19]}) == 1
@@ -140,6 +148,8 @@ def test_killed_in_the_middle_of_step_15(straight, tmp_path):
     '  write(self, step, values)\n'
     '  step == 14 and os.kill(os.getpid(), signal.SIGKILL)\n'
     'metrics.MetricWriter.write = dying\n'
+    'from ijepa_jax.runtime.timing import starts\n'
+    'starts._EVERY[False] = 0.001\n'
     'import runpy; runpy.run_path(sys.argv[0], run_name="__main__")\n'
   )
   line = command(tmp_path, config)
@@ -158,13 +168,22 @@ def test_killed_in_the_middle_of_step_15(straight, tmp_path):
   pretrain.run(config, tmp_path)
   assert losses(tmp_path) == losses(straight)
   assert_same(params(config, tmp_path), params(config, straight))
+  first, second = summary.read(tmp_path)
+  assert first['end'] is None and first['step'] in (11, 12, 13, 14)
+  assert (second['from_step'], second['step']) == (10, 20)
+  # Its time is from the start of its process, which read in Python and JAX.
+  assert first['seconds']['restart'] > 0.05
+  assert 0 < first['seconds']['redone'] < first['wall_seconds']
+  assert summary.total([first, second])['seconds']['between'] > 0
 
 
 def test_finished_run_is_left_alone(straight):
   before = (straight / 'metrics.jsonl').read_bytes()
+  starts = summary.read(straight)
   state = pretrain.run(make_config(), straight)
   assert state.step == 20
   assert (straight / 'metrics.jsonl').read_bytes() == before
+  assert summary.read(straight) == starts
 
 
 def test_sigterm_saves_and_exits(straight, tmp_path):

@@ -69,6 +69,9 @@ class Checkpoints:
   def should_save(self, step):
     return step % self.every == 0
 
+  def wait(self):
+    pass
+
   def save(self, step, state, values=None):
     self.device.wait()
     self.device.now += SAVE
@@ -132,3 +135,9 @@ def test_what_looks_at_a_run_is_not_counted(device, monkeypatch):
     close(row['images_per_second'], 8 / STEP, 0.01, name=f'step {step}')
     assert row['data_wait_share'] < 0.01, step
   assert any('health/rankme' in row for row in rows.values())
+  # Looks after 5, 7, 10, ... before the last row; saves after 9, 18 and 27, and
+  # what was saved is copied.
+  last = {k: v for k, v in rows[30].items() if k.startswith('seconds/')}
+  close(last['seconds/steps'] + last['seconds/data'], 30 * STEP, 0.01)
+  close(last['seconds/evaluate'], 9 * LOOK, 0.01)
+  close(last['seconds/save'], 6 * SAVE, 0.01)

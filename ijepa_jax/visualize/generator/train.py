@@ -9,6 +9,7 @@ from ijepa_jax.methods.optim import adamw, schedules
 from ijepa_jax.models.dit import DiT
 from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
+from ijepa_jax.runtime.timing import starts
 from ijepa_jax.train import compile, loop
 from ijepa_jax.train.run import Run
 from ijepa_jax.visualize.generator.blocks import BlockData
@@ -68,7 +69,7 @@ def train(run: Run, data: BlockData, held_out, folder, every_steps: int):
     Stopped: SIGTERM or Ctrl-C came before the last step; what was trained is
       saved.
   """
-  with preemption.watch() as watched:
+  with preemption.watch() as watched, starts.this_start() as this_start:
     abstract, make_state = compile.abstract_state(run)
     checkpoints = checkpointer.Checkpointer(
       folder / 'checkpoints', every_steps=every_steps, keep_last=1
@@ -82,8 +83,11 @@ def train(run: Run, data: BlockData, held_out, folder, every_steps: int):
         make_state(jax.random.key(run.seed)),
         0,
       )
+      first_process = jax.process_index() == 0
+      if first_process and start < run.total_steps:
+        this_start.keep_in(folder)
       with metrics.MetricWriter(
-        folder, start_step=start, enabled=jax.process_index() == 0
+        folder, start_step=start, enabled=first_process
       ) as writer:
         state = loop.train(
           *(run, state, abstract, batches(run, data, start)),

@@ -1,0 +1,4 @@
+"""What XLA compiled, kept for the next start.
+
+May import `errors` and the rest of `runtime`.
+"""
