@@ -150,8 +150,8 @@ def start(jobset, workdir, port: int, more) -> list[subprocess.Popen]:
     env['JAX_COORDINATOR_PORT'] = str(port)
     if 'JAX_COORDINATOR_ADDRESS' in env:
       env['JAX_COORDINATOR_ADDRESS'] = f'localhost:{port}'
-    flags = '--xla_force_host_platform_device_count=1'  # the last one counts
-    env['XLA_FLAGS'] = f'{os.environ["XLA_FLAGS"]} {flags}'
+    one = ' --xla_force_host_platform_device_count=1'  # the last one counts
+    env['XLA_FLAGS'] = os.environ['XLA_FLAGS'] + one
     pods.append(
       subprocess.Popen(
         [sys.executable, command[1], *kept, *ours[2:]],

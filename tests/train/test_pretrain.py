@@ -170,7 +170,8 @@ def test_killed_in_the_middle_of_step_15(straight, tmp_path):
   assert_same(params(config, tmp_path), params(config, straight))
   first, second = summary.read(tmp_path)
   assert first['end'] is None and first['step'] in (11, 12, 13, 14)
-  assert (second['from_step'], second['step']) == (10, 20)
+  # The save of step 10 may have been under way.
+  assert second['from_step'] in (0, 10) and second['step'] == 20
   # Its time is from the start of its process, which read in Python and JAX.
   assert first['seconds']['restart'] > 0.05
   assert 0 < first['seconds']['redone'] < first['wall_seconds']

@@ -96,7 +96,8 @@ def test_stopped_half_way_it_is_the_same_run(straight, images, tmp_path):
 )
 def test_any_mesh_is_one_device(regularizer, images, cpus, tmp_path):
   """The batch split over eight devices, the state over four, and neither."""
-  wide = {'model.width': 256, 'total_steps': 3}  # wide enough to be split
+  # Wide enough to be split.
+  wide = {'model.width': 256, 'model.mlp_dim': 1024, 'total_steps': 3}
   wide |= {'vicreg.regularizer': regularizer, 'vicreg.slices': 32}
   wide |= {'probe.every_steps': 0, 'health.every_steps': 0}
   results = []
