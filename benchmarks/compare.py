@@ -7,7 +7,7 @@
 Every method is trained for --budget seconds by the cost of its step, which is
 measured first, all methods side by side (method_costs.py), or, with
 --equal=flops, for the operations of I-JEPA's budget. Each has a schedule of its
-own length and the settings of SETTINGS. Checkpoints on the way are judged
+own length and the settings of comparison_settings.py. Checkpoints on the way are judged
 alike: multinomial logistic regression on the average pool, its penalty chosen
 on held-out training images; kNN, best of its ks; the last also by an attentive
 probe. The untrained encoder and raw pixels stand beside them.
@@ -36,41 +36,10 @@ from absl import app, flags, logging
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from benchmarks import comparison_figure, judges, method_costs
+from benchmarks.comparison_settings import BATCH, LR, METHODS, SETTINGS, TRIALS
 from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.runtime import cli, preemption
 from ijepa_jax.train import loop, pretrain
-
-METHODS = 'ijepa', 'pixels', 'mae', 'vicreg'
-# What each has in place of the recipe's, found by --search.
-SETTINGS = {
-  'scenes': {method: {} for method in METHODS},
-  'crowd': {method: {} for method in METHODS},
-  'cifar10': {method: {} for method in METHODS},
-}
-
-
-# As many of each method, for the same seconds. LR and BATCH are shares of the
-# recipe's.
-LR, BATCH = 'optim.peak_lr', 'batch_size'
-_PIXELS = (
-  *({LR: 1.0}, {LR: 0.5}, {LR: 0.25}),
-  *({LR: 1.0, BATCH: 2}, {LR: 0.35, BATCH: 0.5}),
-  {LR: 0.5, 'optim.b2': 0.95},
-)
-TRIALS = {
-  'ijepa': (
-    *({LR: 1.0}, {LR: 2.0}, {LR: 0.5}),
-    *({LR: 1.5, BATCH: 2}, {LR: 0.7, BATCH: 0.5}),
-    {LR: 1.0, 'ema.first': 0.97},
-  ),
-  'pixels': _PIXELS,
-  'mae': _PIXELS,
-  'vicreg': (
-    *({LR: 1.0}, {LR: 0.5}, {LR: 0.25}),
-    *({LR: 1.0, BATCH: 2}, {LR: 1.0, BATCH: 4}),
-    {LR: 1.0, BATCH: 2, 'vicreg.covariance': 10.0},
-  ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,9 +228,10 @@ class Comparison:
     for (method, name), changes in trials.items():
       steps = round(share * self.budget / costs[f'{method} {name}'])
       config = self.config(method, changes, steps, seed=1000)
-      run = self.folder / method / name
+      # Of another length it is another run.
+      run = self.folder / method / f'{name},total_steps={steps}'
       scores = judges.remember(
-        *(run / 'accuracies.json', f'{steps}', self._try, run, config)
+        *(run / 'accuracies.json', 'last', self._try, run, config)
       )
       cells = [f'{100 * x:.1f}' for x in (*scores, statistics.mean(scores))]
       lines.append(f'| {method} | {name} | {" | ".join(cells)} |')

@@ -8,9 +8,9 @@ encoder untrained, on pictures made with another seed; README has the figures.
 
 What it needed at this size (benchmarks/tiny_seeds.py makes three runs): kernels
 scaled by their fan-in, since patches embedded with 0.02 vanish beside the
-position table; one large target; and, at equal cost, many small steps of a thin
-network (benchmarks/recipe_search.py): a batch of 64, an MLP no wider than the
-tokens, a fast EMA.
+position table; one large target; and, in about the same time, many small steps
+of a thin network (benchmarks/recipe_search.py): a batch of 64, an MLP no wider
+than the tokens, a fast EMA.
 """
 
 from configs import base

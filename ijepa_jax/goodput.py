@@ -3,8 +3,8 @@
     python -m ijepa_jax.goodput runs/vit_l16 [--json]
 
 Goodput is the share of the time since the first start that went into steps that
-counted. A start that was killed told of itself up to ten seconds before (on a
-bucket a minute); the rest of it is between two starts.
+counted. The last ten seconds of a start that was killed (on a bucket the last
+minute) may be missing: they count as time between two starts.
 """
 
 import json

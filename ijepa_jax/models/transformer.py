@@ -86,7 +86,8 @@ def gather_weights(x, *weights, dtype=None):
 
 
 def splits_weights() -> bool:
-  return not jax.sharding.get_abstract_mesh().empty
+  """Whether this is traced in `gathering`; a user's own mesh has no 'fsdp'."""
+  return 'fsdp' in jax.sharding.get_abstract_mesh().axis_names
 
 
 def save_all_but_gathered(primitive, *_, **__) -> bool:

@@ -1,0 +1,33 @@
+"""Settings of each method in compare.py, and the trials of its --search."""
+
+METHODS = 'ijepa', 'pixels', 'mae', 'vicreg'
+# What each has in place of the recipe's, found by --search.
+SETTINGS = {
+  'scenes': {method: {} for method in METHODS},
+  'crowd': {method: {} for method in METHODS},
+  'cifar10': {method: {} for method in METHODS},
+}
+
+
+# As many of each method, for the same seconds. LR and BATCH are shares of the
+# recipe's.
+LR, BATCH = 'optim.peak_lr', 'batch_size'
+_PIXELS = (
+  *({LR: 1.0}, {LR: 0.5}, {LR: 0.25}),
+  *({LR: 1.0, BATCH: 2}, {LR: 0.35, BATCH: 0.5}),
+  {LR: 0.5, 'optim.b2': 0.95},
+)
+TRIALS = {
+  'ijepa': (
+    *({LR: 1.0}, {LR: 2.0}, {LR: 0.5}),
+    *({LR: 1.5, BATCH: 2}, {LR: 0.7, BATCH: 0.5}),
+    {LR: 1.0, 'ema.first': 0.97},
+  ),
+  'pixels': _PIXELS,
+  'mae': _PIXELS,
+  'vicreg': (
+    *({LR: 1.0}, {LR: 0.5}, {LR: 0.25}),
+    *({LR: 1.0, BATCH: 2}, {LR: 1.0, BATCH: 4}),
+    {LR: 1.0, BATCH: 2, 'vicreg.covariance': 10.0},
+  ),
+}
