@@ -7,10 +7,10 @@
 Every method is trained for --budget seconds by the cost of its step, which is
 measured first, all methods side by side (method_costs.py), or, with
 --equal=flops, for the operations of I-JEPA's budget. Each has a schedule of its
-own length and the settings of comparison_settings.py. Checkpoints on the way are judged
-alike: multinomial logistic regression on the average pool, its penalty chosen
-on held-out training images; kNN, best of its ks; the last also by an attentive
-probe. The untrained encoder and raw pixels stand beside them.
+own length and the settings of comparison_settings.py. Checkpoints on the way
+are judged alike: multinomial logistic regression on the average pool, its
+penalty chosen on held-out training images; kNN, best of its ks; the last also
+by an attentive probe. The untrained encoder and raw pixels stand beside them.
 
 Writes <workdir>/<data>/costs.json, table.md and figure.png (figure and table
 after each seed), and a run's accuracies in <method>/<seed>/accuracies.json. A
