@@ -211,22 +211,23 @@ class Comparison:
   def search(self, share: float) -> str:
     """Tries all TRIALS for a share of the budget's seconds; returns a table of
     accuracies in %, of training images that were held out."""
-    trials, recipe = {}, self.recipe()
+    trials, configs, recipe = {}, {}, self.recipe()
     for method, several in TRIALS.items():
       for trial in several:
         changes = trial | {LR: recipe.optim.peak_lr * trial[LR]}
         if BATCH in trial:
           changes[BATCH] = round(recipe.batch_size * trial[BATCH])
         name = ','.join(f'{knob}={x:g}' for knob, x in changes.items())
-        trials[method, name] = changes
-    configs = {
-      f'{k[0]} {k[1]}': self.config(k[0], v) for k, v in trials.items()
-    }
+        # Nothing else that is tried changes what a step costs, and two
+        # measurements of the same differ by a tenth and more.
+        cost = f'{method} {changes.get(BATCH, recipe.batch_size)}'
+        configs.setdefault(cost, self.config(method, changes))
+        trials[method, name] = changes, cost
     costs = self.costs(configs, method_costs.seconds)
     lines = [f'| method | settings | {" | ".join(self.tasks)} | mean |']
     lines.append('|---' * (3 + len(self.tasks)) + '|')
-    for (method, name), changes in trials.items():
-      steps = round(share * self.budget / costs[f'{method} {name}'])
+    for (method, name), (changes, cost) in trials.items():
+      steps = round(share * self.budget / costs[cost])
       config = self.config(method, changes, steps, seed=1000)
       # Of another length it is another run.
       run = self.folder / method / f'{name},total_steps={steps}'
