@@ -220,8 +220,9 @@ class Comparison:
         name = ','.join(f'{knob}={x:g}' for knob, x in changes.items())
         # Nothing else that is tried changes what a step costs, and two
         # measurements of the same differ by a tenth and more.
-        cost = f'{method} {changes.get(BATCH, recipe.batch_size)}'
-        configs.setdefault(cost, self.config(method, changes))
+        batch = changes.get(BATCH, recipe.batch_size)
+        cost = f'{method} {batch}'
+        configs[cost] = self.config(method, {BATCH: batch})
         trials[method, name] = changes, cost
     costs = self.costs(configs, method_costs.seconds)
     lines = [f'| method | settings | {" | ".join(self.tasks)} | mean |']

@@ -13,9 +13,9 @@ SETTINGS = {
 # recipe's.
 LR, BATCH = 'optim.peak_lr', 'batch_size'
 _PIXELS = (
-  *({LR: 1.0}, {LR: 0.5}, {LR: 0.25}),
-  *({LR: 1.0, BATCH: 2}, {LR: 0.35, BATCH: 0.5}),
-  {LR: 0.5, 'optim.b2': 0.95},
+  *({LR: 1.0}, {LR: 2.0}, {LR: 0.5}),
+  *({LR: 1.0, BATCH: 2}, {LR: 0.7, BATCH: 0.5}),
+  {LR: 1.0, 'optim.b2': 0.95},
 )
 TRIALS = {
   'ijepa': (
@@ -26,7 +26,7 @@ TRIALS = {
   'pixels': _PIXELS,
   'mae': _PIXELS,
   'vicreg': (
-    *({LR: 1.0}, {LR: 0.5}, {LR: 0.25}),
+    *({LR: 1.0}, {LR: 2.0}, {LR: 0.5}),
     *({LR: 1.0, BATCH: 2}, {LR: 1.0, BATCH: 4}),
     {LR: 1.0, BATCH: 2, 'vicreg.covariance': 10.0},
   ),
