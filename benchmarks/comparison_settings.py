@@ -27,7 +27,7 @@ TRIALS = {
   'mae': _PIXELS,
   'vicreg': (
     *({LR: 1.0}, {LR: 2.0}, {LR: 0.5}),
-    *({LR: 1.0, BATCH: 2}, {LR: 1.0, BATCH: 4}),
-    {LR: 1.0, BATCH: 2, 'vicreg.covariance': 10.0},
+    *({LR: 1.0, BATCH: 2}, {LR: 0.7, BATCH: 0.5}),
+    {LR: 1.0, 'vicreg.covariance': 10.0},
   ),
 }
