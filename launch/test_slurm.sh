@@ -121,6 +121,8 @@ checksums() { # of the last state
 } > "$folder/hosts"
 mount --bind "$folder/hosts" /etc/hosts
 export SLURM_CONF="$folder/slurm.conf" JAX_PLATFORMS=cpu
+# Without LLVM's passes, and for all runs together: to compile sooner.
+export XLA_FLAGS="${XLA_FLAGS:---xla_backend_optimization_level=0}"
 export JAX_COMPILATION_CACHE_DIR="$folder/compilation_cache"
 host=$(hostname -s)
 # cred_expire is also what a job waits that is queued again.
