@@ -19,8 +19,8 @@ fi
 # 120 s before the limit SLURM sends SIGTERM to the tasks, not to this script:
 # they save and end with 143, and the job takes its place in the queue again.
 # SLURM's own --requeue is for preemption and lost nodes, not for the limit. Nor
-# for a node that is back before SLURM has missed it (SlurmdTimeout), unless it is
-# this script's: srun waits for its tasks until --wait is over.
+# for a node that is back before SLURM has missed it (SlurmdTimeout), unless it
+# is this script's: srun waits for its tasks until --wait is over.
 # scancel ends this script too, and nothing is queued.
 #
 # srun does not take over --cpus-per-task, and would bind a task to one core.

@@ -162,8 +162,8 @@ start_node n1
 start_node n2
 slurmctld -V
 
-# Two processes a node, stopped by hand: they save, and nothing is queued. It also
-# tells how many steps are enough for the rest, on this machine.
+# Two processes a node, stopped by hand: they save, and nothing is queued. It
+# also tells how many steps are enough for the rest, on this machine.
 submit stopped 1000000 --ntasks-per-node=2
 await_rows stopped 20
 before=$(rows stopped) began=$SECONDS
