@@ -30,8 +30,8 @@ fi
 began=$(date +%FT%T)
 rebooted() { # has a node of the job, since it began?
   SLURM_TIME_FORMAT=standard scontrol show nodes "$SLURM_JOB_NODELIST" |
-    grep -oP '\bBootTime=\K\d\S+' | sort | tail -n 1 |
-    { read -r last && [[ $last > $began ]]; }
+    grep -o 'BootTime=[0-9][^ ]*' | sort | tail -n 1 |
+    { read -r last && [[ $last > BootTime=$began ]]; }
 }
 status=0
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 \

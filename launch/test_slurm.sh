@@ -20,7 +20,7 @@ finish() {
   status=$?
   trap - EXIT
   kill -KILL "${pids[@]}" 2> /dev/null || true
-  wait 2> /dev/null || true
+  wait "${pids[@]}" 2> /dev/null || true
   if [ "$status" -eq 0 ]; then
     rm -r "$folder"
   else
