@@ -199,6 +199,8 @@ kill_node n1 # with the script and process 0
 await Restarts 3
 start_node n1
 ended COMPLETED 0:0 3
+grep -E 'SIGTERM|Stopped at|Going on|srun: error|JOB .* ON|Step 1 of' \
+  "$folder/disturbed.out" | cut -c1-120
 # One run: each step once, with the same numbers.
 losses disturbed | grep -oP 'step": \K\d+' | diff - <(seq "$steps")
 diff <(losses undisturbed) <(losses disturbed)
