@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A SLURM of two nodes on this machine, and launch/slurm.sh on it: a run that is
 # signalled before its time limit, loses each of its nodes once, and is in the
-# end what it is without all that. On Debian as root, by hand; 15 minutes:
+# end what it is without all that. On Debian as root, by hand; 25 minutes on two
+# busy cores:
 #   apt-get install slurm-wlm munge && launch/test_slurm.sh
 # It uses no service of theirs. What it starts ends with it; its folder stays
 # where it fails.
