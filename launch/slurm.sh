@@ -18,17 +18,25 @@ if [ ! -x launch/local.sh ]; then
 fi
 # 120 s before the limit SLURM sends SIGTERM to the tasks, not to this script:
 # they save and end with 143, and the job takes its place in the queue again.
-# SLURM's own --requeue is for preemption and lost nodes, not for the limit.
+# SLURM's own --requeue is for preemption and lost nodes, not for the limit. Nor
+# for a node that is back before SLURM has missed it (SlurmdTimeout), unless it
+# is this script's: srun waits for its tasks until --wait is over.
 # scancel ends this script too, and nothing is queued.
 #
 # srun does not take over --cpus-per-task, and would bind a task to one core.
 # Nor does it kill the tasks left when one ends: another may still be writing
 # the checkpoint; and of one that failed the others would end with 143, and a
 # mistake be queued again. They end by themselves; --wait is for hangs.
+began=$(date +%FT%T)
+rebooted() { # has a node of the job, since it began?
+  SLURM_TIME_FORMAT=standard scontrol show nodes "$SLURM_JOB_NODELIST" |
+    grep -o 'BootTime=[0-9][^ ]*' | sort | tail -n 1 |
+    { read -r last && [[ $last > BootTime=$began ]]; }
+}
 status=0
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 \
   --wait=600 launch/local.sh "$@" || status=$?
-if [ "$status" -eq 143 ]; then
+if [ "$status" -eq 143 ] || { [ "$status" -ne 0 ] && rebooted; }; then
   scontrol requeue "$SLURM_JOB_ID" || true
 fi
 exit "$status"

@@ -10,17 +10,29 @@ ROOT = pathlib.Path(__file__).parents[2]
 ARGUMENTS = ['--config=configs/vit_h14.py', '--workdir=/shared/my runs/h14']
 
 
-def run(folder, status, submitted_in=ROOT):
-  """-> what ran, what srun was given, what scontrol was asked."""
+def run(folder, status, submitted_in=ROOT, boots=('2001-02-03T04:05:06',)):
+  """-> what ran, what srun was given, what scontrol was asked to do.
+
+  Args:
+    boots: when each node of the job was booted.
+  """
+  nodes = '; '.join(
+    f'echo "  BootTime={boot} SlurmdStartTime=x"' for boot in boots
+  )
   for name, line in (
     ('srun', f'printf "%s\\n" "$@" > {folder}/given; exit {status}'),
-    ('scontrol', f'echo "$@" > {folder}/asked'),
+    (
+      'scontrol',
+      f'if [ "$*" = "show nodes n[1-2]" ]; then {nodes}; '
+      f'else echo "$@" > {folder}/asked; fi',
+    ),
   ):
     (folder / name).write_text(f'#!/bin/sh\n{line}\n')
     (folder / name).chmod(0o755)
   env = os.environ | {
     'PATH': f'{folder}:{os.environ["PATH"]}',
     'SLURM_JOB_ID': '17',
+    'SLURM_JOB_NODELIST': 'n[1-2]',
     'SLURM_CPUS_PER_TASK': '48',
     'SLURM_SUBMIT_DIR': str(submitted_in),
   }
@@ -44,6 +56,22 @@ def test_queues_again_what_was_stopped(status, tmp_path):
   assert asked == (['requeue 17'] if status == 143 else [])
   assert given[-3:] == ['launch/local.sh', *ARGUMENTS]
   assert {'--cpus-per-task=48', '--kill-on-bad-exit=0'} <= set(given)
+
+
+@pytest.mark.parametrize(
+  ('status', 'boot', 'again'),
+  [
+    (1, '9999', True),
+    (137, '9999', True),
+    (0, '9999', False),
+    (1, None, False),
+  ],
+)
+def test_queues_again_what_lost_a_node(status, boot, again, tmp_path):
+  boots = '2001-02-03T04:05:06', boot and f'{boot}-02-03T04:05:06'
+  done, _, asked = run(tmp_path, status, boots=boots)
+  assert done.returncode == status
+  assert asked == (['requeue 17'] if again else [])
 
 
 def test_submitted_elsewhere(tmp_path):
