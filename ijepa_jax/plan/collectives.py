@@ -1,6 +1,7 @@
 """What chips send to one another in a step."""
 
 import collections
+import dataclasses
 import math
 import re
 
@@ -19,31 +20,43 @@ SENT = {
   'ragged-all-to-all': lambda n: (n - 1) / n,
   'collective-permute': lambda n: 1,
   'collective-broadcast': lambda n: (n - 1) / n,
+  # What TPU slices hand to their hosts, for the network between them.
+  'between-slices': lambda n: 1,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One run of a collective.
+
+  Attributes:
+    kind: a key of SENT.
+    bytes: that a chip sends.
+    group: the first group of chips, by their place in the mesh.
+    beside: whether the program goes on meanwhile.
+  """
+
+  kind: str
+  bytes: float
+  group: tuple[int, ...]
+  beside: bool
 
 
 def kind_of(x: hlo.Instruction) -> str | None:
   """The key of SENT; None: no collective, or the end of one counted before."""
   kind = x.opcode.removesuffix('-start')
+  if kind == 'send' and 'megascale' in x.attributes:
+    kind = 'between-slices'
   return kind if kind in SENT else None
-
-
-def in_others(x: hlo.Instruction) -> bool:
-  """Whether an instruction may run a collective inside of it.
-
-  XLA puts some into fusions, and asynchronous ones into their own computations.
-  """
-  return x.opcode in ('fusion', 'async-start')
 
 
 def bytes_by_kind(module: hlo.Module) -> dict[str, float]:
   """kind of collective -> bytes that a chip sends in a step."""
-
-  def cost(x, computation):
-    kind = kind_of(x)
-    return {kind: sent(x, computation, module.chips)} if kind else {}
-
-  totals = module.total(cost, descend=in_others)
+  totals = module.total(
+    lambda computation: _sum(
+      (c.kind, c.bytes) for c in in_computation(computation, module)
+    )
+  )
   return {k: float(v) for k, v in sorted(totals.items())}
 
 
@@ -51,28 +64,84 @@ def seconds(module: hlo.Module, chip: Chip, per_host: int) -> dict[str, float]:
   """How long chips send to one another in a step, at the best.
 
   Returns:
-    'waited': by collectives that the program waits for; 'beside': by those that
-    run beside what it computes.
+    True: by collectives that run beside what is computed; False: by those that
+    the program waits for.
   """
 
-  def cost(x, computation):
-    if kind_of(x) is None:
-      return {}
-    shared = shared_host(group(x, module.chips), per_host)
-    rate = min(chip.link, shared * chip.network) if shared else chip.link
-    kind = 'beside' if x.opcode.endswith('-start') else 'waited'
-    return {kind: sent(x, computation, module.chips) / rate}
+  def rate(c):
+    if c.kind == 'between-slices':
+      return chip.network
+    shared = shared_host(c.group, per_host)
+    return min(chip.link, shared * chip.network) if shared else chip.link
 
-  totals = module.total(cost, descend=in_others)
-  waited = module.total(cost)['waited']
-  return {'waited': waited, 'beside': sum(totals.values()) - waited}
+  return module.total(
+    lambda computation: _sum(
+      (c.beside, c.bytes / rate(c)) for c in in_computation(computation, module)
+    )
+  )
 
 
-def sent(x, computation: hlo.Computation, chips: int) -> float:
-  """Bytes that a chip sends for one collective."""
-  operands = [computation[k] for k in x.operands if k in computation]
-  n = 2 if 'permute' in x.opcode else len(group(x, chips))
-  return sum(o.bytes for o in operands) * SENT[kind_of(x)](n)
+def _sum(pairs) -> collections.Counter:
+  total = collections.Counter()
+  for key, value in pairs:
+    total[key] += value
+  return total
+
+
+def in_computation(
+  computation: hlo.Computation, module: hlo.Module
+) -> list[Collective]:
+  """What a computation runs itself, in its fusions too, but not in its loops.
+
+  On TPUs an asynchronous collective is cut into fusions that start it, go on
+  with it and end it: they have one channel, and it is counted once.
+  """
+  by_channel = {}
+  for x, around in _with_fusions(computation, module):
+    if kind_of(x):
+      channel = re.search(r'channel_id=(\d+)', x.attributes)
+      key = channel[1] if channel else x.name
+      by_channel.setdefault(key, []).append((x, around))
+  return [
+    _collective(*parts[0], computation, module.chips, len(parts) > 1)
+    for parts in by_channel.values()
+  ]
+
+
+def _with_fusions(computation, module):
+  """Yields the instructions, each with the computation that it is in."""
+  for x in computation.values():
+    yield x, computation
+    if x.opcode in ('fusion', 'async-start'):
+      for name in x.called:
+        yield from _with_fusions(module.computations.get(name, {}), module)
+
+
+def _collective(x, around, computation, chips: int, cut: bool) -> Collective:
+  """Describes a collective.
+
+  Args:
+    around: the computation that it is in.
+    computation: the one that runs, `around` itself or what calls it.
+    chips: of the program.
+    cut: whether it is one of several parts.
+  """
+  kind, ids = kind_of(x), group(x, chips)
+  results = {x.name}
+  for y in around.values():
+    if (
+      y.opcode in ('get-tuple-element', 'bitcast') and y.operands[0] in results
+    ):
+      results.add(y.name)
+  sliced = any(
+    y.opcode == 'dynamic-slice' and y.operands[0] in results
+    for y in around.values()
+  )
+  if kind == 'all-reduce' and sliced and around is not computation:
+    kind = 'reduce-scatter'  # as TPUs run it
+  n = len(ids)
+  sent = sum(around[k].bytes for k in x.operands if k in around) * SENT[kind](n)
+  return Collective(kind, sent, ids, cut or x.opcode.endswith('-start'))
 
 
 def group(x: hlo.Instruction, chips: int) -> tuple[int, ...]:

@@ -50,19 +50,28 @@ def step_seconds(
     return None
   sending = collectives.seconds(module, chip, per_host)
   if chip.platform == 'tpu':
-    if not (cycles := module.total(_cycles)['cycles']):
+    if not (cycles := estimated_cycles(module)):
       return None
-    return sending['waited'] + max(cycles / chip.clock, sending['beside'])
+    return sending[False] + max(cycles / chip.clock, sending[True])
 
-  def kernel(x, computation):
-    return {'seconds': _roofline(x, computation, module, chip)}
+  def kernels(computation):
+    return {
+      'seconds': sum(
+        _roofline(x, computation, module, chip) for x in computation.values()
+      )
+    }
 
-  return module.total(kernel)['seconds'] + sum(sending.values())
+  return module.total(kernels)['seconds'] + sum(sending.values())
 
 
-def _cycles(x: hlo.Instruction, computation) -> dict:
-  match = _CYCLES.search(x.attributes)
-  return {'cycles': int(match[1])} if match else {}
+def estimated_cycles(module: hlo.Module) -> int:
+  """The TPU compiler's, of all that a program computes; of collectives none."""
+
+  def cycles(computation):
+    matches = [_CYCLES.search(x.attributes) for x in computation.values()]
+    return {'cycles': sum(int(m[1]) for m in matches if m)}
+
+  return module.total(cycles)['cycles']
 
 
 def _roofline(x, computation, module, chip) -> float:
@@ -85,7 +94,7 @@ def _product_seconds(x, computation: hlo.Computation, chip: Chip) -> float:
   """Seconds of a product at its peak; 0: it is none."""
   if x.opcode == 'dot':
     axes = x.dims('lhs_contracting_dims')
-  elif x.opcode == 'custom-call' and 'gemm' in x.attributes:
+  elif _is_gemm(x):
     axes = x.dims('lhs_contracting_dimensions')
   else:
     return 0.0
@@ -105,7 +114,13 @@ def _bytes(x: hlo.Instruction, computation: hlo.Computation) -> float:
     return 2 * x.bytes
   if x.opcode == 'dynamic-update-slice':
     return 2 * operands[1].bytes
-  return x.bytes + sum(o.bytes for o in operands)
+  # cuBLAS' second output is room to work in.
+  written = x.shapes[0].bytes if _is_gemm(x) else x.bytes
+  return written + sum(o.bytes for o in operands)
+
+
+def _is_gemm(x: hlo.Instruction) -> bool:
+  return x.opcode == 'custom-call' and 'gemm_backend_config' in x.attributes
 
 
 def _fusion_bytes(inside: hlo.Computation) -> float:

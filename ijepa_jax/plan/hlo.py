@@ -138,29 +138,24 @@ class Module:
     return numbers - {0}
 
   def total(
-    self,
-    cost: Callable[[Instruction, Computation], collections.Counter],
-    descend: Callable[[Instruction], bool] = lambda x: False,
+    self, cost: Callable[[Computation], collections.Counter]
   ) -> collections.Counter:
-    """Sums the cost of every instruction as often as it runs.
+    """Sums the cost of every computation as often as it runs.
 
     The body of a loop runs as often as `trips` says, once where it is unknown;
     of the branches of a conditional the dearest runs. What a fusion or a
     reduction calls is a part of it, and not counted besides.
 
     Args:
-      cost: (instruction, its computation) -> counts by kind.
-      descend: whether what an instruction other than these calls is counted
-        besides.
+      cost: the instructions of a computation -> counts by kind.
     """
     known = {}
 
     def of(name):
       if name not in known:
         computation = self.computations.get(name, {})
-        known[name] = collections.Counter()
+        known[name] = collections.Counter(cost(computation))
         for x in computation.values():
-          known[name].update(cost(x, computation))
           known[name].update(nested(x))
       return known[name]
 
@@ -174,9 +169,7 @@ class Module:
       parts = [of(name) for name in x.called]
       if x.opcode == 'conditional' and parts:
         return max(parts, key=lambda p: sum(p.values()))
-      if x.opcode == 'call' or descend(x):
-        return sum(parts, collections.Counter())
-      return {}
+      return parts[0] if x.opcode == 'call' else {}
 
     return of(self.entry)
 

@@ -15,28 +15,34 @@ def table(plan: Plan, title: str) -> str:
     'mesh': ', '.join(f'{k} {v}' for k, v in plan.mesh.items()),
     'images': _images(plan),
     'batch': plan.shapes,
-    'state': f'{gib(plan.state_bytes_per_chip)} a chip',
-    'activations': f'{gib(plan.temporary_bytes_per_chip)} a chip, with all '
-    'else that a step makes',
-    'peak': fit(plan),
-    'compiled in': f'{plan.compile_seconds:.0f} s',
-    'sent': _collectives(plan),
     'operations': f'{plan.flops / 1e12:.3g} TFLOP of the model a step',
-    'estimate': _estimate(plan),
-    'whole run': _whole_run(plan),
+    'compiled in': f'{plan.compile_seconds:.0f} s',
+    'state': f'{_amount(plan.state_bytes_per_chip)} a chip',
   }
+  if plan.temporary_bytes_per_chip is not None:
+    count = _amount(plan.temporary_bytes_per_chip)
+    rows['activations'] = f'{count} a chip, with all else that a step makes'
+    rows['sent'] = _collectives(plan)
+  rows['peak'] = fit(plan)
+  if plan.estimated_step_seconds is not None:
+    rows['estimate'] = _estimate(plan)
+    rows['whole run'] = _whole_run(plan)
   width = max(map(len, rows))
   lines = [f'{k:<{width}}  {v}' for k, v in rows.items()]
   return '\n'.join([title, *lines, '', made_of(plan)])
 
 
-def gib(count: float | None) -> str:
-  return 'unknown' if count is None else f'{count / 2**30:.2f} GiB'
+def _amount(count: float | None) -> str:
+  if count is None:
+    return 'unknown'
+  return (
+    f'{count / 2**30:.2f} GiB' if count > 2**27 else f'{count / 2**20:.2f} MiB'
+  )
 
 
 def fit(plan: Plan) -> str:
   """Whether it fits, in words."""
-  need, limit = gib(plan.peak_bytes_per_chip), gib(plan.memory_per_chip)
+  need, limit = _amount(plan.peak_bytes_per_chip), _amount(plan.memory_per_chip)
   if plan.fits:
     return f'{need} of {limit} a chip: fits'
   return f'does not fit: needs {need} of {limit} a chip'
@@ -44,6 +50,8 @@ def fit(plan: Plan) -> str:
 
 def made_of(plan: Plan) -> str:
   """One sentence on the estimate."""
+  if not plan.fits:
+    return 'There is no estimate of what does not fit.'
   if plan.estimated_step_seconds is None:
     return 'There is no estimate of time for these chips.'
   text = cost.MADE_OF[plan.platform]
@@ -69,25 +77,21 @@ def _images(plan: Plan) -> str:
 def _collectives(plan: Plan) -> str:
   if not plan.collectives:
     return 'nothing'
-  parts = [f'{k} {gib(v)}' for k, v in plan.collectives.items()]
+  parts = [f'{k} {_amount(v)}' for k, v in plan.collectives.items()]
   return f'{", ".join(parts)} a chip a step'
 
 
 def _estimate(plan: Plan) -> str:
-  if plan.estimated_step_seconds is None:
-    return 'none'
   return (
     f'{1e3 * plan.estimated_step_seconds:.4g} ms a step, '
-    f'{plan.images_per_second:.4g} images/s, MFU {100 * plan.mfu:.0f}%'
+    f'{plan.images_per_second:.4g} images/s, MFU {100 * plan.mfu:.2g}%'
   )
 
 
 def _whole_run(plan: Plan) -> str:
-  text = f'{plan.total_steps} steps'
-  if plan.hours is None:
-    return text
   return (
-    f'{text}: {plan.hours:.3g} hours, {plan.hours * plan.chips:.4g} chip-hours'
+    f'{plan.total_steps} steps: {plan.hours:.3g} hours, '
+    f'{plan.hours * plan.chips:.4g} chip-hours'
   )
 
 
@@ -95,4 +99,7 @@ def candidate(flags, result: Plan | str) -> str:
   """One line of a search: what was tried, and what came of it."""
   if not isinstance(result, Plan):
     return f'{flags}: {result}'
-  return f'{flags}: {fit(result)}; {_estimate(result)}'
+  text = f'{flags}: {fit(result)}'
+  if result.estimated_step_seconds is not None:
+    text += f'; {_estimate(result)}'
+  return text

@@ -92,11 +92,14 @@ def environment(topology: Topology, env=os.environ) -> dict[str, str]:
     flags.append(f'--xla_force_host_platform_device_count={count}')
   chip = topology.chip
   if chip and chip.platform == 'tpu':
-    # Nothing asks a metadata server, and two planners may load libtpu at once:
-    # its lock is for chips, of which there are none.
-    variables['TPU_SKIP_MDS_QUERY'] = variables[
-      'ALLOW_MULTIPLE_LIBTPU_LOAD'
-    ] = '1'
+    # Nothing asks a metadata server what this machine is, and two planners may
+    # load libtpu at once: its lock is for chips, of which there are none.
+    variables |= {
+      'TPU_SKIP_MDS_QUERY': '1',
+      'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+      'TPU_WORKER_HOSTNAMES': 'localhost',
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    }
   if chip and chip.platform == 'gpu':
     # Its tiles are chosen by trying them on a GPU.
     flags.append('--xla_gpu_enable_triton_gemm=false')
@@ -141,6 +144,8 @@ def _tpus(topology: Topology, chip: Chip):
   options = {}
   if chip.megacore:
     options['chip_config_name'] = 'megacore'
+  if math.prod(topology.shape) == 1:  # else a host has four chips
+    options['chips_per_host_bounds'] = 1, 1, 1
   if topology.slices > 1:
     options['num_slices'] = topology.slices
   shape = 'x'.join(map(str, topology.shape))
