@@ -12,7 +12,6 @@ import pytest
 
 from configs import tiny, vit_l16
 from ijepa_jax.errors import UserError
-from ijepa_jax.methods import from_config
 from ijepa_jax.plan import chips, flops, plan, search, table, topologies
 from ijepa_jax.train import compile
 from ijepa_jax.train.run import make_run
@@ -112,7 +111,7 @@ def test_operations_are_the_model_s(cpus, remat):
   close(flops.model_flops(run, batch), c.batch_size * expected, 0.01)
 
 
-@pytest.mark.parametrize('method', from_config.METHODS)
+@pytest.mark.parametrize('method', ['mae', 'vicreg'])
 def test_operations_of_every_method(cpus, method):
   c = tiny.get_config()
   c.method, c.batch_size = method, 8
