@@ -1,4 +1,4 @@
 """Any config compiled for chips that are not there: python -m ijepa_jax.plan.
 
-May import: runtime, models, methods, train.
+May import evals, train, pretrained, methods, models and runtime.
 """

@@ -18,6 +18,9 @@ from ijepa_jax.runtime import cli
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
+config_flags.DEFINE_config_file(
+  'encoder', None, 'For job finetune: recipe of its encoder.', lock_config=True
+)
 flags.DEFINE_string(
   'topology', '', "v5e:8x8, h100:2x8, cpu:8; '': the devices that are here."
 )
@@ -50,18 +53,23 @@ def main(argv):
 
 def _check(topology) -> None:
   """Refuses what can't be planned, before JAX starts."""
-  if FLAGS.config.job != 'pretrain':
+  job, recipe = FLAGS.config.job, FLAGS.config
+  if job == 'finetune':
+    recipe = FLAGS.encoder
+    if recipe is None or FLAGS.search:
+      raise UserError(
+        'job is finetune: name the recipe of its encoder, as in '
+        '--encoder=configs/vit_h14.py, and take no --search.'
+      )
+  elif job != 'pretrain':
     raise UserError(
-      f'job is {FLAGS.config.job!r}: pre-training alone is planned, take a '
-      'recipe of configs/.'
+      f'job is {job!r}: pre-training and finetune are planned, no other yet.'
     )
   chip = topology.chip
-  if (
-    chip and chip.platform == 'gpu' and FLAGS.config.model.attention == 'cudnn'
-  ):
+  if chip and chip.platform == 'gpu' and recipe.model.attention == 'cudnn':
     raise UserError(
       "model.attention is 'cudnn', which JAX compiles only where a GPU is: "
-      'plan with --config.model.attention=xla, which takes no less memory.'
+      'plan with model.attention=xla, which takes no less memory.'
     )
 
 
@@ -100,16 +108,27 @@ def _search(topology, devices):
 
 
 def _planner(topology, devices):
-  from ijepa_jax.plan import plan, topologies
+  from ijepa_jax.plan import fine_tuning, plan, topologies
+  from ijepa_jax.train import run
 
   per_host = topologies.per_host(topology, devices)
-  return lambda config: plan.make_plan(
-    config, devices, per_host=per_host, all_shapes=FLAGS.all_shapes
-  )
+
+  def make_plan(config):
+    if config.job == 'finetune':
+      training = fine_tuning.make_run(config, FLAGS.encoder, devices)
+    else:
+      training = run.make_run(config, devices, open_images=False)
+    return plan.make_plan(
+      training, per_host=per_host, all_shapes=FLAGS.all_shapes
+    )
+
+  return make_plan
 
 
 def _title(topology) -> str:
   names = config_flags.get_config_filename(FLAGS['config'])
+  if FLAGS.config.job == 'finetune':
+    names += f' of {config_flags.get_config_filename(FLAGS["encoder"])}'
   return f'{names} on {topology if topology.name else "what is here"}'
 
 

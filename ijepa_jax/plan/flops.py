@@ -18,14 +18,7 @@ def model_flops(run: Run, batch) -> float:
     run: of any method.
     batch: of jax.ShapeDtypeStruct, from `Method.batch_shapes`.
   """
-  method = dataclasses.replace(
-    run.method,
-    **{
-      field.name: value.clone(remat='none')
-      for field in dataclasses.fields(run.method)
-      if hasattr(value := getattr(run.method, field.name), 'remat')
-    },
-  )
+  method = _without_remat(run.method)
   key = jax.eval_shape(lambda: jax.random.key(0))
   params = jax.eval_shape(
     lambda key: method.init_params(key, run.image_shape), key
@@ -35,6 +28,18 @@ def model_flops(run: Run, batch) -> float:
     params, target, batch, key
   )
   return _product_flops(jaxpr.jaxpr)
+
+
+def _without_remat(x):
+  """A method whose modules compute nothing again."""
+  if hasattr(x, 'remat'):
+    return x.clone(remat='none')
+  if not dataclasses.is_dataclass(x) or hasattr(x, 'clone'):
+    return x
+  fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+  changed = {k: _without_remat(v) for k, v in fields.items()}
+  changed = {k: v for k, v in changed.items() if v is not fields[k]}
+  return dataclasses.replace(x, **changed) if changed else x
 
 
 def _product_flops(jaxpr) -> float:

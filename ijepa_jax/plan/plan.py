@@ -9,9 +9,10 @@ import time
 
 import jax
 
-from ijepa_jax.plan import chips, collectives, cost, flops, hlo
+from ijepa_jax.plan import chips, flops
+from ijepa_jax.plan.program import collectives, cost, hlo
 from ijepa_jax.train import compile
-from ijepa_jax.train.run import Run, make_run
+from ijepa_jax.train.run import Run
 
 # What --json prints of a plan, in this order.
 KEYS = (
@@ -95,22 +96,18 @@ class Plan:
     return {key: getattr(self, key) for key in KEYS}
 
 
-def make_plan(
-  config, devices: list, *, per_host: int, all_shapes: bool = False
-) -> Plan:
-  """Compiles the step of a recipe for some devices, and reads what it takes.
+def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
+  """Compiles the step of a training for its devices, and reads what it takes.
 
   Args:
-    config: of a pre-training, see configs/base.py.
-    devices: that are here, or of topologies.devices.
-    per_host: of them.
+    run: from train/run.py or fine_tuning.py, for devices that are here, or for
+      those of topologies.devices.
+    per_host: devices that share a host.
     all_shapes: compile every shape of masks, not the costliest alone; the peak
       is then of the largest, and what is summed is their mean as drawn.
 
-  Raises:
-    UserError: a mistake in the config.
   """
-  run = make_run(config, devices, open_images=False)
+  devices = list(run.mesh.devices.flat)
   abstract, _ = compile.abstract_state(run)
   counts = [
     (flops.model_flops(run, batch), share, batch)

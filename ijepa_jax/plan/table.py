@@ -1,7 +1,7 @@
 """A plan as a person reads it."""
 
-from ijepa_jax.plan import cost
 from ijepa_jax.plan.plan import Plan
+from ijepa_jax.plan.program import cost
 
 
 def table(plan: Plan, title: str) -> str:

@@ -11,8 +11,17 @@ import jax
 import pytest
 
 from configs import tiny, vit_l16
+from configs.evals import finetune_full
 from ijepa_jax.errors import UserError
-from ijepa_jax.plan import chips, flops, plan, search, table, topologies
+from ijepa_jax.plan import (
+  chips,
+  fine_tuning,
+  flops,
+  plan,
+  search,
+  table,
+  topologies,
+)
 from ijepa_jax.train import compile
 from ijepa_jax.train.run import make_run
 from tests.close import close
@@ -32,7 +41,8 @@ def wide(fsdp):
 def planned(cpus):
   """The plan of a split state, and the config."""
   c = wide(8)
-  return plan.make_plan(c, cpus, per_host=8), c
+  run = make_run(c, cpus, open_images=False)
+  return plan.make_plan(run, per_host=8), c
 
 
 def test_memory_is_that_of_the_training(planned, cpus):
@@ -111,6 +121,22 @@ def test_operations_are_the_model_s(cpus, remat):
   close(flops.model_flops(run, batch), c.batch_size * expected, 0.01)
 
 
+def test_operations_of_fine_tuning(cpus):
+  """A forward pass, and two for its gradient; of images alone none."""
+  recipe, c = vit_l16.get_config(), finetune_full.get_config()
+  c.finetune.batch_size = 8
+  run = fine_tuning.make_run(c, recipe, cpus)
+  assert run.total_steps == 50 * (1_281_167 // 8)
+  (batch,) = run.method.batch_shapes(8, run.image_shape)
+  embed = 2 * 196 * 768 * 1024
+  head = 2 * 1024 * 1000
+  image = 3 * (transformer(196, 1024, 24, 4096) + head) + 2 * embed
+  close(flops.model_flops(run, batch), 8 * image, 0.001)
+  c.task = 'cifar10'
+  with pytest.raises(UserError, match='imagenet and imagenet_1pct'):
+    fine_tuning.make_run(c, recipe, cpus)
+
+
 @pytest.mark.parametrize('method', ['mae', 'vicreg'])
 def test_operations_of_every_method(cpus, method):
   c = tiny.get_config()
@@ -153,7 +179,8 @@ def test_what_does_not_fit_is_a_plan(cpus, monkeypatch):
     )
 
   monkeypatch.setattr(compile, 'compile_steps', refuse)
-  result = plan.make_plan(wide(1), cpus, per_host=8)
+  run = make_run(wide(1), cpus, open_images=False)
+  result = plan.make_plan(run, per_host=8)
   assert not result.fits
   text = table.table(result, '')
   assert 'does not fit: needs 20.00 GiB of 15.75 GiB a chip' in text

@@ -7,8 +7,8 @@ import re
 
 import numpy as np
 
-from ijepa_jax.plan import hlo
 from ijepa_jax.plan.chips import Chip
+from ijepa_jax.plan.program import hlo
 
 # Of an operand of one byte in a group of n, the bytes that each chip sends
 # where the chips are a ring: none sends less, whatever the network.

@@ -11,8 +11,8 @@ there is something to compute, on GPUs XLA has them wait by default.
 import math
 import re
 
-from ijepa_jax.plan import collectives, hlo
 from ijepa_jax.plan.chips import Chip
+from ijepa_jax.plan.program import collectives, hlo
 
 MADE_OF = {
   'tpu': (

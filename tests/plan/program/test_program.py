@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ijepa_jax.plan import chips, collectives, cost, hlo
+from ijepa_jax.plan import chips
+from ijepa_jax.plan.program import collectives, cost, hlo
 from ijepa_jax.runtime import sharding
 from tests.close import close
 
