@@ -225,7 +225,7 @@ def memory_per_chip(device) -> int | None:
 def _shapes_as_drawn(run: Run) -> list[tuple[float, dict]]:
   """Every batch that a step may have, and the share of steps that have it."""
   batches = run.method.batch_shapes(run.batch_size, run.image_shape)
-  sampler = run.method.sampler
+  sampler = getattr(run.method, 'sampler', None)  # classifiers have none
   if sampler is None or len(batches) == 1:
     return [(1 / len(batches), batch) for batch in batches]
   drawn = collections.Counter(sampler.shape(run.seed, s) for s in range(1000))
