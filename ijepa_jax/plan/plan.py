@@ -96,6 +96,31 @@ class Plan:
     return {key: getattr(self, key) for key in KEYS}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+  """A step that was compiled for one shape of a batch, or refused.
+
+  Attributes:
+    share: of the run's steps.
+    flops: of the model.
+    compile_seconds: also where it was refused.
+    fits: whether the compiler made it.
+    peak, limit, temporary: bytes of a device; of a refusal what was said.
+    collectives, seconds, uncounted_loops: see Plan.
+  """
+
+  share: float
+  flops: float
+  compile_seconds: float
+  fits: bool = True
+  peak: int | None = None
+  limit: int | None = None
+  temporary: int | None = None
+  collectives: dict[str, float] = dataclasses.field(default_factory=dict)
+  seconds: float | None = None
+  uncounted_loops: int = 0
+
+
 def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
   """Compiles the step of a training for its devices, and reads what it takes.
 
@@ -105,9 +130,7 @@ def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
     per_host: devices that share a host.
     all_shapes: compile every shape of masks, not the costliest alone; the peak
       is then of the largest, and what is summed is their mean as drawn.
-
   """
-  devices = list(run.mesh.devices.flat)
   abstract, _ = compile.abstract_state(run)
   counts = [
     (flops.model_flops(run, batch), share, batch)
@@ -118,67 +141,68 @@ def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
     count, _, batch = max(counts, key=lambda c: c[0])
     words = f'{_describe(batch)}, the costliest of {len(counts)}'
     counts = [(count, 1.0, batch)]
-  parts = [
-    (share, {'flops': count} | _compile(run, abstract, batch, per_host))
+  steps = [
+    _compile(run, abstract, batch, per_host, share=share, flops=count)
     for count, share, batch in counts
   ]
-  device = devices[0]
+  device = run.mesh.devices.flat[0]
   chip = chips.by_kind(device.device_kind)
-  refused = [p['refused'] for _, p in parts if 'refused' in p]
-  peaks = [p.get('peak') for _, p in parts]
-  peak = None if None in peaks else max(peaks)
-  memory = memory_per_chip(device)
-  if refused:
-    peak, memory = refused[0][0], refused[0][1] or memory
-  seconds = [(share, p.get('seconds')) for share, p in parts]
-  known = all(s for _, s in seconds)
+  largest = max(steps, key=lambda step: (not step.fits, step.peak or 0))
+  memory = largest.limit or memory_per_chip(device)
+  fits = largest.fits and (memory is None or largest.peak <= memory)
+  known = fits and all(step.seconds for step in steps)
   return Plan(
     platform=device.platform,
     kind=device.device_kind,
-    chips=len(devices),
+    chips=run.mesh.size,
     mesh=dict(run.mesh.shape),
-    images_per_chip=run.batch_size // len(devices),
+    images_per_chip=run.batch_size // run.mesh.size,
     accumulate=run.accumulate,
     shapes=words,
     state_bytes_per_chip=state_bytes(abstract),
-    temporary_bytes_per_chip=max(p.get('temporary', 0) for _, p in parts)
-    or None,
-    peak_bytes_per_chip=peak,
+    temporary_bytes_per_chip=largest.temporary,
+    peak_bytes_per_chip=largest.peak,
     memory_per_chip=memory,
-    fits=not refused and (memory is None or peak <= memory),
-    compile_seconds=round(sum(p['compile_seconds'] for _, p in parts), 1),
-    collectives=_mean([(s, p.get('collectives', {})) for s, p in parts]),
-    flops=sum(share * p['flops'] for share, p in parts),
-    estimated_step_seconds=sum(a * b for a, b in seconds) if known else None,
-    uncounted_loops=max(p.get('uncounted', 0) for _, p in parts),
+    fits=fits,
+    compile_seconds=round(sum(step.compile_seconds for step in steps), 1),
+    collectives=_mean_collectives(steps),
+    flops=sum(step.share * step.flops for step in steps),
+    estimated_step_seconds=(
+      sum(step.share * step.seconds for step in steps) if known else None
+    ),
+    uncounted_loops=max(step.uncounted_loops for step in steps),
     batch_size=run.batch_size,
     total_steps=run.total_steps,
-    peak_flops=chip and chip.flops * len(devices),
+    peak_flops=chip and chip.flops * run.mesh.size,
   )
 
 
-def _compile(run: Run, abstract, batch, per_host: int) -> dict:
-  """Compiles a step for one shape of a batch, and reads it."""
+def _compile(run: Run, abstract, batch, per_host: int, **known) -> Step:
+  """Compiles a step for one shape of a batch, and reads it.
+
+  Args:
+    **known: fields of Step.
+  """
   began = time.perf_counter()
   try:
     (step,) = compile.compile_steps(run, abstract, [batch]).values()
   except jax.errors.JaxRuntimeError as error:
-    if (refused := out_of_memory(str(error))) is None:
+    if (amounts := out_of_memory(str(error))) is None:
       raise
-    seconds = time.perf_counter() - began
-    return {'refused': refused, 'compile_seconds': seconds}
-  seconds = time.perf_counter() - began
+    known['compile_seconds'] = time.perf_counter() - began
+    return Step(fits=False, peak=amounts[0], limit=amounts[1], **known)
+  known['compile_seconds'] = time.perf_counter() - began
   module = hlo.parse(step.as_text())
   memory = flops.memory_of(step)
   chip = chips.by_kind(run.mesh.devices.flat[0].device_kind)
-  return {
-    'compile_seconds': seconds,
-    'temporary': memory.temporary,
-    'peak': memory.peak,
-    'collectives': collectives.bytes_by_kind(module),
-    'seconds': cost.step_seconds(module, chip, per_host),
-    'uncounted': module.uncounted_loops(),
-  }
+  return Step(
+    peak=memory.peak,
+    temporary=memory.temporary,
+    collectives=collectives.bytes_by_kind(module),
+    seconds=cost.step_seconds(module, chip, per_host),
+    uncounted_loops=module.uncounted_loops(),
+    **known,
+  )
 
 
 def out_of_memory(message: str) -> tuple[int | None, int | None] | None:
@@ -240,8 +264,8 @@ def _describe(batch) -> str:
   )
 
 
-def _mean(parts: list[tuple[float, dict]]) -> dict[str, float]:
+def _mean_collectives(steps: list[Step]) -> dict[str, float]:
   total = collections.Counter()
-  for share, counts in parts:
-    total.update({k: share * v for k, v in counts.items()})
+  for step in steps:
+    total.update({k: step.share * v for k, v in step.collectives.items()})
   return dict(sorted(total.items()))
