@@ -100,7 +100,8 @@ def in_computation(
   for x, around in _with_fusions(computation, module):
     if kind_of(x):
       channel = re.search(r'channel_id=(\d+)', x.attributes)
-      key = channel[1] if channel else x.name
+      # Sends and collectives number theirs apart.
+      key = kind_of(x), channel[1] if channel else x.name
       by_channel.setdefault(key, []).append((x, around))
   return [
     _collective(*parts[0], computation, module.chips, len(parts) > 1)
