@@ -333,13 +333,23 @@ def test_what_cannot_be_planned_is_said():
   assert "model.attention is 'cudnn'" in words
 
 
-def test_planned_for_a_tpu():
-  pytest.importorskip('libtpu')
-  command = [sys.executable, '-m', 'ijepa_jax.plan', '--topology=v5e:2x2']
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('package', 'topology', 'platform'),
+  [('libtpu', 'v5e:2x2', 'tpu'), ('jax_cuda12_plugin', 'h100:2x2', 'gpu')],
+)
+def test_planned_for_chips_that_are_not_here(package, topology, platform):
+  """Two planners at once do not wait for each other."""
+  pytest.importorskip(package)
+  command = [sys.executable, '-m', 'ijepa_jax.plan', f'--topology={topology}']
   command += ['--config=configs/tiny.py', '--json', '--config.model.depth=1']
-  done = subprocess.run(
-    command, cwd=ROOT, capture_output=True, text=True, check=True
-  )
-  result = json.loads(done.stdout.splitlines()[-1])
-  assert (result['platform'], result['chips']) == ('tpu', 4)
-  assert result['fits'] and 0 < result['mfu'] < 1
+  planners = [
+    subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for _ in range(2)
+  ]
+  for planner in planners:
+    out, _ = planner.communicate()
+    assert not planner.returncode
+    result = json.loads(out.splitlines()[-1])
+    assert (result['platform'], result['chips']) == (platform, 4)
+    assert result['fits'] and 0 < result['mfu'] < 1
