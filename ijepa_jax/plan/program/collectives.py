@@ -145,38 +145,56 @@ def _collective(x, around, computation, chips: int, cut: bool) -> Collective:
   return Collective(kind, sent, ids, cut or x.opcode.endswith('-start'))
 
 
+# "[4,2]T(1,0)", and "mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}".
+_TILES = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'
+_IDS = rf'(?:,? *device_ids=\((?:{_TILES}|([\d,]+))\))?'
+_MESH = re.compile(rf'=mesh\[([^\]]*)\]{_IDS} *\{{([^}}]*)\}}')
+
+
 def group(x: hlo.Instruction, chips: int) -> tuple[int, ...]:
-  """The first group of chips, by their place in the mesh, of a collective."""
-  text = x.attributes
-  if match := re.search(r'replica_groups=\{\{([\d,]+)\}', text):
-    return tuple(map(int, match[1].split(',')))
-  if match := re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', text):
-    return _group_of_axes(*match.groups())
-  match = re.search(
-    r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text
-  )
-  if not match:
-    return tuple(range(chips))  # replica_groups={}: all
-  shape, dims, axes = (
-    tuple(map(int, part.split(','))) if part else None
-    for part in match.groups()
-  )
-  order = np.arange(np.prod(dims)).reshape(dims).transpose(axes)
-  return tuple(order.reshape(shape)[0].tolist())
+  """The first group of chips, by their place in the mesh, of a collective.
+
+  Raises:
+    ValueError: the groups are written in a way that is not known here.
+  """
+  _, _, text = x.attributes.partition('replica_groups')
+  if not text or text.startswith('={}'):
+    return tuple(range(chips))
+  if match := re.match(r'=\{\{([\d,]+)\}', text):
+    return _numbers(match[1])
+  if match := re.match(rf'=\[([\d,]+)\]<={_TILES}', text):
+    shape, dims, axes = match.groups()
+    return tuple(_order(dims, axes).reshape(_numbers(shape))[0].tolist())
+  if match := _MESH.match(text):
+    mesh, dims, axes, ids, names = match.groups()
+    sizes = {k: int(n) for k, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    if ids:
+      order = np.array(_numbers(ids))
+    else:
+      order = _order(dims or str(math.prod(sizes.values())), axes)
+    return _along(order.reshape(tuple(sizes.values())), list(sizes), names)
+  raise ValueError(f'These groups of chips are not understood: {text[:200]}')
 
 
-def _group_of_axes(mesh: str, names: str) -> tuple[int, ...]:
-  """Of "'a'=2,'b'=4" and the axes "'b'", or a part of one, "'b':(2)2"."""
-  sizes = {k: int(n) for k, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
-  parts = dict.fromkeys(sizes)
+def _numbers(text: str) -> tuple[int, ...]:
+  return tuple(map(int, text.split(',')))
+
+
+def _order(dims: str, axes: str | None) -> np.ndarray:
+  """The numbers of '2,4', transposed by '1,0'."""
+  shape = _numbers(dims)
+  order = np.arange(math.prod(shape)).reshape(shape)
+  return order.transpose(_numbers(axes)) if axes else order
+
+
+def _along(order: np.ndarray, axes: list[str], names: str) -> tuple[int, ...]:
+  """The first along "'b'", or along a part of it, "'b':(2)2"."""
+  index = [np.arange(1)] * order.ndim
   for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", names):
-    parts[name] = (int(before), int(size)) if size else (1, sizes[name])
-  index = []
-  for name, total in sizes.items():
-    before, size = parts[name] or (1, 1)
-    after = total // before // size
-    index.append(np.arange(size) * after)
-  order = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    axis = axes.index(name)
+    total = order.shape[axis]
+    before, size = (int(before), int(size)) if size else (1, total)
+    index[axis] = np.arange(size) * (total // before // size)
   return tuple(order[np.ix_(*index)].ravel().tolist())
 
 

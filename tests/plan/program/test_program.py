@@ -159,6 +159,13 @@ def test_groups_of_chips():
   assert group(mesh + "{'a'}") == (0, 4)
   assert group(mesh + "{'b':(1)2}") == (0, 2)
   assert group(mesh + "{'b':(2)2}") == (0, 1)
+  mesh = "replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) "
+  assert group(mesh + "{'b'}, dimensions={1}") == (0, 2, 4, 6)
+  assert group(mesh + "{'a'}") == (0, 1)
+  mesh = "replica_groups=mesh['a'=2,'b'=2], device_ids=(3,1,2,0) "
+  assert group(mesh + "{'b'}") == (3, 1)
+  with pytest.raises(ValueError, match='not understood'):
+    group('replica_groups=<new>')
   assert group('channel_id=1') == tuple(range(8))
   assert collectives.shared_host((0, 1, 2, 3), 4) == 0  # all on one
   assert collectives.shared_host(tuple(range(8)), 4) == 4
