@@ -43,6 +43,9 @@ setup(
     'fast': ['simplejpeg>=1.9', 'cykooz-resizer>=4.0.1'],
     'gcs': ['gcsfs'],  # a workdir or packed images on gs://
     'huggingface': ['datasets>=3'],  # its data sets on disk
+    # What compiles for chips that are not there: docs/plan.md.
+    'plan-gpu': ['jax[cuda12]'],
+    'plan-tpu': ['jax[tpu]'],
     's3': ['s3fs'],  # packed images on s3://
     'tpu': ['jax[tpu]'],
     'torch': [

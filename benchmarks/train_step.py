@@ -12,8 +12,7 @@ waiting for data, the number of compilations after the first tenth and the cost
 of the signals of health at the config's interval are told.
 
 Model FLOPs are those of the matrix products of one step, without what remat
-computes again: a forward pass of the target encoder, forward and backward
-(three forwards) of context encoder and predictor.
+computes again, and peak rates are of data sheets: ijepa_jax/plan has both.
 """
 
 import collections
@@ -31,65 +30,22 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from ijepa_jax.errors import UserError
+from ijepa_jax.plan import chips, flops
 from ijepa_jax.runtime import metrics, sharding
 from ijepa_jax.train import compile, monitors, pretrain
-from ijepa_jax.train.run import PretrainRun, make_run
+from ijepa_jax.train.run import make_run
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
 flags.DEFINE_integer('steps', 20, 'Timed steps of each shape.')
 flags.DEFINE_integer('loop', 0, 'Steps of the real loop to run; 0: none.')
 
-# Dense peak of the matrix units in bfloat16, TFLOP/s a device.
-PEAK = {
-  'NVIDIA A100': 312,
-  'NVIDIA H100 PCIe': 756,
-  'NVIDIA H100': 989,
-  'NVIDIA H200': 989,
-  'TPU v4': 275,
-  'TPU v5 lite': 197,
-  'TPU v5p': 459,
-  'TPU v6 lite': 918,
-}
-
-
-def transformer_flops(tokens, width, depth, mlp_dim) -> float:
-  """Of a forward pass of one sequence: products and attention."""
-  weights = 4 * width**2 + 2 * width * mlp_dim
-  return depth * (2 * tokens * weights + 4 * tokens**2 * width)
-
-
-def model_flops(run: PretrainRun, shape: tuple[int, int]) -> float:
-  """Of one image in one step."""
-  e, p, s = run.method.encoder, run.method.predictor, run.method.sampler
-  h, w, channels = run.image_shape
-  n = h * w // e.patch_size**2
-  context, targets = shape
-
-  def encoder(tokens):
-    embed = 2 * tokens * e.patch_size**2 * channels * e.width
-    return embed + transformer_flops(tokens, e.width, e.depth, e.mlp_dim)
-
-  project = 2 * p.width * e.width
-  predictor = context * project + s.num_targets * (
-    transformer_flops(context + targets, p.width, p.depth, p.mlp_dim)
-    + targets * project
-  )
-  return encoder(n) + 3 * s.num_contexts * (encoder(context) + predictor)
-
 
 def peak_memory(compiled) -> float:
   """GiB a device: as the allocator saw it, or as the compiler planned it."""
   stats = jax.local_devices()[0].memory_stats() or {}
-  if 'peak_bytes_in_use' in stats:
-    return stats['peak_bytes_in_use'] / 2**30
-  plan = compiled.memory_analysis()
-  return (
-    plan.argument_size_in_bytes
-    + plan.output_size_in_bytes
-    + plan.temp_size_in_bytes
-    - plan.alias_size_in_bytes
-  ) / 2**30
+  planned = flops.memory_of(compiled).peak
+  return stats.get('peak_bytes_in_use', planned) / 2**30
 
 
 def make_batch(run, shapes):
@@ -120,9 +76,7 @@ def time_steps(config) -> dict:
   )
   abstract, make_state = compile.abstract_state(run)
   device = jax.devices()[0]
-  peak = next(
-    (v for k, v in PEAK.items() if device.device_kind.startswith(k)), None
-  )
+  chip = chips.by_kind(device.device_kind)
   rows = []
   state = make_state(jax.random.key(0))
   for shapes in run.method.batch_shapes(run.batch_size, run.image_shape):
@@ -138,7 +92,7 @@ def time_steps(config) -> dict:
       state, _ = step(state, batch)
     jax.block_until_ready(state)
     step_seconds = (time.perf_counter() - start) / FLAGS.steps
-    flops = model_flops(run, shape) * run.batch_size
+    count = flops.model_flops(run, shapes)
     rows.append(
       {
         'context': shape[0],
@@ -148,7 +102,7 @@ def time_steps(config) -> dict:
         'step_ms': 1e3 * step_seconds,
         'images_per_second': config.batch_size / step_seconds,
         'peak_gib': peak_memory(step),
-        'model_tflops': flops / step_seconds / run.mesh.size / 1e12,
+        'model_tflops': count / step_seconds / run.mesh.size / 1e12,
       }
     )
     print(json.dumps({k: round(v, 3) for k, v in rows[-1].items()}), flush=True)
@@ -165,8 +119,9 @@ def time_steps(config) -> dict:
     'peak_gib': max(row['peak_gib'] for row in rows),
     'model_tflops_a_device': tflops / seconds / 1e3,
   }
-  if peak:
-    total['model_flops_utilisation'] = total['model_tflops_a_device'] / peak
+  if chip:
+    share = total['model_tflops_a_device'] * 1e12 / chip.flops
+    total['model_flops_utilisation'] = share
   return total
 
 

@@ -21,6 +21,7 @@ FLOORS = {
   'convert': 5,
   'evals': 6,
   'visualize': 6,
+  'plan': 7,
   'goodput': 2,  # a command
   # Each says where a command of old is now.
   'interop': 0,

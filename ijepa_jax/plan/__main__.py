@@ -1,0 +1,138 @@
+"""Compiles a recipe for chips that are not there, and says what it takes.
+
+    python -m ijepa_jax.plan --config=configs/vit_l16.py --topology=v5e:8x8
+    python -m ijepa_jax.plan --config=configs/vit_h14.py --topology=h100:2x8
+
+See docs/plan.md.
+"""
+
+import json
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from ijepa_jax.errors import UserError
+from ijepa_jax.runtime import cli
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
+config_flags.DEFINE_config_file(
+  'encoder', None, 'For job finetune: recipe of its encoder.', lock_config=True
+)
+flags.DEFINE_string(
+  'topology', '', "v5e:8x8, h100:2x8, cpu:8; '': the devices that are here."
+)
+flags.DEFINE_integer('slices', 1, 'TPU slices of that topology.')
+flags.DEFINE_bool('json', False, 'End with one line, an object.')
+flags.DEFINE_bool('all_shapes', False, 'Compile every shape of masks.')
+flags.DEFINE_bool('search', False, 'Find the mesh, remat and accumulation.')
+
+
+@cli.one_sentence()
+def main(argv):
+  if len(argv) > 1:
+    sys.exit(f'{argv[1]!r} is not a flag: see --helpshort.')
+  from ijepa_jax.plan import topologies
+
+  topology = topologies.parse(FLAGS.topology, FLAGS.slices)
+  _check(topology)
+  os.environ.update(topologies.environment(topology))  # before JAX starts
+  import jax
+
+  # Else the seconds of a compilation are those of reading an earlier one.
+  jax.config.update('jax_enable_compilation_cache', False)
+  cli.reset_jax_flags()
+  devices = topologies.devices(topology)
+  plan = _search if FLAGS.search else _plan
+  result = plan(topology, devices)
+  if FLAGS.json:
+    print(json.dumps(result.as_json()))
+
+
+def _check(topology) -> None:
+  """Refuses what can't be planned, before JAX starts."""
+  job, recipe = FLAGS.config.job, FLAGS.config
+  if job == 'finetune':
+    recipe = FLAGS.encoder
+    if recipe is None or FLAGS.search:
+      raise UserError(
+        'job is finetune: name the recipe of its encoder, as in '
+        '--encoder=configs/vit_h14.py, and take no --search.'
+      )
+  elif job != 'pretrain':
+    raise UserError(
+      f'job is {job!r}: pre-training and finetune are planned, no other yet.'
+    )
+  chip = topology.chip
+  if chip and chip.platform == 'gpu' and recipe.model.attention == 'cudnn':
+    raise UserError(
+      "model.attention is 'cudnn', which JAX compiles only where a GPU is: "
+      'plan with model.attention=xla, which takes no less memory.'
+    )
+
+
+def _plan(topology, devices):
+  from ijepa_jax.plan import table
+
+  logging.info('Compiling for %s: large models take minutes.', devices[0])
+  plan = _planner(topology, devices)(FLAGS.config)
+  print(table.table(plan, _title(topology)))
+  return plan
+
+
+def _search(topology, devices):
+  from ijepa_jax.plan import plan, search, table
+
+  slices = topology.slices
+  results = []
+  for candidate, result in search.search(
+    FLAGS.config,
+    devices,
+    _planner(topology, devices),
+    plan.memory_per_chip(devices[0]),
+    len(devices) // slices,
+  ):
+    results.append((candidate, result))
+    print(table.candidate(candidate, result), flush=True)
+  best = search.fastest(results)
+  if best is None:
+    raise UserError(
+      f'Nothing that was tried fits {_title(topology)}: take more chips, or a '
+      'smaller --config.batch_size.'
+    )
+  candidate, result = best
+  print(f'\n{table.table(result, _title(topology))}\n\n{candidate}')
+  return result
+
+
+def _planner(topology, devices):
+  from ijepa_jax.plan import fine_tuning, plan, topologies
+  from ijepa_jax.train import run
+
+  per_host = topologies.per_host(topology, devices)
+
+  def make_plan(config):
+    if config.job == 'finetune':
+      training = fine_tuning.make_run(config, FLAGS.encoder, devices)
+    else:
+      training = run.make_run(config, devices, open_images=False)
+    return plan.make_plan(
+      training, per_host=per_host, all_shapes=FLAGS.all_shapes
+    )
+
+  return make_plan
+
+
+def _title(topology) -> str:
+  names = config_flags.get_config_filename(FLAGS['config'])
+  if FLAGS.config.job == 'finetune':
+    names += f' of {config_flags.get_config_filename(FLAGS["encoder"])}'
+  return f'{names} on {topology if topology.name else "what is here"}'
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('config')
+  logging.set_verbosity(logging.INFO)
+  app.run(main, flags_parser=cli.parse)
