@@ -9,11 +9,14 @@ import jax
 from absl import logging
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.runtime.distributed import environment, gpus, launchers
+from ijepa_jax.runtime.distributed import environment, gpus, launchers, peers
 
 
 def initialize(
-  coordinator: str = '', num_processes: int = 0, process_id: int = -1
+  coordinator: str = '',
+  num_processes: int = 0,
+  process_id: int = -1,
+  lost_after: float = 100.0,
 ) -> None:
   """Starts jax.distributed if this is one process of several.
 
@@ -24,6 +27,8 @@ def initialize(
     coordinator: 'host:port' of process 0.
     num_processes: of the whole job.
     process_id: of this process, from 0.
+    lost_after: seconds without a sign of life after which a process is lost,
+      and all others end, see peers.py.
 
   Raises:
     UserError: arguments or variables that are incomplete or name no process of
@@ -50,7 +55,7 @@ def initialize(
     return
   launcher, options = cluster
   logging.info('One process of several, says %s: %s.', launcher, options)
-  _connect(options)
+  _connect(options, lost_after)
   _check_devices(options.get('num_processes'))
   logging.info(
     'Process %d of %d is connected.', jax.process_index(), jax.process_count()

@@ -1,0 +1,291 @@
+"""Ends all processes of a job when one of them is gone, each with a sentence.
+
+Process 0 listens, the others are connected to it, and all send a sign of life
+again and again. A connection that closes is a process that was killed, and one
+that is silent a process that was stopped or cut off: whatever computes with it
+would wait for ever. A process that ends by an error tells the others why. Where
+this can not see, JAX's own heartbeats are still there.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+import traceback
+import uuid
+
+from absl import logging
+
+_BEATS = 10  # signs of life in the time after which silence is loss
+# Seconds for the main thread to end by itself, as where all met one error.
+_GRACE = 5.0
+_FAREWELL = 1.0  # seconds for the others to read the last words
+_CONNECT = 30.0  # seconds for process 0 to answer at the start
+_KEY = 'ijepa_jax/peers'
+_GOES_ON = 'so this one ends; the same command goes on from what is saved.'
+
+
+@dataclasses.dataclass
+class _Peer:
+  """Another process; `rank` is -1 until it has said who it is."""
+
+  socket: socket.socket
+  heard: float
+  rank: int = -1
+  host: str = ''
+  rest: bytes = b''  # of a line that is not complete
+  left: bool = False  # it is done
+
+
+class Peers:
+  """What a process knows of the others: of all in process 0, else of that one.
+
+  Attributes:
+    ending: the main thread ends this process.
+    gone: set once another process is.
+  """
+
+  def __init__(self, rank: int, count: int, seconds: float):
+    """Takes the place of this process, and how long silence may last."""
+    self.ending, self.gone = False, threading.Event()
+    self._rank, self._count, self._seconds = rank, count, seconds
+    self._token = uuid.uuid4().hex
+    self._peers: dict[socket.socket, _Peer] = {}
+    self._listener = None
+    self._selector, self._lock = selectors.DefaultSelector(), threading.Lock()
+
+  def open(self) -> str:
+    """Listens, in process 0; returns what the others `join` by."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    self._listener = socket.create_server(
+      ('', 0), family=family, backlog=self._count, dualstack_ipv6=dual
+    )
+    self._listener.setblocking(False)
+    self._selector.register(self._listener, selectors.EVENT_READ)
+    return f'{self._listener.getsockname()[1]} {self._token}'
+
+  def join(self, host: str, words: str) -> None:
+    """Connects to process 0.
+
+    Raises:
+      OSError: it can't be reached.
+    """
+    port, self._token = words.split()
+    connection = socket.create_connection((host, int(port)), _CONNECT)
+    self._add(connection, rank=0, host=host)
+    self.say(rank=self._rank, host=socket.gethostname(), token=self._token)
+
+  def start(self) -> None:
+    """Watches from now on, in a thread, until this process ends."""
+    threading.Thread(target=self._watch, daemon=True).start()
+    atexit.register(self.leave)
+
+  def leave(self) -> None:
+    """Says that this process is done, so that its end is no loss."""
+    self.ending = True
+    self.say(left=True)
+
+  def say(self, **message) -> None:
+    """Sends a message to all peers; without one, a sign of life."""
+    line = (json.dumps(message) if message else '') + '\n'
+    with self._lock:
+      for peer in self._peers.values():
+        # Of one that does not read, the watching thread sees the silence.
+        with contextlib.suppress(OSError):
+          peer.socket.sendall(line.encode())
+
+  def fail(self, error: BaseException) -> None:
+    """Ends this process, whose main thread has failed, and tells the others.
+
+    An error of what all compute together is most often another one's: then it
+    is waited for what is known of the others.
+    """
+    if _is_of_all(error) and self.gone.wait(self._seconds + _GRACE):
+      time.sleep(2 * _GRACE)  # the watching thread ends this process
+    self.ending = True
+    self.tell(*(ended := _print(error)))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    time.sleep(_FAREWELL)
+    os._exit(ended[0])
+
+  def tell(self, status: int, words: str) -> None:
+    """Says with what this process ends."""
+    self.ending = True
+    host = socket.gethostname()
+    self.say(rank=self._rank, host=host, words=words, status=status)
+
+  def _add(self, connection, **known) -> None:
+    connection.setblocking(False)
+    peer = _Peer(connection, time.monotonic(), **known)
+    with self._lock:
+      self._peers[connection] = peer
+    self._selector.register(connection, selectors.EVENT_READ)
+
+  def _watch(self) -> None:
+    spoken, beat = 0.0, self._seconds / _BEATS
+    while not self.ending:
+      for key, _ in self._selector.select(beat):
+        if key.fileobj is self._listener:
+          with contextlib.suppress(OSError):
+            self._add(self._listener.accept()[0])
+        else:
+          self._receive(self._peers[key.fileobj])
+      now = time.monotonic()
+      if now - spoken >= beat:
+        self.say()
+        spoken = now
+      for peer in list(self._peers.values()):
+        if now - peer.heard > self._seconds:
+          self._lose(
+            peer,
+            f'gives no sign of life for {self._seconds:g} s: it was stopped, '
+            'or its machine or network is down',
+          )
+
+  def _receive(self, peer: _Peer) -> None:
+    try:
+      data = peer.socket.recv(2**16)
+    except BlockingIOError:
+      return
+    except OSError:
+      data = b''
+    if not data:
+      self._lose(peer, 'has gone: it was killed, or its machine went down')
+      return
+    peer.heard = time.monotonic()
+    *lines, peer.rest = (peer.rest + data).split(b'\n')
+    for line in filter(None, lines):
+      try:
+        self._hear(peer, json.loads(line))
+      except (ValueError, KeyError, TypeError):  # none of this job
+        self._forget(peer)
+        return
+
+  def _hear(self, peer: _Peer, message: dict) -> None:
+    if peer.rank < 0:
+      if message['token'] != self._token:
+        raise ValueError
+      peer.rank, peer.host = int(message['rank']), str(message['host'])
+    elif 'left' in message:
+      peer.left = True
+    elif 'words' in message:
+      self._end(**message)
+
+  def _lose(self, peer: _Peer, words: str) -> None:
+    self._forget(peer)
+    if peer.rank >= 0 and not peer.left:
+      self._end(peer.rank, peer.host, words)
+
+  def _forget(self, peer: _Peer) -> None:
+    with self._lock:
+      self._peers.pop(peer.socket, None)
+    with contextlib.suppress(KeyError):
+      self._selector.unregister(peer.socket)
+    peer.socket.close()
+
+  def _end(self, rank: int, host: str, words: str, status: int = 0) -> None:
+    """Ends this process, since another one is gone.
+
+    Args:
+      rank, host: of that one.
+      words: what became of it.
+      status: with which it ended by itself; 0: it is lost.
+    """
+    if self._rank == 0:
+      self.say(rank=rank, host=host, words=words, status=status)
+    self.gone.set()
+    until = time.monotonic() + (_GRACE if status else _FAREWELL)
+    while time.monotonic() < until:
+      if self.ending:
+        return
+      time.sleep(0.1)
+    who = f'Process {rank} of {self._count} on {host}'
+    who = 'This process' if rank == self._rank else who
+    words = f'has ended: {words.rstrip(".")}' if status else words
+    _exit(f'{who} {words}, {_GOES_ON}', status or 1)
+
+
+_active: Peers | None = None
+
+
+def watch(rank: int, count: int, seconds: float) -> None:
+  """Watches the other processes from now on; jax.distributed is connected.
+
+  What can't be connected to is not watched, which is logged.
+
+  Args:
+    rank, count: of this process, and how many there are.
+    seconds: without a sign of life after which a process is lost.
+  """
+  global _active
+  # Here, since the workers of the input pipeline import main.py. JAX has no
+  # public name for its store of keys and values.
+  import jax
+  from jax._src import distributed
+
+  peers, state = Peers(rank, count, seconds), distributed.global_state
+  try:
+    if rank == 0:
+      state.client.key_value_set(_KEY, peers.open())
+    else:
+      words = state.client.blocking_key_value_get(_KEY, int(1000 * _CONNECT))
+      peers.join(state.coordinator_address.rpartition(':')[0].strip('[]'), words)
+  except (OSError, jax.errors.JaxRuntimeError) as error:
+    logging.warning(
+      'The other processes are not watched (%s): JAX ends this one, later and '
+      'in more words, where one of them is lost.',
+      error,
+    )
+    return
+  peers.start()
+  _active = peers
+
+
+def tell(status: int, words: str) -> None:
+  """Says to the others with what this process ends, alone or as they do."""
+  if _active:
+    _active.tell(status, words)
+
+
+def fail(error: BaseException) -> None:
+  """Ends this process by an error of its main thread, see Peers.fail.
+
+  Returns where it is alone, or where it is done.
+  """
+  if _active and not (isinstance(error, SystemExit) and not error.code):
+    _active.fail(error)
+
+
+def _is_of_all(error: BaseException | None) -> bool:
+  """Whether a computation or a barrier of all processes has failed."""
+  import jax
+
+  while error is not None:
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      return 'RESOURCE_EXHAUSTED' not in str(error)
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _print(error: BaseException) -> tuple[int, str]:
+  """Prints what Python prints; returns the exit status and one line."""
+  if not isinstance(error, SystemExit):
+    traceback.print_exception(error)
+    return 1, f'{type(error).__name__}: {error}'.splitlines()[0]
+  if isinstance(error.code, int):
+    return error.code, f'with status {error.code}'
+  print(error.code, file=sys.stderr)
+  return 1, str(error.code)
+
+
+def _exit(words: str, status: int) -> None:
+  os.write(2, f'\n{words}\n'.encode())
+  os._exit(status)
