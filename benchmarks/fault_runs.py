@@ -65,7 +65,9 @@ class Job:
     logs: files of what each has said.
   """
 
-  def __init__(self, workdir, count, *, knobs=(), devices=1, inside=None, **env):
+  def __init__(
+    self, workdir, count, *, knobs=(), devices=1, inside=None, **env
+  ):
     """Starts them.
 
     Args:
@@ -235,8 +237,7 @@ class Network:
       (etc / 'hosts').write_text(
         '127.0.0.1 localhost\n'
         + ''.join(
-          f'{self._address(k)} {other}\n'
-          for k, other in enumerate(self._names)
+          f'{self._address(k)} {other}\n' for k, other in enumerate(self._names)
         )
       )
     return self

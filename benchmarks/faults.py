@@ -1,6 +1,6 @@
 """What becomes of a run of several processes when something goes wrong.
 
-    nice python benchmarks/faults.py [--only=killed,kills] [--folder=runs/faults]
+    nice python benchmarks/faults.py [--only=killed,kills] [--folder=runs/x]
 
 Each row of the table is a run of two or three processes on this machine, small
 and on its CPU, to which something is done at step 50: docs/faults.md says what.
@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from absl import app, flags
@@ -163,6 +164,24 @@ def disk():
     subprocess.run(['umount', disk], check=False)
 
 
+def bucket():
+  """The bucket of two refuses all connections for a minute."""
+  from fault_bucket import Bucket
+
+  workdir = f'gs://faults/run-{time.time():.0f}'
+  logs = folder() / 'bucket-logs'
+  undisturbed(2)
+  with Bucket(logs) as gs:
+
+    def outage(_):
+      gs.refuse()
+      threading.Timer(60, gs.answer).start()
+
+    return fault(
+      'bucket', outage, count=2, workdir=workdir, LOGS=str(logs), **gs.env
+    )
+
+
 def kills():
   """Both of two are killed, again and again, at random moments."""
   random_ = random.Random(_SEED.value)
@@ -209,7 +228,16 @@ def kills():
 
 ROWS = {
   f.__name__: f
-  for f in (killed, coordinator, stopped, network, preempted, disk, kills)
+  for f in (
+    killed,
+    coordinator,
+    stopped,
+    network,
+    preempted,
+    disk,
+    bucket,
+    kills,
+  )
 }
 
 

@@ -389,6 +389,7 @@ def test_by_hand(started):
       'num_processes': 2,
       'process_id': 0,
       'cluster_detection_method': 'deactivate',
+      'heartbeat_timeout_seconds': 260,
     }
   ]
 

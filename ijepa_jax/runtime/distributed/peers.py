@@ -216,13 +216,12 @@ class Peers:
 _active: Peers | None = None
 
 
-def watch(rank: int, count: int, seconds: float) -> None:
-  """Watches the other processes from now on; jax.distributed is connected.
+def watch(seconds: float) -> None:
+  """Watches the other processes, once jax.distributed is connected to them.
 
   What can't be connected to is not watched, which is logged.
 
   Args:
-    rank, count: of this process, and how many there are.
     seconds: without a sign of life after which a process is lost.
   """
   global _active
@@ -231,13 +230,16 @@ def watch(rank: int, count: int, seconds: float) -> None:
   import jax
   from jax._src import distributed
 
-  peers, state = Peers(rank, count, seconds), distributed.global_state
+  state = distributed.global_state
+  if state.client is None:
+    return
+  peers = Peers(state.process_id, state.num_processes, seconds)
   try:
-    if rank == 0:
+    if state.process_id == 0:
       state.client.key_value_set(_KEY, peers.open())
     else:
       words = state.client.blocking_key_value_get(_KEY, int(1000 * _CONNECT))
-      peers.join(state.coordinator_address.rpartition(':')[0].strip('[]'), words)
+      peers.join(_split(state.coordinator_address)[0], words)
   except (OSError, jax.errors.JaxRuntimeError) as error:
     logging.warning(
       'The other processes are not watched (%s): JAX ends this one, later and '
@@ -262,6 +264,33 @@ def fail(error: BaseException) -> None:
   """
   if _active and not (isinstance(error, SystemExit) and not error.code):
     _active.fail(error)
+
+
+def end() -> None:
+  """Ends this process, in place of JAX, which has lost process 0 or an other.
+
+  The thread that watches them may know more, and ends it sooner.
+  """
+  from jax._src import distributed
+
+  time.sleep(2 * _GRACE)
+  address = distributed.global_state.coordinator_address or ''
+  reason = unreachable(address) or 'JAX has given up, as it says above'
+  _exit(f'The job of {address} is broken: {reason}, {_GOES_ON}', 1)
+
+
+def unreachable(address: str) -> str:
+  """Says why 'host:port' can't be reached; '': it can."""
+  try:
+    with socket.create_connection(_split(address), _GRACE):
+      return ''
+  except (OSError, ValueError) as error:
+    return f'process 0 can not be reached ({error})'
+
+
+def _split(address: str) -> tuple[str, int]:
+  host, _, port = address.rpartition(':')
+  return host.strip('[]'), int(port)
 
 
 def _is_of_all(error: BaseException | None) -> bool:

@@ -9,7 +9,13 @@ import jax
 from absl import logging
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.runtime.distributed import environment, gpus, launchers, peers
+from ijepa_jax.runtime.distributed import (
+  aborts,
+  environment,
+  gpus,
+  launchers,
+  peers,
+)
 
 
 def initialize(
@@ -56,18 +62,22 @@ def initialize(
   launcher, options = cluster
   logging.info('One process of several, says %s: %s.', launcher, options)
   _connect(options, lost_after)
+  peers.watch(lost_after)
   _check_devices(options.get('num_processes'))
   logging.info(
     'Process %d of %d is connected.', jax.process_index(), jax.process_count()
   )
 
 
-def _connect(options):
+def _connect(options, lost_after):
   failures = []
+  # Behind peers.py, which sees more: what it can't see this still ends.
+  options = options | {'heartbeat_timeout_seconds': int(2 * lost_after + 60)}
 
   def call():
     try:
-      jax.distributed.initialize(**options)
+      with aborts.replaced(peers.end):
+        jax.distributed.initialize(**options)
     except Exception as error:
       failures.append(error)
 
@@ -79,10 +89,11 @@ def _connect(options):
   for error in failures:
     if not isinstance(error, RuntimeError):
       raise error
+    address = options.get('coordinator_address', 'the address of process 0')
+    reason = peers.unreachable(address) if 'bad_cast' in str(error) else error
     raise UserError(
-      'The processes of the job did not find one another at '
-      f'{options.get("coordinator_address", "the address of process 0")}: '
-      f'{error}'
+      f'The processes of the job did not find one another at {address}: '
+      f'{reason or "process 0 is there, others are not; start all of them"}.'
     ) from error
 
 
