@@ -28,20 +28,21 @@ from ijepa_jax.runtime.checkpoint import reader
 from ijepa_jax.train import compile
 from ijepa_jax.train.run import make_run
 
-# Small and soon compiled; a checkpoint every 20 of 400 steps.
+# Small and soon compiled.
 KNOBS = {
-  'total_steps': 400,
+  'total_steps': 80,
   'batch_size': 12,
   'data.count': 300,
-  'model.width': 32,
+  'model.width': 16,
   'model.depth': 1,
   'model.heads': 2,
-  'optim.warmup_steps': 20,
-  'checkpoint.every_steps': 20,
+  'optim.warmup_steps': 10,
+  'checkpoint.every_steps': 10,
   'health.every_steps': 0,
   'probe.every_steps': 0,
   'log.tensorboard': False,
 }
+LOST_AFTER = 30  # seconds; the default is 100
 # Of metrics.jsonl, what is measured and not computed.
 _MEASURED = 'images_per_second', 'data_wait_share', 'compilations', 'seconds/'
 
@@ -96,7 +97,7 @@ class Job:
       ]
       if count > 1:
         command += [f'--coordinator={host}:{port}', f'--num_processes={count}']
-        command += [f'--process_id={i}']
+        command += [f'--process_id={i}', f'--lost_after={LOST_AFTER}']
       with log.open('w') as file:
         self.processes.append(
           subprocess.Popen(

@@ -3,7 +3,7 @@
     nice python benchmarks/faults.py [--only=killed,kills] [--folder=runs/x]
 
 Each row of the table is a run of two or three processes on this machine, small
-and on its CPU, to which something is done at step 50: docs/faults.md says what.
+and on its CPU, to which something is done at step 25: docs/faults.md says what.
 It shows what the others say and after how long they end, whether the newest
 checkpoint can be read with all its checksums, where the same command goes on,
 and whether its numbers, weights and moments are in the end the very same as
@@ -33,7 +33,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import fault_runs
 from fault_runs import Job, Network, last_step, newest, same
 
-_STEP = 50  # at which the fault happens; 40 is saved
+_STEP = 25  # at which the fault happens; 20 is saved
 _FOLDER = flags.DEFINE_string('folder', 'runs/faults', 'Of all the runs.')
 _ONLY = flags.DEFINE_list('only', [], 'Rows to make; all, if empty.')
 _COUNT = flags.DEFINE_integer('count', 20, 'Kills of the row "kills".')
@@ -58,7 +58,7 @@ def fault(name, act, *, count=3, workdir=None, spared=(), then=None, **start):
 
   Args:
     name: of the row, and of the workdir.
-    act: is called with the Job at step 50.
+    act: is called with the Job at step 25.
     count: processes.
     workdir: if not in --folder.
     spared: processes whose end is not waited for.
@@ -192,7 +192,9 @@ def kills():
   rows, kill, run = [], 0, 0
   workdir = folder() / 'kills-0'
   shutil.rmtree(workdir, ignore_errors=True)
-  while kill < _COUNT.value or last_step(workdir) < 400:
+  while (
+    kill < _COUNT.value or last_step(workdir) < fault_runs.KNOBS['total_steps']
+  ):
     pause = random_.uniform(0, length) if kill < _COUNT.value else 1e9
     with Job(workdir, 2) as job:
       until = time.monotonic() + pause
