@@ -18,7 +18,7 @@ SCRIPT = """
 import os, sys, time
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime.distributed import peers
-peers._GRACE, peers._FAREWELL = 0.5, 0.2
+peers.GRACE, peers._FAREWELL = 0.5, 0.2
 rank = int(sys.argv[1])
 peers._active = p = peers.Peers(rank, 3, 1.0)
 if rank:

@@ -1,10 +1,9 @@
 """Ends all processes of a job when one of them is gone, each with a sentence.
 
 Process 0 listens, the others are connected to it, and all send a sign of life
-again and again. A connection that closes is a process that was killed, and one
-that is silent a process that was stopped or cut off: whatever computes with it
-would wait for ever. A process that ends by an error tells the others why. Where
-this can not see, JAX's own heartbeats are still there.
+again and again. A connection that closes is a process that was killed, a silent
+one a process that was stopped or cut off: whatever computes with it would wait
+for ever. One that ends by an error tells the others why. (See aborts.py too.)
 """
 
 import atexit
@@ -22,13 +21,15 @@ import uuid
 
 from absl import logging
 
+from ijepa_jax.runtime.distributed import environment
+
 _BEATS = 10  # signs of life in the time after which silence is loss
 # Seconds for the main thread to end by itself, as where all met one error.
-_GRACE = 5.0
+GRACE = 5.0
 _FAREWELL = 1.0  # seconds for the others to read the last words
 _CONNECT = 30.0  # seconds for process 0 to answer at the start
 _KEY = 'ijepa_jax/peers'
-_GOES_ON = 'so this one ends; the same command goes on from what is saved.'
+GOES_ON = 'so this one ends; the same command goes on from what is saved.'
 
 
 @dataclasses.dataclass
@@ -107,14 +108,21 @@ class Peers:
     An error of what all compute together is most often another one's: then it
     is waited for what is known of the others.
     """
-    if _is_of_all(error) and self.gone.wait(self._seconds + _GRACE):
-      time.sleep(2 * _GRACE)  # the watching thread ends this process
+    if _is_of_all(error):
+      if not self.gone.wait(GRACE):
+        logging.error(
+          'What all processes compute together has failed; in %.0f s it is '
+          'known whether one is lost.',
+          self._seconds,
+        )
+      if self.gone.wait(self._seconds):
+        time.sleep(2 * GRACE)  # the watching thread ends this process
     self.ending = True
-    self.tell(*(ended := _print(error)))
+    status, words = _print(error)
+    self.tell(status, words)
     sys.stdout.flush()
-    sys.stderr.flush()
     time.sleep(_FAREWELL)
-    os._exit(ended[0])
+    os._exit(status)
 
   def tell(self, status: int, words: str) -> None:
     """Says with what this process ends."""
@@ -202,7 +210,7 @@ class Peers:
     if self._rank == 0:
       self.say(rank=rank, host=host, words=words, status=status)
     self.gone.set()
-    until = time.monotonic() + (_GRACE if status else _FAREWELL)
+    until = time.monotonic() + (GRACE if status else _FAREWELL)
     while time.monotonic() < until:
       if self.ending:
         return
@@ -210,7 +218,7 @@ class Peers:
     who = f'Process {rank} of {self._count} on {host}'
     who = 'This process' if rank == self._rank else who
     words = f'has ended: {words.rstrip(".")}' if status else words
-    _exit(f'{who} {words}, {_GOES_ON}', status or 1)
+    exit_with(f'{who} {words}, {GOES_ON}', status or 1)
 
 
 _active: Peers | None = None
@@ -239,7 +247,7 @@ def watch(seconds: float) -> None:
       state.client.key_value_set(_KEY, peers.open())
     else:
       words = state.client.blocking_key_value_get(_KEY, int(1000 * _CONNECT))
-      peers.join(_split(state.coordinator_address)[0], words)
+      peers.join(environment.split_address(state.coordinator_address)[0], words)
   except (OSError, jax.errors.JaxRuntimeError) as error:
     logging.warning(
       'The other processes are not watched (%s): JAX ends this one, later and '
@@ -258,39 +266,9 @@ def tell(status: int, words: str) -> None:
 
 
 def fail(error: BaseException) -> None:
-  """Ends this process by an error of its main thread, see Peers.fail.
-
-  Returns where it is alone, or where it is done.
-  """
+  """Peers.fail; returns where this process is alone, or where it is done."""
   if _active and not (isinstance(error, SystemExit) and not error.code):
     _active.fail(error)
-
-
-def end() -> None:
-  """Ends this process, in place of JAX, which has lost process 0 or an other.
-
-  The thread that watches them may know more, and ends it sooner.
-  """
-  from jax._src import distributed
-
-  time.sleep(2 * _GRACE)
-  address = distributed.global_state.coordinator_address or ''
-  reason = unreachable(address) or 'JAX has given up, as it says above'
-  _exit(f'The job of {address} is broken: {reason}, {_GOES_ON}', 1)
-
-
-def unreachable(address: str) -> str:
-  """Says why 'host:port' can't be reached; '': it can."""
-  try:
-    with socket.create_connection(_split(address), _GRACE):
-      return ''
-  except (OSError, ValueError) as error:
-    return f'process 0 can not be reached ({error})'
-
-
-def _split(address: str) -> tuple[str, int]:
-  host, _, port = address.rpartition(':')
-  return host.strip('[]'), int(port)
 
 
 def _is_of_all(error: BaseException | None) -> bool:
@@ -315,6 +293,7 @@ def _print(error: BaseException) -> tuple[int, str]:
   return 1, str(error.code)
 
 
-def _exit(words: str, status: int) -> None:
+def exit_with(words: str, status: int) -> None:
+  """Ends this process at once, from any thread, with a sentence."""
   os.write(2, f'\n{words}\n'.encode())
   os._exit(status)

@@ -76,7 +76,7 @@ def _connect(options, lost_after):
 
   def call():
     try:
-      with aborts.replaced(peers.end):
+      with aborts.replaced():
         jax.distributed.initialize(**options)
     except Exception as error:
       failures.append(error)
@@ -90,7 +90,7 @@ def _connect(options, lost_after):
     if not isinstance(error, RuntimeError):
       raise error
     address = options.get('coordinator_address', 'the address of process 0')
-    reason = peers.unreachable(address) if 'bad_cast' in str(error) else error
+    reason = aborts.unreachable() if 'bad_cast' in str(error) else error
     raise UserError(
       f'The processes of the job did not find one another at {address}: '
       f'{reason or "process 0 is there, others are not; start all of them"}.'
