@@ -33,6 +33,7 @@ class Bucket:
       'STORAGE_EMULATOR_HOST': url,  # gcsfs and google-cloud-storage
       'TENSORSTORE_GCS_HTTP_URL': url,
       'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',  # TensorStore
+      'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
       'FSSPEC_GCS_TOKEN': 'anon',
       'FSSPEC_GS_TOKEN': 'anon',
     }

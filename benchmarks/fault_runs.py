@@ -262,6 +262,10 @@ class Network:
     """Takes the link of a process down."""
     self._ip(f'link set {self._names[process]}v down')
 
+  def join(self, process: int) -> None:
+    """Takes it up again."""
+    self._ip(f'link set {self._names[process]}v up')
+
   def _address(self, process: int) -> str:
     return f'10.213.7.{process + 1}'
 

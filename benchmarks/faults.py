@@ -1,13 +1,13 @@
 """What becomes of a run of several processes when something goes wrong.
 
-    nice python benchmarks/faults.py [--only=killed,kills] [--folder=runs/x]
+    nice python benchmarks/faults.py [--only=faults,kills,bucket]
 
-Each row of the table is a run of two or three processes on this machine, small
-and on its CPU, to which something is done at step 25: docs/faults.md says what.
-It shows what the others say and after how long they end, whether the newest
-checkpoint can be read with all its checksums, where the same command goes on,
-and whether its numbers, weights and moments are in the end the very same as
-those of a run that was left alone. Rows that are there are not made again.
+One run of three processes, small and on the CPU of this machine, suffers one
+fault after the other, and goes on by the same command: docs/faults.md has the
+table. Shown is what the others say and after how long they end, which is the
+newest checkpoint that can be read with all its checksums, where the same command
+goes on, and whether numbers, weights and moments are in the end the very same as
+those of a run that was left alone. Stories that are there are not made again.
 
 Needs root and `ip` for the network, root for the disk, and for the bucket
     pip install gcsfs gcp-storage-emulator
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from absl import app, flags
 
@@ -33,135 +34,117 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import fault_runs
 from fault_runs import Job, Network, last_step, newest, same
 
-_STEP = 25  # at which the fault happens; 20 is saved
+TOTAL = fault_runs.KNOBS['total_steps']
 _FOLDER = flags.DEFINE_string('folder', 'runs/faults', 'Of all the runs.')
-_ONLY = flags.DEFINE_list('only', [], 'Rows to make; all, if empty.')
-_COUNT = flags.DEFINE_integer('count', 20, 'Kills of the row "kills".')
+_ONLY = flags.DEFINE_list('only', [], 'Stories to make; all, if empty.')
+_COUNT = flags.DEFINE_integer('count', 20, 'Kills of "kills".')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the moments of the kills.')
-
-
-def undisturbed(count: int) -> pathlib.Path:
-  """-> the workdir of a run of so many processes that was left alone."""
-  workdir = folder() / f'undisturbed-{count}'
-  if last_step(workdir) < fault_runs.KNOBS['total_steps']:
-    with Job(workdir, count) as job:
-      assert not any(end.status for end in job.ends()), job.logs
-  return workdir
 
 
 def folder() -> pathlib.Path:
   return pathlib.Path(_FOLDER.value).resolve()
 
 
-def fault(name, act, *, count=3, workdir=None, spared=(), then=None, **start):
-  """Makes a row.
-
-  Args:
-    name: of the row, and of the workdir.
-    act: is called with the Job at step 25.
-    count: processes.
-    workdir: if not in --folder.
-    spared: processes whose end is not waited for.
-    then: is called with the Job once the others have ended; gives more ends.
-    **start: arguments of Job.
-  """
-  if workdir is None:
-    workdir = folder() / name
-    shutil.rmtree(workdir, ignore_errors=True)
-  with Job(workdir, count, **start) as job:
-    job.reach(_STEP)
-    act(job)
-    ends = job.ends(without=spared)
-    reached = last_step(workdir)
-    ends += then(job) if then else []
-  return finish(workdir, count, ends, reached, **start)
-
-
-def finish(workdir, count, ends, reached, **start):
-  """-> a row: the rest of the run, by the same command."""
-  step, _ = newest(workdir)
-  with Job(workdir, count, **start) as job:
-    statuses = [end.status for end in job.ends()]
-    went_on = job.from_step()
-  return {
-    'ends': [dataclasses.asdict(end) for end in ends],
-    'reached': reached,
-    'loadable': step,
-    'went_on_from': went_on,
-    'statuses_of_the_rest': statuses,
-    'same': same(workdir, undisturbed(count)),
-  }
+def undisturbed(count: int) -> pathlib.Path:
+  """-> the workdir of a run of so many processes that was left alone."""
+  workdir = folder() / f'undisturbed-{count}'
+  if last_step(workdir) < TOTAL:
+    with Job(workdir, count) as job:
+      assert not any(end.status for end in job.ends()), job.logs
+  return workdir
 
 
 def send(process: int, number: int):
   return lambda job: job.processes[process].send_signal(number)
 
 
-def killed():
-  """One of three is killed."""
-  return fault('killed', send(1, signal.SIGKILL), spared=[1])
+@dataclasses.dataclass
+class Fault:
+  """What is done to a run of three processes.
+
+  Attributes:
+    step: at which.
+    act, after: called with the Job: to do it, and to undo it when all others
+      have ended.
+    victims: processes that do not end by themselves.
+  """
+
+  step: int
+  act: Callable
+  after: Callable = lambda job: None
+  victims: tuple[int, ...] = ()
 
 
-def coordinator():
-  """Process 0 of three is killed."""
-  return fault('coordinator', send(0, signal.SIGKILL), spared=[0])
+def suffer(faults: dict[str, Fault], workdir, count=3, **start) -> dict:
+  """Trains one run, by the same command after each fault, to its end.
+
+  Args:
+    faults: by name, in the order of their steps.
+    workdir, count, **start: arguments of Job.
+
+  Returns:
+    A row of each.
+  """
+  rows, before = {}, ''
+  for name, fault in faults.items():
+    with Job(workdir, count, **start) as job:
+      job.reach(fault.step)
+      fault.act(job)
+      ends = job.ends(without=fault.victims)
+      reached, went_on = last_step(workdir), job.from_step()
+      fault.after(job)
+      if name == 'stopped':  # it was continued
+        ends += job.ends(without={0, 1, 2} - {*fault.victims})
+    if rows:
+      rows[before]['went_on_from'] = went_on
+    loadable, _ = newest(workdir)
+    rows[name] = {
+      'ends': [dataclasses.asdict(end) for end in ends],
+      'reached': reached,
+      'loadable': loadable,
+    }
+    before = name
+    show(name, rows[name])
+  with Job(workdir, count, **start) as job:
+    assert not any(end.status for end in job.ends()), job.logs
+    rows[before]['went_on_from'] = job.from_step()
+  equal = same(workdir, undisturbed(count))
+  return rows | {'all': {'same': equal}}
 
 
-def stopped():
-  """One of three is stopped, and continued when the others have ended."""
-
-  def then(job):
-    send(1, signal.SIGCONT)(job)
-    return job.ends(without=[0, 2])
-
-  return fault('stopped', send(1, signal.SIGSTOP), spared=[1], then=then)
+def fill(disk: pathlib.Path) -> None:
+  with contextlib.suppress(OSError), (disk / 'filler').open('wb') as file:
+    while True:
+      file.write(bytes(4096))
+      file.flush()
 
 
-def network():
-  """The link of one of three is taken down."""
-  with Network(3) as net:
-    act = lambda job: net.cut(2)  # noqa: E731
-    workdir = folder() / 'network'
-    shutil.rmtree(workdir, ignore_errors=True)
-    with Job(workdir, 3, inside=net) as job:
-      job.reach(_STEP)
-      act(job)
-      ends, reached = job.ends(), last_step(workdir)
-  with Network(3) as net:
-    return finish(workdir, 3, ends, reached, inside=net)
-
-
-def preempted():
-  """One of three gets SIGTERM."""
-  return fault('preempted', send(2, signal.SIGTERM))
-
-
-def disk():
-  """The disk of two is full at a save, and has room again later."""
+def faults() -> dict:
+  """One run of three processes, each with an address of its own, whose disk is
+  a small one.
+  """
   disk = folder() / 'disk'
   disk.mkdir(exist_ok=True)
-  logs = str(folder() / 'disk-logs')
-  subprocess.run(
-    ['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', disk], check=True
-  )
-  try:
-    filler = disk / 'filler'
-
-    def fill(job):
-      with contextlib.suppress(OSError), filler.open('wb') as file:
-        while True:
-          file.write(bytes(4096))
-
-    return fault(
-      'disk',
-      fill,
-      count=2,
-      workdir=disk / 'run',
-      then=lambda job: filler.unlink() or [],
-      LOGS=logs,
-    )
-  finally:
-    subprocess.run(['umount', disk], check=False)
+  logs = folder() / 'logs'
+  with contextlib.ExitStack() as stack:
+    size = ['-o', 'size=32m']
+    mount = ['mount', '-t', 'tmpfs', *size, 'faults', str(disk)]
+    subprocess.run(mount, check=True)
+    stack.callback(subprocess.run, ['umount', str(disk)])
+    net = stack.enter_context(Network(3))
+    stages = {
+      'killed': Fault(15, send(1, signal.SIGKILL), victims=(1,)),
+      'coordinator': Fault(25, send(0, signal.SIGKILL), victims=(0,)),
+      'stopped': Fault(
+        *(35, send(1, signal.SIGSTOP), send(1, signal.SIGCONT)), victims=(1,)
+      ),
+      'network': Fault(45, lambda _: net.cut(2), lambda _: net.join(2)),
+      'preempted': Fault(55, send(2, signal.SIGTERM)),
+      'disk': Fault(
+        75, lambda _: fill(disk), lambda _: (disk / 'filler').unlink()
+      ),
+    }
+    return suffer(stages, disk / 'run', inside=net, LOGS=str(logs))
 
 
 def bucket():
@@ -177,9 +160,8 @@ def bucket():
       gs.refuse()
       threading.Timer(60, gs.answer).start()
 
-    return fault(
-      'bucket', outage, count=2, workdir=workdir, LOGS=str(logs), **gs.env
-    )
+    stages = {'bucket': Fault(21, outage)}
+    return suffer(stages, workdir, 2, LOGS=str(logs), **gs.env)
 
 
 def kills():
@@ -192,9 +174,7 @@ def kills():
   rows, kill, run = [], 0, 0
   workdir = folder() / 'kills-0'
   shutil.rmtree(workdir, ignore_errors=True)
-  while (
-    kill < _COUNT.value or last_step(workdir) < fault_runs.KNOBS['total_steps']
-  ):
+  while kill < _COUNT.value or last_step(workdir) < TOTAL:
     pause = random_.uniform(0, length) if kill < _COUNT.value else 1e9
     with Job(workdir, 2) as job:
       until = time.monotonic() + pause
@@ -225,43 +205,36 @@ def kills():
         run += 1
         workdir = folder() / f'kills-{run}'
         shutil.rmtree(workdir, ignore_errors=True)
-  return {'kills': rows, 'runs': run + 1, 'same': True, 'seconds': length}
+  return {str(i): row for i, row in enumerate(rows)} | {
+    'all': {'runs': run + 1}
+  }
 
 
-ROWS = {
-  f.__name__: f
-  for f in (
-    killed,
-    coordinator,
-    stopped,
-    network,
-    preempted,
-    disk,
-    bucket,
-    kills,
-  )
-}
+STORIES = {f.__name__: f for f in (faults, kills, bucket)}
 
 
 def show(name: str, row: dict) -> None:
-  print(f'\n{name}: {ROWS[name].__doc__}')
+  print(f'\n{name}:')
   for end in row.get('ends', ()):
     print(
       f'  process {end["process"]}: status {end["status"]} after '
       f'{end["seconds"]:.1f} s: {end["words"]}'
     )
   print('  ' + json.dumps({k: v for k, v in row.items() if k != 'ends'}))
+  sys.stdout.flush()
 
 
 def main(_):
   rows = folder() / 'rows'
   rows.mkdir(parents=True, exist_ok=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder() / 'compiled')
-  for name in _ONLY.value or ROWS:
+  for name in _ONLY.value or STORIES:
     path = rows / f'{name}.json'
     if _ONLY.value or not path.exists():
-      path.write_text(json.dumps(ROWS[name](), indent=2))
-    show(name, json.loads(path.read_text()))
+      path.write_text(json.dumps(STORIES[name](), indent=2))
+    print(f'\n{name}: {STORIES[name].__doc__}')
+    for row in json.loads(path.read_text()).items():
+      show(*row)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A run that goes on with other numbers of processes and devices is the same."""
+"""A run that goes on with other numbers of processes and devices stays one."""
 
 import pytest
 
