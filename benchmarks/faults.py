@@ -5,9 +5,10 @@
 One run of three processes, small and on the CPU of this machine, suffers one
 fault after the other, and goes on by the same command: docs/faults.md has the
 table. Shown is what the others say and after how long they end, which is the
-newest checkpoint that can be read with all its checksums, where the same command
-goes on, and whether numbers, weights and moments are in the end the very same as
-those of a run that was left alone. Stories that are there are not made again.
+newest checkpoint that can be read with all its checksums, where the same
+command goes on, and whether numbers, weights and moments are in the end the
+very same as those of a run that was left alone. Stories that are there are not
+made again.
 
 Needs root and `ip` for the network, root for the disk, and for the bucket
     pip install gcsfs gcp-storage-emulator
