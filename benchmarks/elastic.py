@@ -28,8 +28,8 @@ _FOLDER = flags.DEFINE_string('folder', 'runs/elastic', 'Of both runs.')
 
 # Processes, devices of each, mesh.fsdp: one start after the other.
 STARTS = (
-  *((1, 1, 1), (2, 1, 1), (4, 1, 2), (2, 1, 2)),
-  *((1, 3, 3), (1, 5, 1), (2, 3, 3), (1, 7, 1), (4, 2, 8)),
+  *((1, 1, 1), (2, 1, 1), (4, 1, 2), (2, 3, 3)),
+  *((1, 3, 1), (1, 5, 1), (1, 7, 1), (2, 4, 8)),
 )
 EACH = 4  # steps, and one or two more until all have stopped
 KNOBS = {
