@@ -147,9 +147,10 @@ class Job:
     return [found[i] for i in sorted(found)]
 
   def said(self, process: int) -> str:
-    """The last line of what a process has said."""
+    """The last line of what a process has said, but for what it logs."""
     lines = self.logs[process].read_text(errors='replace').split('\n')
-    return next((line for line in reversed(lines) if line.strip()), '')
+    said = (x for x in reversed(lines) if x and not re.match(r'[IW]\d{4} ', x))
+    return next(said, '')
 
   def from_step(self) -> int:
     """The step that this start went on from."""

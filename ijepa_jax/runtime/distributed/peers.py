@@ -110,19 +110,14 @@ class Peers:
     """
     if _is_of_all(error):
       if not self.gone.wait(GRACE):
-        logging.error(
-          'What all processes compute together has failed; in %.0f s it is '
-          'known whether one is lost.',
-          self._seconds,
-        )
+        logging.error('What all compute has failed: is one of them lost?')
       if self.gone.wait(self._seconds):
         time.sleep(2 * GRACE)  # the watching thread ends this process
     self.ending = True
-    status, words = _print(error)
-    self.tell(status, words)
+    self.tell(1, _print(error))
     sys.stdout.flush()
     time.sleep(_FAREWELL)
-    os._exit(status)
+    os._exit(1)
 
   def tell(self, status: int, words: str) -> None:
     """Says with what this process ends."""
@@ -139,7 +134,9 @@ class Peers:
 
   def _watch(self) -> None:
     spoken, beat = 0.0, self._seconds / _BEATS
+    now = time.monotonic()
     while not self.ending:
+      before = now
       for key, _ in self._selector.select(beat):
         if key.fileobj is self._listener:
           with contextlib.suppress(OSError):
@@ -150,6 +147,8 @@ class Peers:
       if now - spoken >= beat:
         self.say()
         spoken = now
+      if now - before > 3 * beat:
+        continue  # it was this process that was stopped: what came meanwhile?
       for peer in list(self._peers.values()):
         if now - peer.heard > self._seconds:
           self._lose(
@@ -188,9 +187,9 @@ class Peers:
       self._end(**message)
 
   def _lose(self, peer: _Peer, words: str) -> None:
-    self._forget(peer)
     if peer.rank >= 0 and not peer.left:
       self._end(peer.rank, peer.host, words)
+    self._forget(peer)
 
   def _forget(self, peer: _Peer) -> None:
     with self._lock:
@@ -266,8 +265,9 @@ def tell(status: int, words: str) -> None:
 
 
 def fail(error: BaseException) -> None:
-  """Peers.fail; returns where this process is alone, or where it is done."""
-  if _active and not (isinstance(error, SystemExit) and not error.code):
+  """Peers.fail; returns where this process is alone or done, or all stop."""
+  done = isinstance(error, SystemExit) and not isinstance(error.code, str)
+  if _active and not done:
     _active.fail(error)
 
 
@@ -282,15 +282,13 @@ def _is_of_all(error: BaseException | None) -> bool:
   return False
 
 
-def _print(error: BaseException) -> tuple[int, str]:
-  """Prints what Python prints; returns the exit status and one line."""
-  if not isinstance(error, SystemExit):
-    traceback.print_exception(error)
-    return 1, f'{type(error).__name__}: {error}'.splitlines()[0]
-  if isinstance(error.code, int):
-    return error.code, f'with status {error.code}'
-  print(error.code, file=sys.stderr)
-  return 1, str(error.code)
+def _print(error: BaseException) -> str:
+  """Prints what Python would print; returns one line of it."""
+  if isinstance(error, SystemExit):
+    print(error.code, file=sys.stderr)
+    return error.code
+  traceback.print_exception(error)
+  return f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
 def exit_with(words: str, status: int) -> None:
