@@ -81,7 +81,7 @@ class Job:
       **env: more of the environment, with main.py's replacement in MAIN.
     """
     self.workdir, self.logs, self.processes = workdir, [], []
-    main = env.pop('MAIN', str(ROOT / 'main.py'))
+    main = env.pop('MAIN', str(ROOT / 'benchmarks/fault_main.py'))
     host = inside.host if inside else 'localhost'
     port = free_port()
     knobs = KNOBS | dict(knobs)

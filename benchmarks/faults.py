@@ -38,6 +38,7 @@ from fault_runs import Job, Network, last_step, newest, same
 TOTAL = fault_runs.KNOBS['total_steps']
 _FOLDER = flags.DEFINE_string('folder', 'runs/faults', 'Of all the runs.')
 _ONLY = flags.DEFINE_list('only', [], 'Stories to make; all, if empty.')
+_FAULTS = flags.DEFINE_list('faults', [], 'Of "faults"; all, if empty.')
 _COUNT = flags.DEFINE_integer('count', 20, 'Kills of "kills".')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the moments of the kills.')
 
@@ -145,7 +146,8 @@ def faults() -> dict:
         75, lambda _: fill(disk), lambda _: (disk / 'filler').unlink()
       ),
     }
-    return suffer(stages, disk / 'run', inside=net, LOGS=str(logs))
+    chosen = {k: stages[k] for k in _FAULTS.value or stages}
+    return suffer(chosen, disk / 'run', inside=net, LOGS=str(logs))
 
 
 def bucket():

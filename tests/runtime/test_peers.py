@@ -170,3 +170,7 @@ def test_memory_is_no_fault_of_others():
     error = jax.errors.JaxRuntimeError(words)
     assert peers._is_of_all(error) == expected
   assert not peers._is_of_all(ValueError())
+  error = ValueError(
+    'UNKNOWN: Gloo AllGather failed: Connection closed by peer'
+  )
+  assert peers._is_of_all(error)
