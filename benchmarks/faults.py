@@ -170,10 +170,11 @@ def bucket():
 def kills():
   """Both of two are killed, again and again, at random moments."""
   random_ = random.Random(_SEED.value)
-  began = time.monotonic()
-  shutil.rmtree(folder() / 'undisturbed-2', ignore_errors=True)
-  undisturbed(2)
-  length = time.monotonic() - began
+  for _ in range(2):  # the second finds what is compiled
+    began = time.monotonic()
+    shutil.rmtree(folder() / 'undisturbed-2', ignore_errors=True)
+    undisturbed(2)
+    length = time.monotonic() - began
   rows, kill, run = [], 0, 0
   workdir = folder() / 'kills-0'
   shutil.rmtree(workdir, ignore_errors=True)
