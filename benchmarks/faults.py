@@ -175,10 +175,10 @@ def kills():
     shutil.rmtree(folder() / 'undisturbed-2', ignore_errors=True)
     undisturbed(2)
     length = time.monotonic() - began
-  rows, kill, run = [], 0, 0
+  rows, kill, run, complete = [], 0, 0, False
   workdir = folder() / 'kills-0'
   shutil.rmtree(workdir, ignore_errors=True)
-  while kill < _COUNT.value or last_step(workdir) < TOTAL:
+  while kill < _COUNT.value or not complete:
     pause = random_.uniform(0, length) if kill < _COUNT.value else 1e9
     with Job(workdir, 2) as job:
       until = time.monotonic() + pause
@@ -188,7 +188,8 @@ def kills():
         time.sleep(0.01)
       ended = [p.poll() for p in job.processes]
       assert set(ended) <= {None, 0}, f'{ended}: {job.logs}'
-      if ended != [0, 0]:
+      complete = ended == [0, 0]
+      if not complete:
         for process in job.processes:
           process.send_signal(signal.SIGKILL)
         kill += 1
@@ -203,7 +204,7 @@ def kills():
           }
         )
         print(rows[-1], flush=True)
-    if ended == [0, 0]:
+    if complete:
       assert same(workdir, undisturbed(2)), workdir
       if kill < _COUNT.value:
         run += 1
