@@ -37,6 +37,17 @@ def replaced():
     ctypes.CDLL('libstdc++.so.6')._ZSt13set_terminatePFvvE(function)
 
 
+def disconnect() -> None:
+  """Ends what is left of a connection that failed, which JAX logs, in words of
+  its own, at the exit of the process else.
+  """
+  state = distributed.global_state
+  for part in 'client', 'service':
+    with contextlib.suppress(Exception):
+      getattr(state, part).shutdown()
+    setattr(state, part, None)
+
+
 def unreachable() -> str:
   """Says why process 0 can't be reached; '': it can."""
   try:

@@ -91,6 +91,7 @@ def _connect(options, lost_after):
       raise error
     address = options.get('coordinator_address', 'the address of process 0')
     reason = aborts.unreachable() if 'bad_cast' in str(error) else error
+    aborts.disconnect()
     raise UserError(
       f'The processes of the job did not find one another at {address}: '
       f'{reason or "process 0 is there, others are not; start all of them"}.'
