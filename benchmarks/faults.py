@@ -180,6 +180,8 @@ def kills():
   shutil.rmtree(workdir, ignore_errors=True)
   while kill < _COUNT.value or not complete:
     pause = random_.uniform(0, length) if kill < _COUNT.value else 1e9
+    checkpoints = workdir / 'checkpoints'
+    unfinished = {*checkpoints.glob('*tmp*')}  # of an earlier kill
     with Job(workdir, 2) as job:
       until = time.monotonic() + pause
       while time.monotonic() < until:
@@ -193,14 +195,13 @@ def kills():
         for process in job.processes:
           process.send_signal(signal.SIGKILL)
         kill += 1
-        checkpoints = pathlib.Path(workdir) / 'checkpoints'
         rows.append(
           {
             'run': run,
             'seconds': round(pause, 1),
             'went_on_from': job.from_step(),
             'step': last_step(workdir),
-            'in_a_save': any(checkpoints.glob('*tmp*')),
+            'in_a_save': bool({*checkpoints.glob('*tmp*')} - unfinished),
           }
         )
         print(rows[-1], flush=True)
