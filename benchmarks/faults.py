@@ -168,7 +168,9 @@ def bucket():
 
 
 def kills():
-  """Both of two are killed, again and again, at random moments."""
+  """Both of two are killed, again and again, at random moments: of the whole
+  time that a start takes, and every second time after its first step.
+  """
   random_ = random.Random(_SEED.value)
   for _ in range(2):  # the second finds what is compiled
     began = time.monotonic()
@@ -183,21 +185,23 @@ def kills():
     checkpoints = workdir / 'checkpoints'
     unfinished = {*checkpoints.glob('*tmp*')}  # of an earlier kill
     with Job(workdir, 2) as job:
-      until = time.monotonic() + pause
-      while time.monotonic() < until:
+      began, counted = time.monotonic(), kill % 2 == 0
+      while not counted or time.monotonic() < began + pause:
         if all(p.poll() is not None for p in job.processes):
           break
         time.sleep(0.01)
+        if not counted and ' Step ' in job.logs[0].read_text():
+          began, counted, pause = time.monotonic(), True, pause / 2
       ended = [p.poll() for p in job.processes]
       assert set(ended) <= {None, 0}, f'{ended}: {job.logs}'
       complete = ended == [0, 0]
       if not complete:
         for process in job.processes:
           process.send_signal(signal.SIGKILL)
-        kill += 1
         rows.append(
           {
             'run': run,
+            'after_its_first_step': kill % 2 == 1,
             'seconds': round(pause, 1),
             'went_on_from': job.from_step(),
             'step': last_step(workdir),
@@ -205,6 +209,7 @@ def kills():
           }
         )
         print(rows[-1], flush=True)
+        kill += 1
     if complete:
       assert same(workdir, undisturbed(2)), workdir
       if kill < _COUNT.value:
