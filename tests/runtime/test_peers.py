@@ -12,7 +12,7 @@ import pytest
 from ijepa_jax.runtime.distributed import peers
 
 ROOT = pathlib.Path(__file__).parents[2]
-SILENT = 'gives no sign of life for 1 s: it was stopped'
+SILENT = 'gives no sign of life for 2 s: it was stopped'
 # Without JAX: a line of `words` from process 0, and a line of what to do.
 SCRIPT = """
 import os, sys, time
@@ -20,7 +20,7 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.runtime.distributed import peers
 peers.GRACE, peers._FAREWELL = 0.5, 0.2
 rank = int(sys.argv[1])
-peers._active = p = peers.Peers(rank, 3, 1.0)
+peers._active = p = peers.Peers(rank, 3, 2.0)
 if rank:
   p.join('localhost', sys.stdin.readline())
 else:
@@ -118,6 +118,10 @@ def test_one_ends_by_a_fault_of_ours(three):
 
 def test_all_end_by_the_same_mistake(three):
   """Each says it, and nothing of the others."""
+  patient = 'peers.GRACE = 60; print("so", flush=True); '
+  for run in three:
+    do(run, f'{patient} exec(sys.stdin.readline())')
+    assert run.stdout.readline() == 'so\n'
   for run in three:
     do(run, 'sys.exit("All alike.")')
   for run in three:
@@ -145,7 +149,7 @@ def test_those_that_are_done_are_no_loss(three):
   for run in three[:2]:
     do(run, '')
     assert ends(run) == (0, '')
-  do(three[2], 'time.sleep(2)')
+  do(three[2], 'time.sleep(0.5)')
   assert ends(three[2]) == (0, '')
 
 
