@@ -38,8 +38,9 @@ def replaced():
 
 
 def disconnect() -> None:
-  """Ends what is left of a connection that failed, which JAX logs, in words of
-  its own, at the exit of the process else.
+  """Ends what is left of a connection that failed.
+
+  Else JAX does at the exit of the process, and logs more than is worth it.
   """
   state = distributed.global_state
   for part in 'client', 'service':
