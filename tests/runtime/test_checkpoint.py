@@ -582,3 +582,20 @@ def test_a_metric_that_is_no_number_is_never_best(mode, tmp_path):
       checkpoints.save(step, make_state(step), {'a': value})
   kept = checkpointer.Checkpointer(tmp_path).steps()
   assert kept[-1] == 5 and set(kept[:-1]) <= {1, 4} and len(kept) == 2
+
+
+def test_a_save_that_failed_here_does_not_wait_for_others(
+  tmp_path, monkeypatch
+):
+  """Orbax takes its barriers from here, and with an error none is waited at."""
+  with pytest.raises(OSError, match='of this process'):
+    try:
+      raise OSError('of this process')
+    finally:
+      checkpointer._barrier(key='end', timeout_ms=10**9)
+  keys = []
+  monkeypatch.setattr(
+    checkpointer, '_barrier', lambda *, key, timeout_ms: keys.append(key)
+  )
+  save_steps(tmp_path, 1)
+  assert keys

@@ -10,13 +10,16 @@ its buffers may be donated at once. reader.py reads.
 """
 
 import contextlib
+import dataclasses
 import math
+import sys
 import time
 
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
 from ijepa_jax.errors import UserError
@@ -31,6 +34,16 @@ from ijepa_jax.runtime.checkpoint.reader import (
 
 # Several processes agree on the clock only this often: it stalls the devices.
 _CLOCK_STEPS = 10
+
+
+def _barrier(*, key: str, timeout_ms: int) -> None:
+  """Waits for the other processes, but not with a save that failed in this one.
+
+  Orbax would wait five minutes for them, which wait for this one.
+  """
+  if error := sys.exc_info()[1]:  # of the `finally` that this is called in
+    raise error
+  multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 class NotFinite(CheckpointError):
@@ -190,8 +203,13 @@ class Checkpointer(CheckpointReader):
       )
       policies.append(best)
     context = ocp.Context()
+    options = context.asynchronous
     # If True, Orbax waits five minutes for a folder that can't be made.
-    context.asynchronous.create_directories_asynchronously = False
+    options.create_directories_asynchronously = False
+    of_orbax = options.v0
+    options.v0 = lambda: dataclasses.replace(
+      of_orbax(), barrier_sync_fn=_barrier
+    )
     return ocp.training.Checkpointer(
       self.directory,
       context=context,
