@@ -178,3 +178,6 @@ def test_memory_is_no_fault_of_others():
     'UNKNOWN: Gloo AllGather failed: Connection closed by peer'
   )
   assert peers._is_of_all(error)
+  first, second = OSError(), ValueError()
+  first.__context__, second.__context__ = second, first
+  assert not peers._is_of_all(first)

@@ -275,7 +275,9 @@ def _is_of_all(error: BaseException | None) -> bool:
   """Whether a computation or a barrier of all processes has failed."""
   import jax
 
-  while error is not None:
+  seen = []  # a chain may be a ring
+  while error is not None and error not in seen:
+    seen.append(error)
     # Of the collectives of CPUs some fail with a ValueError.
     if isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error):
       return 'RESOURCE_EXHAUSTED' not in str(error)
