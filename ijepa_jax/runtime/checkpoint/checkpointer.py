@@ -250,7 +250,9 @@ class Checkpointer(CheckpointReader):
     try:
       yield
     except Exception as error:
-      loadable = ', '.join(map(str, self.steps())) or 'none'
+      loadable = 'unknown'
+      with contextlib.suppress(Exception):  # of a bucket that is still away
+        loadable = ', '.join(map(str, self.steps())) or 'none'
       raise CheckpointError(
         f'Checkpoint {step} could not be written to {self.directory} '
         f'({describe(error)}); what can be loaded: {loadable}. Make room, and '
