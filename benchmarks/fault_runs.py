@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 
+import fsspec
 import jax
 import numpy as np
 
@@ -193,6 +194,10 @@ def newest(workdir, **knobs):
   Raises:
     UserError: none can be read.
   """
+  if str(workdir).startswith('gs:'):
+    fsspec.filesystem(
+      'gs', finalize_on_close=True
+    ).invalidate_cache()  # what was listed before
   config = tiny.get_config()
   config.update_from_flattened_dict(KNOBS | knobs)
   abstract, _ = compile.abstract_state(make_run(config))

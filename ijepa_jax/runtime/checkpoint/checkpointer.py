@@ -240,9 +240,12 @@ class Checkpointer(CheckpointReader):
     try:
       self.wait()
     finally:
-      if self._orbax is not None:
-        self._orbax.close()
-        self._orbax = None
+      orbax, self._orbax = self._orbax, None
+      try:
+        if orbax is not None:
+          orbax.close()
+      except Exception as error:  # of a save that `wait` has told of
+        logging.error('Orbax ended with an error: %s', describe(error))
 
   @contextlib.contextmanager
   def _as_checkpoint_error(self, step: int):
