@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import math
 import sys
+import threading
 import time
 
 import jax
@@ -41,7 +42,10 @@ def _barrier(*, key: str, timeout_ms: int) -> None:
 
   Orbax would wait five minutes for them, which wait for this one.
   """
-  if error := sys.exc_info()[1]:  # of the `finally` that this is called in
+  # In Orbax's thread, of the `finally` that calls this. The main thread may
+  # save for the reason that something else has failed.
+  error = sys.exc_info()[1]
+  if error and threading.current_thread() is not threading.main_thread():
     raise error
   multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
