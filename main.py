@@ -29,6 +29,13 @@ flags.DEFINE_string('workdir', '', 'Folder of checkpoints and metrics.')
 flags.DEFINE_string('coordinator', '', 'host:port of process 0, by hand.')
 flags.DEFINE_integer('num_processes', 0, 'Of the whole job, by hand.')
 flags.DEFINE_integer('process_id', -1, 'Of this process, by hand.')
+flags.DEFINE_float(
+  'lost_after',
+  100.0,
+  'Seconds without a sign of life after which one of several processes is '
+  'lost, and the others end.',
+  lower_bound=2.0,
+)
 
 
 @cli.one_sentence()
@@ -49,7 +56,10 @@ def main(argv):
       'configs/evals, or configs/visualize.py.'
     )
   with preemption.watch() as watched:
-    start.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    start.initialize(
+      *(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id),
+      FLAGS.lost_after,
+    )
     watched.take_signals()  # JAX has taken SIGTERM
   start.log_devices()
   cache.use(FLAGS.config.get('compilation_cache') or '')

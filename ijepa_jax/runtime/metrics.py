@@ -8,6 +8,7 @@ A bucket can't be appended to. With a workdir on one (gs://...) both are in a
 temporary folder of this machine, and `MetricWriter.sync` copies them.
 """
 
+import contextlib
 import json
 import math
 import pathlib
@@ -16,6 +17,7 @@ import tempfile
 
 from etils import epath
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import files
 
 
@@ -85,13 +87,23 @@ class MetricWriter:
       )
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Writes the metrics of a step, the number of finished steps."""
+    """Writes the metrics of a step, the number of finished steps.
+
+    Raises:
+      UserError: the disk is full, or fails.
+    """
     if self._file is None:
       return
     numbers = {name: float(value) for name, value in values.items()}
     row = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
     line = json.dumps({'step': int(step), **row}, allow_nan=False)
-    self._file.write(line + '\n')
+    try:
+      self._file.write(line + '\n')
+    except OSError as error:
+      raise UserError(
+        f'{self._file.name} can not be written ({error.strerror}): make room, '
+        'and the same command goes on from the newest checkpoint.'
+      ) from error
     for name, value in row.items() if self._board else ():
       if value is not None:
         self._board.add_scalar(name, value, step)
@@ -111,7 +123,8 @@ class MetricWriter:
   def close(self) -> None:
     """Closes and copies both."""
     if self._file is not None:
-      self._file.close()
+      with contextlib.suppress(OSError):  # of a full disk: `write` has said it
+        self._file.close()
     if self._board is not None:
       self._board.close()
       self._board = None

@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 
+from ijepa_jax.runtime.distributed import peers
+
 _NAMES = {signal.SIGINT: 'Ctrl-C', signal.SIGTERM: 'SIGTERM'}
 # Seconds.
 _SAME_SIGNAL = 1.0  # a launcher passes on what the terminal has sent already
@@ -181,16 +183,18 @@ def job():
   with watch() as preemption:
     try:
       yield preemption
-    except BaseException:
+    except BaseException as error:
       # Any class: C++ code turns what a callback raises into its own errors.
-      if not preemption.raised:
-        raise
-      _print(preemption.number, _RESUMABLE)
-      _exit(128 + preemption.number)
+      if preemption.raised:
+        _print(preemption.number, _RESUMABLE)
+        _exit(128 + preemption.number)
+      peers.fail(error)
+      raise
 
 
 def _exit(status: int):
   """Exits without waiting for compilations, nor long for other processes."""
+  peers.tell(status, _NAMES[status - 128])
   jax = sys.modules.get('jax')
   if jax and jax.distributed.is_initialized():
     thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)

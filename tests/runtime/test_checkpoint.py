@@ -1,5 +1,6 @@
 """What is saved comes back bit for bit, whatever happens in between."""
 
+import concurrent.futures
 import os
 import pathlib
 import resource
@@ -582,3 +583,28 @@ def test_a_metric_that_is_no_number_is_never_best(mode, tmp_path):
       checkpoints.save(step, make_state(step), {'a': value})
   kept = checkpointer.Checkpointer(tmp_path).steps()
   assert kept[-1] == 5 and set(kept[:-1]) <= {1, 4} and len(kept) == 2
+
+
+def test_a_save_that_failed_here_does_not_wait_for_others(
+  tmp_path, monkeypatch
+):
+  """Orbax takes its barriers from here, and with an error none is waited at."""
+
+  def save():
+    try:
+      raise OSError('of this process')
+    finally:
+      checkpointer._barrier(key='end', timeout_ms=1)
+
+  with (
+    monkeypatch.context() as patch,
+    concurrent.futures.ThreadPoolExecutor() as thread,
+  ):
+    patch.setattr(checkpointer.multihost, 'get_barrier_sync_fn', None)
+    assert str(thread.submit(save).exception()) == 'of this process'
+  keys = []
+  monkeypatch.setattr(
+    checkpointer, '_barrier', lambda *, key, timeout_ms: keys.append(key)
+  )
+  save_steps(tmp_path, 1)
+  assert keys

@@ -1,5 +1,10 @@
 """Who says that there are other processes, by the environment alone."""
 
+import pathlib
+import socket
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -7,6 +12,7 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.runtime.distributed import gpus as distributed_gpus
 from ijepa_jax.runtime.distributed import launchers, start
 
+ROOT = pathlib.Path(__file__).parents[2]
 SLURM = {
   'SLURM_JOB_ID': '1',
   'SLURM_STEP_ID': '0',
@@ -389,6 +395,7 @@ def test_by_hand(started):
       'num_processes': 2,
       'process_id': 0,
       'cluster_detection_method': 'deactivate',
+      'heartbeat_timeout_seconds': 260,
     }
   ]
 
@@ -417,3 +424,36 @@ def test_others_that_are_not_found(started, monkeypatch):
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
   with pytest.raises(UserError, match=r'one another at h:1: DEADLINE'):
     start.initialize('h:1', 2, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('rank', 'words'),
+  [(0, 'process 0 is there, others are not'), (1, 'process 0 can not be rea')],
+)
+def test_one_alone_is_told_so(rank, words):
+  """Where JAX by itself would dump its stack and abort."""
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = s.getsockname()[1]
+  script = f"""
+from ijepa_jax.runtime import cli, preemption
+from ijepa_jax.runtime.distributed import start
+with preemption.job(), cli.one_sentence():
+  start._connect({{
+    'coordinator_address': 'localhost:{port}',
+    'num_processes': 2,
+    'process_id': {rank},
+    'cluster_detection_method': 'deactivate',
+    'initialization_timeout': 2,
+  }}, 100.0)
+"""
+  run = subprocess.run(
+    [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True
+  )
+  assert run.returncode == 1
+  *_, sentence = run.stderr.splitlines()
+  assert sentence.startswith(
+    'The processes of the job did not find one another'
+  )
+  assert words in sentence

@@ -1,6 +1,7 @@
 """metrics.jsonl survives kills and odd numbers; rates and the console."""
 
 import json
+import os
 import struct
 import sys
 import time
@@ -11,6 +12,7 @@ from absl import logging
 from etils import epath
 from fsspec.implementations import memory
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import config, metrics
 from ijepa_jax.runtime.progress import Progress, Throughput
 from ijepa_jax.runtime.timing.clock import Clock
@@ -117,6 +119,17 @@ def clock(monkeypatch):
   for name in ('perf_counter', 'monotonic'):
     monkeypatch.setattr(time, name, lambda: now[0])
   return now
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='not on Linux')
+def test_a_full_disk(tmp_path):
+  with (
+    pytest.raises(UserError, match=r'full can not be written \(No space.*room'),
+    metrics.MetricWriter(tmp_path, tensorboard=False) as writer,
+  ):
+    writer._file.close()
+    writer._file = open('/dev/full', 'a', buffering=1)  # noqa: SIM115
+    writer.write(1, {'loss': 0.5})
 
 
 def test_meter(clock):

@@ -10,13 +10,17 @@ its buffers may be donated at once. reader.py reads.
 """
 
 import contextlib
+import dataclasses
 import math
+import sys
+import threading
 import time
 
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
 from ijepa_jax.errors import UserError
@@ -31,6 +35,19 @@ from ijepa_jax.runtime.checkpoint.reader import (
 
 # Several processes agree on the clock only this often: it stalls the devices.
 _CLOCK_STEPS = 10
+
+
+def _barrier(*, key: str, timeout_ms: int) -> None:
+  """Waits for the other processes, but not with a save that failed in this one.
+
+  Orbax would wait five minutes for them, which wait for this one.
+  """
+  # In Orbax's thread, of the `finally` that calls this. The main thread may
+  # save for the reason that something else has failed.
+  error = sys.exc_info()[1]
+  if error and threading.current_thread() is not threading.main_thread():
+    raise error
+  multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 class NotFinite(CheckpointError):
@@ -190,8 +207,13 @@ class Checkpointer(CheckpointReader):
       )
       policies.append(best)
     context = ocp.Context()
+    options = context.asynchronous
     # If True, Orbax waits five minutes for a folder that can't be made.
-    context.asynchronous.create_directories_asynchronously = False
+    options.create_directories_asynchronously = False
+    of_orbax = options.v0
+    options.v0 = lambda: dataclasses.replace(
+      of_orbax(), barrier_sync_fn=_barrier
+    )
     return ocp.training.Checkpointer(
       self.directory,
       context=context,
@@ -222,9 +244,12 @@ class Checkpointer(CheckpointReader):
     try:
       self.wait()
     finally:
-      if self._orbax is not None:
-        self._orbax.close()
-        self._orbax = None
+      orbax, self._orbax = self._orbax, None
+      try:
+        if orbax is not None:
+          orbax.close()
+      except Exception as error:  # of a save that `wait` has told of
+        logging.error('Orbax ended with an error: %s', describe(error))
 
   @contextlib.contextmanager
   def _as_checkpoint_error(self, step: int):
@@ -232,7 +257,9 @@ class Checkpointer(CheckpointReader):
     try:
       yield
     except Exception as error:
-      loadable = ', '.join(map(str, self.steps())) or 'none'
+      loadable = 'unknown'
+      with contextlib.suppress(Exception):  # of a bucket that is still away
+        loadable = ', '.join(map(str, self.steps())) or 'none'
       raise CheckpointError(
         f'Checkpoint {step} could not be written to {self.directory} '
         f'({describe(error)}); what can be loaded: {loadable}. Make room, and '

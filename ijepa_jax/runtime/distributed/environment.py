@@ -64,6 +64,12 @@ def host_of(name: str) -> str:
   return f'[{name}]' if ':' in name and name[0] != '[' else name
 
 
+def split_address(address: str) -> tuple[str, int]:
+  """Returns the host, without brackets, and the port of 'host:port'."""
+  host, _, port = address.rpartition(':')
+  return host.strip('[]'), int(port)
+
+
 def count_listed(text: str) -> int:
   """Counts the machines in the JSON of SageMaker, TensorFlow and Vertex AI."""
   try:

@@ -9,11 +9,20 @@ import jax
 from absl import logging
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.runtime.distributed import environment, gpus, launchers
+from ijepa_jax.runtime.distributed import (
+  aborts,
+  environment,
+  gpus,
+  launchers,
+  peers,
+)
 
 
 def initialize(
-  coordinator: str = '', num_processes: int = 0, process_id: int = -1
+  coordinator: str = '',
+  num_processes: int = 0,
+  process_id: int = -1,
+  lost_after: float = 100.0,
 ) -> None:
   """Starts jax.distributed if this is one process of several.
 
@@ -24,6 +33,8 @@ def initialize(
     coordinator: 'host:port' of process 0.
     num_processes: of the whole job.
     process_id: of this process, from 0.
+    lost_after: seconds without a sign of life after which a process is lost,
+      and all others end, see peers.py.
 
   Raises:
     UserError: arguments or variables that are incomplete or name no process of
@@ -50,19 +61,23 @@ def initialize(
     return
   launcher, options = cluster
   logging.info('One process of several, says %s: %s.', launcher, options)
-  _connect(options)
+  _connect(options, lost_after)
+  peers.watch(lost_after)
   _check_devices(options.get('num_processes'))
   logging.info(
     'Process %d of %d is connected.', jax.process_index(), jax.process_count()
   )
 
 
-def _connect(options):
+def _connect(options, lost_after):
   failures = []
+  # Behind peers.py, which sees more: what it can't see this still ends.
+  options = options | {'heartbeat_timeout_seconds': int(2 * lost_after + 60)}
 
   def call():
     try:
-      jax.distributed.initialize(**options)
+      with aborts.replaced():
+        jax.distributed.initialize(**options)
     except Exception as error:
       failures.append(error)
 
@@ -74,10 +89,12 @@ def _connect(options):
   for error in failures:
     if not isinstance(error, RuntimeError):
       raise error
+    address = options.get('coordinator_address', 'the address of process 0')
+    reason = aborts.unreachable() if 'bad_cast' in str(error) else error
+    aborts.disconnect()
     raise UserError(
-      'The processes of the job did not find one another at '
-      f'{options.get("coordinator_address", "the address of process 0")}: '
-      f'{error}'
+      f'The processes of the job did not find one another at {address}: '
+      f'{reason or "process 0 is there, others are not; start all of them"}.'
     ) from error
 
 
