@@ -395,6 +395,7 @@ def test_by_hand(started):
       'num_processes': 2,
       'process_id': 0,
       'cluster_detection_method': 'deactivate',
+      'initialization_timeout': 600,
       'heartbeat_timeout_seconds': 260,
     }
   ]
@@ -445,8 +446,7 @@ with preemption.job(), cli.one_sentence():
     'num_processes': 2,
     'process_id': {rank},
     'cluster_detection_method': 'deactivate',
-    'initialization_timeout': 2,
-  }}, 100.0)
+  }}, 100.0, patience=2.0)
 """
   run = subprocess.run(
     [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True

@@ -18,7 +18,7 @@ SCRIPT = """
 import os, sys, time
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime.distributed import peers
-peers.GRACE, peers._FAREWELL = 0.5, 0.2
+peers._GRACE, peers._FAREWELL = 0.5, 0.2
 rank = int(sys.argv[1])
 peers._active = p = peers.Peers(rank, 3, 2.0)
 if rank:
@@ -118,7 +118,7 @@ def test_one_ends_by_a_fault_of_ours(three):
 
 def test_all_end_by_the_same_mistake(three):
   """Each says it, and nothing of the others."""
-  patient = 'peers.GRACE = 60; print("so", flush=True); '
+  patient = 'peers._GRACE = 60; print("so", flush=True); '
   for run in three:
     do(run, f'{patient} exec(sys.stdin.readline())')
     assert run.stdout.readline() == 'so\n'

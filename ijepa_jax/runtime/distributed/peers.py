@@ -3,7 +3,7 @@
 Process 0 listens, the others are connected to it, and all send a sign of life
 again and again. A connection that closes is a process that was killed, a silent
 one a process that was stopped or cut off: whatever computes with it would wait
-for ever. One that ends by an error tells the others why. (See aborts.py too.)
+for ever. One that ends by an error tells the others why.
 """
 
 import atexit
@@ -25,11 +25,11 @@ from ijepa_jax.runtime.distributed import environment
 
 _BEATS = 10  # signs of life in the time after which silence is loss
 # Seconds for the main thread to end by itself, as where all met one error.
-GRACE = 5.0
+_GRACE = 5.0
 _FAREWELL = 1.0  # seconds for the others to read the last words
 _CONNECT = 30.0  # seconds for process 0 to answer at the start
 _KEY = 'ijepa_jax/peers'
-GOES_ON = 'so this one ends; the same command goes on from what is saved.'
+_GOES_ON = 'so this one ends; the same command goes on from what is saved.'
 
 
 @dataclasses.dataclass
@@ -109,10 +109,10 @@ class Peers:
     is waited for what is known of the others.
     """
     if _is_of_all(error):
-      if not self.gone.wait(GRACE):
+      if not self.gone.wait(_GRACE):
         logging.error('What all compute has failed: is one of them lost?')
       if self.gone.wait(self._seconds):
-        time.sleep(2 * GRACE)  # the watching thread ends this process
+        time.sleep(2 * _GRACE)  # the watching thread ends this process
     self.ending = True
     self.tell(1, _print(error))
     sys.stdout.flush()
@@ -209,7 +209,7 @@ class Peers:
     if self._rank == 0:
       self.say(rank=rank, host=host, words=words, status=status)
     self.gone.set()
-    until = time.monotonic() + (GRACE if status else _FAREWELL)
+    until = time.monotonic() + (_GRACE if status else _FAREWELL)
     while time.monotonic() < until:
       if self.ending:
         return
@@ -217,7 +217,7 @@ class Peers:
     who = f'Process {rank} of {self._count} on {host}'
     who = 'This process' if rank == self._rank else who
     words = f'has ended: {words.rstrip(".")}' if status else words
-    exit_with(f'{who} {words}, {GOES_ON}', status or 1)
+    exit_with(f'{who} {words}, {_GOES_ON}', status or 1)
 
 
 _active: Peers | None = None

@@ -3,19 +3,16 @@
 import collections
 import os
 import re
+import socket
 import threading
 
 import jax
 from absl import logging
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.runtime.distributed import (
-  aborts,
-  environment,
-  gpus,
-  launchers,
-  peers,
-)
+from ijepa_jax.runtime.distributed import environment, gpus, launchers, peers
+
+_PATIENCE = 300.0  # seconds for all processes of the job to be there
 
 
 def initialize(
@@ -69,15 +66,19 @@ def initialize(
   )
 
 
-def _connect(options, lost_after):
+def _connect(options, lost_after: float, patience: float = _PATIENCE):
   failures = []
-  # Behind peers.py, which sees more: what it can't see this still ends.
-  options = options | {'heartbeat_timeout_seconds': int(2 * lost_after + 60)}
+  options = {
+    # At the end of its own patience JAX aborts, with a dump of its stack.
+    'initialization_timeout': int(2 * patience),
+    # Behind peers.py, which sees more: what it can't see this still ends.
+    'heartbeat_timeout_seconds': int(2 * lost_after + 60),
+    **options,
+  }
 
   def call():
     try:
-      with aborts.replaced():
-        jax.distributed.initialize(**options)
+      jax.distributed.initialize(**options)
     except Exception as error:
       failures.append(error)
 
@@ -85,17 +86,26 @@ def _connect(options, lost_after):
   # the other processes.
   thread = threading.Thread(target=call, daemon=True)
   thread.start()
-  thread.join()
+  thread.join(patience)
+  address = options.get('coordinator_address', 'the address of process 0')
+  lost = f'The processes of the job did not find one another at {address}'
+  if thread.is_alive():
+    # Before JAX's service, which ends with this process, has the last words.
+    peers.exit_with(
+      f'{lost} in {patience:g} s: {_what_is_missing(address)}.', 1
+    )
   for error in failures:
     if not isinstance(error, RuntimeError):
       raise error
-    address = options.get('coordinator_address', 'the address of process 0')
-    reason = aborts.unreachable() if 'bad_cast' in str(error) else error
-    aborts.disconnect()
-    raise UserError(
-      f'The processes of the job did not find one another at {address}: '
-      f'{reason or "process 0 is there, others are not; start all of them"}.'
-    ) from error
+    raise UserError(f'{lost}: {error}') from error
+
+
+def _what_is_missing(address: str) -> str:
+  try:
+    with socket.create_connection(environment.split_address(address), 5.0):
+      return 'process 0 is there, others are not; start all of them'
+  except (OSError, ValueError) as error:
+    return f'process 0 can not be reached ({error})'
 
 
 def _check_devices(count: int | None) -> None:
