@@ -163,8 +163,9 @@ def environment(devices: int) -> dict[str, str]:
   """Of each process: CPU devices, compiled soon."""
   return {
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_backend_optimization_level=0 '
-    f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
+    + ' --xla_backend_optimization_level=0'
+    + f' --xla_force_host_platform_device_count={devices}',
   }
 
 

@@ -62,7 +62,9 @@ def test_tolerances_stand_in_one_place():
 
 def test_flags_of_the_user_stay():
   """Whoever sets the number of devices adds it to the flags that are there."""
-  added = re.compile(r"environ(\['XLA_FLAGS'\]|\.get\('XLA_FLAGS', ''\))\s+\+")
+  added = re.compile(
+    r"env(?:iron)?(\['XLA_FLAGS'\]|\.get\('XLA_FLAGS', ''\))\s+\+"
+  )
   for folder in ('tests', 'ijepa_jax', 'benchmarks', 'configs'):
     for path in (ROOT / folder).rglob('*.py'):
       text = path.read_text()

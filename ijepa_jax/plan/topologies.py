@@ -104,9 +104,8 @@ def environment(topology: Topology, env=os.environ) -> dict[str, str]:
     # Its tiles are chosen by trying them on a GPU.
     flags.append('--xla_gpu_enable_triton_gemm=false')
   if flags:
-    variables['XLA_FLAGS'] = ' '.join(
-      [env.get('XLA_FLAGS', ''), *flags]
-    ).strip()
+    own = env.get('XLA_FLAGS', '') + ' '
+    variables['XLA_FLAGS'] = (own + ' '.join(flags)).strip()
   return variables
 
 
