@@ -262,6 +262,6 @@ class Checkpointer(CheckpointReader):
         loadable = ', '.join(map(str, self.steps())) or 'none'
       raise CheckpointError(
         f'Checkpoint {step} could not be written to {self.directory} '
-        f'({describe(error)}); what can be loaded: {loadable}. Make room, and '
-        'the same command goes on from the newest.'
+        f'({describe(error)}); what can be loaded: {loadable}. Once there is '
+        'room again, or the bucket, the same command goes on from the newest.'
       ) from error
