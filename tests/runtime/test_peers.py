@@ -18,7 +18,7 @@ SCRIPT = """
 import os, sys, time
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime.distributed import peers
-peers._GRACE, peers._FAREWELL = 0.5, 0.2
+peers._GRACE, peers._FAREWELL, peers._LAST_ONE = 0.5, 0.2, 0.9
 rank = int(sys.argv[1])
 peers._active = p = peers.Peers(rank, 3, 2.0)
 if rank:
@@ -101,7 +101,7 @@ def test_one_is_stopped(three):
 def test_one_ends_by_a_mistake(three):
   """The others say which."""
   do(three[1], 'sys.exit("The disk is full.")')
-  assert ends(three[1]) == (1, 'The disk is full.\n')
+  assert ends(three[1]) == (1, '\nThe disk is full.\n')
   for run in three[0], three[2]:
     status, words = ends(run)
     assert status == 1
@@ -125,7 +125,7 @@ def test_all_end_by_the_same_mistake(three):
   for run in three:
     do(run, 'sys.exit("All alike.")')
   for run in three:
-    assert ends(run) == (1, 'All alike.\n')
+    assert ends(run) == (1, '\nAll alike.\n')
 
 
 def test_one_is_stopped_by_a_signal(three):

@@ -27,6 +27,8 @@ _BEATS = 10  # signs of life in the time after which silence is loss
 # Seconds for the main thread to end by itself, as where all met one error.
 _GRACE = 5.0
 _FAREWELL = 1.0  # seconds for the others to read the last words
+# Of process 0: JAX aborts the others, with a dump of stacks, once it is gone.
+_LAST_ONE = _GRACE + 2 * _FAREWELL
 _CONNECT = 30.0  # seconds for process 0 to answer at the start
 _KEY = 'ijepa_jax/peers'
 _GOES_ON = 'so this one ends; the same command goes on from what is saved.'
@@ -56,6 +58,7 @@ class Peers:
     """Takes the place of this process, and how long silence may last."""
     self.ending, self.gone = False, threading.Event()
     self._rank, self._count, self._seconds = rank, count, seconds
+    self._me = {'rank': rank, 'host': socket.gethostname()}
     self._token = uuid.uuid4().hex
     self._peers: dict[socket.socket, _Peer] = {}
     self._listener = None
@@ -81,7 +84,7 @@ class Peers:
     port, self._token = words.split()
     connection = socket.create_connection((host, int(port)), _CONNECT)
     self._add(connection, rank=0, host=host)
-    self.say(rank=self._rank, host=socket.gethostname(), token=self._token)
+    self.say(**self._me, token=self._token)
 
   def start(self) -> None:
     """Watches from now on, in a thread, until this process ends."""
@@ -89,7 +92,7 @@ class Peers:
     atexit.register(self.leave)
 
   def leave(self) -> None:
-    """Says that this process is done, so that its end is no loss."""
+    """Says that this process is done: its end is no loss."""
     self.ending = True
     self.say(left=True)
 
@@ -113,17 +116,18 @@ class Peers:
         logging.error('What all compute has failed: is one of them lost?')
       if self.gone.wait(self._seconds):
         time.sleep(2 * _GRACE)  # the watching thread ends this process
-    self.ending = True
-    self.tell(1, _print(error))
+    self.tell(1, _one_line(error))
+    time.sleep(_FAREWELL if self._rank else _LAST_ONE)
     sys.stdout.flush()
-    time.sleep(_FAREWELL)
-    os._exit(1)
+    # After what threads of libraries had to say: the last words count.
+    if isinstance(error, SystemExit):
+      exit_with(error.code, 1)
+    exit_with(''.join(traceback.format_exception(error)).rstrip(), 1)
 
   def tell(self, status: int, words: str) -> None:
     """Says with what this process ends."""
     self.ending = True
-    host = socket.gethostname()
-    self.say(rank=self._rank, host=host, words=words, status=status)
+    self.say(**self._me, words=words, status=status)
 
   def _add(self, connection, **known) -> None:
     connection.setblocking(False)
@@ -224,9 +228,7 @@ _active: Peers | None = None
 
 
 def watch(seconds: float) -> None:
-  """Watches the other processes, once jax.distributed is connected to them.
-
-  What can't be connected to is not watched, which is logged.
+  """Watches the other processes, where jax.distributed is connected to them.
 
   Args:
     seconds: without a sign of life after which a process is lost.
@@ -285,16 +287,13 @@ def _is_of_all(error: BaseException | None) -> bool:
   return False
 
 
-def _print(error: BaseException) -> str:
-  """Prints what Python would print; returns one line of it."""
+def _one_line(error: BaseException) -> str:
   if isinstance(error, SystemExit):
-    print(error.code, file=sys.stderr)
     return error.code
-  traceback.print_exception(error)
   return f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
 def exit_with(words: str, status: int) -> None:
-  """Ends this process at once, from any thread, with a sentence."""
+  """Ends this process at once, from any thread."""
   os.write(2, f'\n{words}\n'.encode())
   os._exit(status)
