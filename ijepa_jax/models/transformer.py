@@ -81,18 +81,8 @@ def gather_weights(x, *weights, dtype=None):
   """
   x, *weights = nn.dtypes.promote_dtype(x, *weights, dtype=dtype)
   if splits_weights():
-    weights = [_gather(weight) for weight in weights]
+    weights = jax.lax.with_sharding_constraint(weights, PartitionSpec())
   return x, *weights
-
-
-@jax.custom_vjp
-def _gather(weight: jax.Array) -> jax.Array:
-  return jax.lax.with_sharding_constraint(weight, PartitionSpec())
-
-
-# How a gradient is split is left to XLA, which scatters its sum. With the same
-# constraint it would be summed whole on every device, and then cut.
-_gather.defvjp(lambda x: (_gather(x), None), lambda _, gradient: (gradient,))
 
 
 def splits_weights() -> bool:
