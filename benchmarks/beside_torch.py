@@ -11,7 +11,6 @@ speed of eager PyTorch it is: the median of the turns, the least and the most.
 The batch has the shape of masks that is drawn most often. float32.
 """
 
-import collections
 import pathlib
 import statistics
 import sys
@@ -23,8 +22,10 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from benchmarks import turns
+from benchmarks.random_batch import make_batch
 from ijepa_jax.errors import UserError
 from ijepa_jax.models import positions, vit
+from ijepa_jax.plan import plan
 from ijepa_jax.train import run as run_lib
 
 FLAGS = flags.FLAGS
@@ -33,29 +34,6 @@ flags.DEFINE_integer('count', 10, 'Steps of a turn.')
 flags.DEFINE_integer('turns', 8, 'Turns of each.')
 flags.DEFINE_list('only', [], 'Of WORKERS, beside torch; empty: all.')
 flags.DEFINE_string('worker', '', 'To be this one, in a process of its own.')
-
-
-def make_batch(run) -> dict[str, np.ndarray]:
-  """Random images, and masks of the shape that is drawn most often."""
-  sampler, r = run.method.sampler, np.random.default_rng(0)
-  drawn = collections.Counter(sampler.shape(0, s) for s in range(1000))
-  ((shape, _),) = drawn.most_common(1)
-  shapes = run.method.batch_shapes(run.batch_size, run.image_shape)
-  index = list(sampler.shapes).index(shape)
-  batch = {k: shapes[index][k].shape for k in run.method.batch_keys}
-  grid = run.method.grid(np.empty(batch['image'], np.uint8))
-
-  def tokens(shape):
-    rows = r.permuted(
-      np.tile(np.arange(np.prod(grid)), (*shape[:2], 1)), axis=-1
-    )
-    return np.sort(rows[..., : shape[2]]).astype(np.int32)
-
-  return {
-    'image': r.integers(0, 256, batch['image'], np.uint8),
-    'context': tokens(batch['context']),
-    'targets': tokens(batch['targets']),
-  }
 
 
 def serve_jax(run, batch) -> None:
@@ -133,7 +111,9 @@ def main(_):
       f'method is {run.method.name} and model.dtype '
       f'{FLAGS.config.model.dtype}: the step in PyTorch is I-JEPA in float32.'
     )
-  batch = make_batch(run)
+  drawn = plan.shapes_as_drawn(run)
+  _, shapes = max(drawn, key=lambda share_and_shapes: share_and_shapes[0])
+  batch = make_batch(run, shapes)
   if FLAGS.worker:
     WORKERS[FLAGS.worker](run, batch)
     return

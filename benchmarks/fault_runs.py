@@ -135,17 +135,17 @@ class Job:
     The seconds are since the call. One that has not ended in time is killed
     and has status None: it hung.
     """
-    began, found = time.monotonic(), {}
+    began, ends = time.monotonic(), {}
     waiting = {i for i in range(len(self.processes)) if i not in without}
     while waiting and time.monotonic() - began < patience:
       for i in list(waiting):
         if (status := self.processes[i].poll()) is not None:
           waiting.remove(i)
-          found[i] = End(i, time.monotonic() - began, status, self.said(i))
+          ends[i] = End(i, time.monotonic() - began, status, self.said(i))
       time.sleep(0.05)
     for i in waiting:
-      found[i] = End(i, patience, None, self.said(i))
-    return [found[i] for i in sorted(found)]
+      ends[i] = End(i, patience, None, self.said(i))
+    return [ends[i] for i in sorted(ends)]
 
   def said(self, process: int) -> str:
     """The last line of what a process has said, but for what it logs."""

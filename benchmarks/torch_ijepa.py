@@ -124,7 +124,7 @@ class Trainer:
   """Context encoder, predictor, target encoder and optimizer.
 
   Attributes:
-    losses: function of a batch; may be compiled.
+    loss: of images, contexts and targets; may be compiled.
   """
 
   def __init__(self, encoder: Encoder, predictor: Predictor):

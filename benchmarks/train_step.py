@@ -15,7 +15,6 @@ Model FLOPs are those of the matrix products of one step, without what remat
 computes again, and peak rates are of data sheets: ijepa_jax/plan has both.
 """
 
-import collections
 import json
 import pathlib
 import sys
@@ -29,8 +28,9 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
+from benchmarks.random_batch import make_batch
 from ijepa_jax.errors import UserError
-from ijepa_jax.plan import chips, flops
+from ijepa_jax.plan import chips, flops, plan
 from ijepa_jax.runtime import metrics, sharding
 from ijepa_jax.train import compile, monitors, pretrain
 from ijepa_jax.train.run import make_run
@@ -48,22 +48,6 @@ def peak_memory(compiled) -> float:
   return stats.get('peak_bytes_in_use', planned) / 2**30
 
 
-def make_batch(run, shapes):
-  b, r = run.batch_size, np.random.default_rng(0)
-  h, w, _ = run.image_shape
-  n = h * w // run.method.encoder.patch_size**2
-
-  def tokens(masks, k):
-    rows = [r.permutation(n)[:k] for _ in range(b * masks)]
-    return np.sort(rows).astype(np.int32).reshape(b, masks, k)
-
-  return {
-    'image': r.integers(0, 256, shapes['image'].shape, np.uint8),
-    'context': tokens(*shapes['context'].shape[1:]),
-    'targets': tokens(*shapes['targets'].shape[1:]),
-  }
-
-
 def time_steps(config) -> dict:
   run = make_run(config, open_images=False)
   if run.method.name != 'ijepa':
@@ -71,15 +55,12 @@ def time_steps(config) -> dict:
       f"method is {run.method.name}, and I-JEPA's operations alone are counted "
       'here: take benchmarks/method_costs.py.'
     )
-  drawn = collections.Counter(
-    run.method.sampler.shape(0, s) for s in range(1000)
-  )
   abstract, make_state = compile.abstract_state(run)
   device = jax.devices()[0]
   chip = chips.by_kind(device.device_kind)
   rows = []
   state = make_state(jax.random.key(0))
-  for shapes in run.method.batch_shapes(run.batch_size, run.image_shape):
+  for drawn, shapes in plan.shapes_as_drawn(run):
     shape = shapes['context'].shape[-1], shapes['targets'].shape[-1]
     start = time.perf_counter()
     (step,) = compile.compile_steps(run, abstract, [shapes]).values()
@@ -97,7 +78,7 @@ def time_steps(config) -> dict:
       {
         'context': shape[0],
         'targets': shape[1],
-        'drawn': drawn[shape] / 1000,
+        'drawn': drawn,
         'compile_seconds': seconds,
         'step_ms': 1e3 * step_seconds,
         'images_per_second': config.batch_size / step_seconds,

@@ -40,9 +40,7 @@ class Worker:
       text=True,
       **options,
     )
-    began = time.perf_counter()
     self._answer()
-    self.seconds_to_ready = time.perf_counter() - began
 
   def __call__(self, count: int) -> float:
     """Returns the seconds of `count` steps."""

@@ -134,7 +134,7 @@ def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
   abstract, _ = compile.abstract_state(run)
   counts = [
     (flops.model_flops(run, batch), share, batch)
-    for share, batch in _shapes_as_drawn(run)
+    for share, batch in shapes_as_drawn(run)
   ]
   words = f'all {len(counts)}, as drawn'
   if not all_shapes:
@@ -246,7 +246,7 @@ def memory_per_chip(device) -> int | None:
   return chip.memory
 
 
-def _shapes_as_drawn(run: Run) -> list[tuple[float, dict]]:
+def shapes_as_drawn(run: Run) -> list[tuple[float, dict]]:
   """Every batch that a step may have, and the share of steps that have it."""
   batches = run.method.batch_shapes(run.batch_size, run.image_shape)
   sampler = getattr(run.method, 'sampler', None)  # classifiers have none

@@ -126,7 +126,7 @@ def test_operations_of_fine_tuning(cpus):
   c.finetune.batch_size = 8
   run = fine_tuning.make_run(c, recipe, cpus)
   assert run.total_steps == 50 * (1_281_167 // 8)
-  ((_, batch),) = plan._shapes_as_drawn(run)
+  ((_, batch),) = plan.shapes_as_drawn(run)
   embed = 2 * 196 * 768 * 1024
   head = 2 * 1024 * 1000
   image = 3 * (transformer(196, 1024, 24, 4096) + head) + 2 * embed

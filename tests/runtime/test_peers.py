@@ -135,6 +135,16 @@ def test_one_is_stopped_by_a_signal(three):
     assert ends(run)[0] == 143
 
 
+def test_who_still_saves_after_a_signal_is_not_ended(three):
+  save = 'p._seconds = 60; print("so", flush=True); time.sleep(1.5)'
+  for run in three[0], three[2]:
+    do(run, f'{save}; sys.exit("Saved.")')
+    assert run.stdout.readline() == 'so\n'
+  do(three[1], 'p.tell(143, "SIGTERM"); time.sleep(0.2); os._exit(143)')
+  for run in three[0], three[2]:
+    assert ends(run) == (1, '\nSaved.\n')
+
+
 def test_a_failed_computation_waits_for_its_reason(three):
   """Which is another process, most often."""
   line = 'import jax; raise jax.errors.JaxRuntimeError("Connection closed")'

@@ -213,7 +213,9 @@ class Peers:
     if self._rank == 0:
       self.say(rank=rank, host=host, words=words, status=status)
     self.gone.set()
-    until = time.monotonic() + (_GRACE if status else _FAREWELL)
+    # After a signal, which all have heard, this one may still be saving.
+    patience = {0: _FAREWELL, 1: _GRACE}.get(status, self._seconds)
+    until = time.monotonic() + patience
     while time.monotonic() < until:
       if self.ending:
         return
@@ -231,7 +233,7 @@ def watch(seconds: float) -> None:
   """Watches the other processes, where jax.distributed is connected to them.
 
   Args:
-    seconds: without a sign of life after which a process is lost.
+    seconds: without a sign of life after which one is lost.
   """
   global _active
   # Here, since the workers of the input pipeline import main.py. JAX has no
@@ -250,11 +252,10 @@ def watch(seconds: float) -> None:
       words = state.client.blocking_key_value_get(_KEY, int(1000 * _CONNECT))
       peers.join(environment.split_address(state.coordinator_address)[0], words)
   except (OSError, jax.errors.JaxRuntimeError) as error:
-    logging.warning(
-      'The other processes are not watched (%s): JAX ends this one, later and '
-      'in more words, where one of them is lost.',
-      error,
+    words = (
+      'The other processes are not watched (%s): JAX will miss a lost one.'
     )
+    logging.warning(words, error)
     return
   peers.start()
   _active = peers
