@@ -39,11 +39,13 @@ from absl import app, flags
 from ml_collections import config_flags
 
 HERE = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(HERE))  # benchmarks/
+sys.path.insert(0, str(HERE))
+
+from benchmarks import turns
+
 # A worker measures the package and the configs of another checkout.
 sys.path.insert(0, os.environ.get('CHECKOUT', str(HERE)))
 
-from benchmarks import turns
 from benchmarks.random_batch import make_batch
 from ijepa_jax.errors import UserError
 from ijepa_jax.plan import chips, flops, plan

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import tiny
-from ijepa_jax.models import transformer
+from ijepa_jax.models import functions
 from ijepa_jax.plan import chips
 from ijepa_jax.plan.program import cost, hlo, lines, parts
 from ijepa_jax.train import compile
@@ -44,15 +44,15 @@ def test_dearest_instructions(text):
 def test_lines_of_instructions(text):
   """Of attention's products, the line that calls it."""
   source = lines.Lines(text)
-  with open(transformer.__file__) as f:
-    (line,) = [i for i, x in enumerate(f, 1) if 'dot_product_attention' in x]
+  with open(functions.__file__) as f:
+    (line,) = [i for i, x in enumerate(f, 1) if "einsum('bhqk" in x]
   of = {
     source.of(x)
     for computation in hlo.parse(text).computations.values()
     for x in computation.values()
-    if 'BNTS' in x.op_name
+    if 'bhqk,bhkd' in x.op_name
   }
-  assert f'models/transformer.py:{line}' in of
+  assert f'models/functions.py:{line}' in of
 
 
 def test_lines_of_older_versions():
