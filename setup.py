@@ -64,8 +64,5 @@ setup(
       'scikit-learn>=1.5',
     ],
   },
-  classifiers=[
-    'License :: OSI Approved :: Apache Software License',
-    'Programming Language :: Python :: 3',
-  ],
+  classifiers=['Programming Language :: Python :: 3'],
 )
