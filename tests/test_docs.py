@@ -1,5 +1,10 @@
 """The pages: what they name exists, and what does not is told."""
 
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
 import pytest
 
 from docs import check, check_site
@@ -32,8 +37,7 @@ def test_the_pages():
       'config.seed',
     ),
     (
-      '```\nA=1 python -m ijepa_jax --config=vit_s16 '
-      '--config.data.pth=/x\n```',
+      '```\nA=1 python -m ijepa_jax --config=vit_s16 --config.data.pth=/x\n```',
       'Did you mean "path"',
     ),
     ('```\nlaunch/local.sh --wrkdir=x\n```', 'has no flag --wrkdir'),
@@ -61,3 +65,33 @@ def test_the_site(tmp_path):
     'a.html: no.html leads nowhere',
     'a.html: no.png leads nowhere',
   ]
+
+
+SHORT = {
+  'tiny': 'total_steps=4 data.count=64 probe.every_steps=4 '
+  'probe.train_count=64 probe.test_count=32',
+  'visualize': 'generator.total_steps=0 visualize.images=24',
+}
+
+
+@pytest.mark.slow
+def test_the_first_hour(tmp_path, monkeypatch):
+  """Its blocks, one after the other, in an empty folder, with few steps."""
+  for name in 'a.jpg', 'b.jpg':
+    PIL.Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / name)
+  monkeypatch.setenv('PYTHONPATH', str(check.ROOT))
+  monkeypatch.setenv('IJEPA_JAX_CACHE', str(tmp_path))
+  page = check.ROOT / 'docs/first_hour.md'
+  _, text = page.read_text().split('## Train a toy')
+  blocks, _ = check.split(text)
+  assert [language for language, _ in blocks] == ['sh', 'sh', 'python']
+  for language, block in blocks:
+    command = [sys.executable, '-c', block]
+    if language == 'sh':
+      command = block.split()
+      recipe = command[3].removeprefix('--config=')
+      command[0] = sys.executable
+      command += [f'--config.{knob}' for knob in SHORT[recipe].split()]
+    subprocess.run(command, cwd=tmp_path, check=True)
+  assert (tmp_path / 'runs/tiny/curves.png').exists()
+  assert (tmp_path / 'runs/tiny/visualize/index.html').exists()
