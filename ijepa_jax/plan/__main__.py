@@ -25,6 +25,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer('slices', 1, 'TPU slices of that topology.')
 flags.DEFINE_bool('json', False, 'End with one line, an object.')
+flags.DEFINE_bool('parts', False, 'Say which parts of a step take how long.')
 flags.DEFINE_bool('all_shapes', False, 'Compile every shape of masks.')
 flags.DEFINE_bool('search', False, 'Find the mesh, remat and accumulation.')
 
@@ -78,6 +79,8 @@ def _plan(topology, devices):
   logging.info('Compiling for %s: large models take minutes.', devices[0])
   plan = _planner(topology, devices)(FLAGS.config)
   print(table.table(plan, _title(topology)))
+  if FLAGS.parts:
+    print(f'\n{table.parts(plan)}')
   return plan
 
 
