@@ -54,7 +54,7 @@ setup(
     # What the tests of files from elsewhere compare with.
     'interop': ['torch>=2.3', 'transformers>=4.57.1'],
     # The documentation site, `make docs`.
-    'docs': ['mkdocstrings-python>=2', 'ruff==0.15.0', 'zensical>=0.0.73'],
+    'docs': ['mkdocstrings-python>=2', 'ruff==0.15.0', 'zensical==0.0.73'],
     'dev': [
       'hypothesis>=6.100',
       'ipykernel>=6.29',
