@@ -62,7 +62,8 @@ def find(value: str) -> str:
   if not name.endswith('.py'):
     path = FOLDER / f'{one_of("The recipe", name, names())}.py'
   elif not (path := pathlib.Path(name)).is_file():
-    same = [n for n in names() if path.with_suffix('').parts[-1] == n]
+    stem = f'/{path.with_suffix("").as_posix()}'
+    same = [n for n in names() if stem.endswith(f'/{n}')]
     raise UserError(
       f'There is no file {name} here.'
       + ''.join(f' The recipe of that name is --config={n}.' for n in same)

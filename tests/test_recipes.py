@@ -39,6 +39,8 @@ def test_every_recipe_has_a_name():
     ('tniy', "Did you mean 'tiny'"),
     ('evals/common', 'take one of'),
     ('nowhere/vit_l16.py', r'recipe of that name is --config=vit_l16'),
+    ('configs/evals/kn.py', r'no file configs/evals/kn.py here\.$'),
+    ('there/evals/knn.py', r'recipe of that name is --config=evals/knn\.$'),
     ('nowhere/my.py', r'no file nowhere/my.py here\.$'),
   ],
 )
