@@ -78,8 +78,9 @@ def define_flag(flag: str, words: str) -> None:
   load = parser.parse
 
   def parse(value):
-    # A recipe of somebody who worked in the repository imports `configs`.
-    if importlib.util.find_spec('configs') is None:
+    # Recipes may import `configs`, as the repository has it at its top.
+    named = not value.partition(':')[0].endswith('.py')
+    if named or importlib.util.find_spec('configs') is None:
       sys.modules['configs'] = importlib.import_module('ijepa_jax.configs')
     return load(find(value))
 

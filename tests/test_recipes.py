@@ -58,6 +58,12 @@ def test_a_recipe_of_the_user(tmp_path):
     assert "'stray' is not a flag" in done.stderr
 
 
+def test_beside_configs_of_the_user(tmp_path):
+  (tmp_path / 'configs').mkdir()
+  done = python('-m', 'ijepa_jax', '--config=cifar10', 'stray', cwd=tmp_path)
+  assert "'stray' is not a flag" in done.stderr
+
+
 def test_without_arguments(tmp_path):
   done = python('-m', 'ijepa_jax', cwd=tmp_path)
   assert done.returncode == 1
