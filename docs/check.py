@@ -22,10 +22,11 @@ from docs.check_commands import ROOT
 from docs.check_site import site_problems
 from ijepa_jax import recipes
 
+DOCS = ROOT / 'docs'
 PAGES = [
   *(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')),
   ROOT / 'launch/README.md',
-  *sorted((ROOT / 'docs').glob('*.md')),
+  *sorted(DOCS.glob('*.md')),
 ]
 
 
@@ -45,18 +46,16 @@ def codes(text: str) -> list[str]:
   return [' '.join(code.split()) for code in found]
 
 
-def read(page: pathlib.Path) -> str:
-  """Returns the page with the files that it includes."""
+def included(text: str) -> str:
+  """Returns the text with the files that it includes."""
   return re.sub(
-    r'--8<-- "(.*?)"',
-    lambda include: (ROOT / include[1]).read_text(),
-    page.read_text(),
+    r'--8<-- "(.*?)"', lambda file: (ROOT / file[1]).read_text(), text
   )
 
 
 def anchors(page: pathlib.Path) -> set[str]:
   """Returns those of its headings, where GitHub and the site agree."""
-  _, text = split(read(page))
+  _, text = split(included(page.read_text()))
   both = set()
   for heading in re.findall(r'^#+ (.*)$', text, re.M):
     words = re.sub(r'\[(.*?)\]\(.*?\)', r'\1', heading).lower()
@@ -77,8 +76,10 @@ def check_links(page: pathlib.Path, text: str):
     target = page.parent / path if path else page
     if not target.exists():
       yield f'the link {link} leads nowhere'
-    elif page.parent.name == 'docs' and 'docs' not in target.resolve().parts:
-      yield f'the link {link} leads out of the site'
+    elif page.is_relative_to(DOCS) and not target.resolve().is_relative_to(
+      DOCS
+    ):
+      yield f'the link {link} leads out of the site: name the file as code'
     elif anchor and anchor not in anchors(target):
       yield f'the link {link} has an anchor that is not there'
 
@@ -89,8 +90,9 @@ def check_links(page: pathlib.Path, text: str):
 def check_page(page: pathlib.Path, text: str):
   """Yields what is wrong with a page."""
   blocks, rest = split(text)
-  yield from check_links(page, rest)
-  if page.name == 'CHANGELOG.md' or 'CHANGELOG.md' in text:
+  _, shown = split(included(text))
+  yield from check_links(page, shown)
+  if page.name == 'CHANGELOG.md':
     return  # it tells of what was
   for language, block in blocks:
     if language == 'python':
@@ -108,7 +110,7 @@ def problems() -> list[str]:
     for page in PAGES
     for words in check_page(page, page.read_text())
   ]
-  listed = (ROOT / 'docs/recipes.md').read_text()
+  listed = (DOCS / 'recipes.md').read_text()
   found += [
     f'docs/recipes.md: the recipe {name} is missing'
     for name in recipes.names()
@@ -117,7 +119,7 @@ def problems() -> list[str]:
   nav = str(yaml.safe_load((ROOT / 'mkdocs.yml').read_text())['nav'])
   found += [
     f'mkdocs.yml: {page.name} is missing in nav'
-    for page in sorted((ROOT / 'docs').glob('*.md'))
+    for page in sorted(DOCS.glob('*.md'))
     if f"'{page.name}'" not in nav
   ]
   return found
