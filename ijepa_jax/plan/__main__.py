@@ -13,14 +13,13 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ijepa_jax import recipes
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import cli
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
-config_flags.DEFINE_config_file(
-  'encoder', None, 'For job finetune: recipe of its encoder.', lock_config=True
-)
+recipes.define_flag('config', 'Name of a recipe, or a file that ends in .py.')
+recipes.define_flag('encoder', 'For job finetune: recipe of its encoder.')
 flags.DEFINE_string(
   'topology', '', "v5e:8x8, h100:2x8, cpu:8; '': the devices that are here."
 )
