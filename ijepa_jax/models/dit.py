@@ -11,7 +11,6 @@ Shapes in names: B images, H x W pixels, C channels, T tokens, D features.
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 

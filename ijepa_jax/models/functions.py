@@ -42,7 +42,7 @@ def attention(qkv_BTD: jax.Array, heads: int, implementation: str) -> jax.Array:
   Returns:
     [B, T, D] of the same type; the softmax is in float32.
   """
-  b, t, d = qkv_BTD.shape
+  b, t, _ = qkv_BTD.shape
   # Split before heads are: a stack of three is moved about as a whole.
   q, k, v = (x.reshape(b, t, heads, -1) for x in jnp.split(qkv_BTD, 3, axis=-1))
   if implementation == 'cudnn':
