@@ -114,7 +114,7 @@ def get_config() -> ConfigDict:
   c.data.list_file = ''  # of the images to take, a name a line; '': all
   c.data.flavour = 'scenes'  # of `scenes`: scenes, crowd
   c.data.count = 20_000  # of `scenes`: pictures
-  c.data.image_size = (224, 224)  # height, width in pixels
+  c.data.image_size = (224, 224)  # height, width in pixels; or a side
   c.data.channels = 3
   c.data.mean = (0.485, 0.456, 0.406)  # per channel of pixels in [0, 1]
   c.data.std = (0.229, 0.224, 0.225)

@@ -18,8 +18,8 @@ def get_config(job: str) -> ConfigDict:
   c.init_from = ''  # --workdir of a training run
   c.which = 'target'  # target context; to compare with: untrained pixels
   c.step = config_dict.placeholder(int)  # of the checkpoint; None: the newest
-  # Height, width in pixels; None: what the encoder was trained with. On another
-  # grid of patches the position table is: recompute interpolate
+  # Height, width in pixels, or a side; None: what the encoder was trained with.
+  # On another grid of patches the position table is: recompute interpolate
   c.image_size = config_dict.placeholder(tuple)
   c.pos_embed = 'recompute'
   c.task = 'imagenet'  # see ijepa_jax/evals/tasks.py

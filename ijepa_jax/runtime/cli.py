@@ -72,6 +72,7 @@ def parse(argv):
     if getattr(flags.FLAGS, 'config', None) is not None:
       # A config is read on its first use, which shows mistakes in its keys.
       flags.FLAGS.config.get('job')
+      _complete_sizes(flags.FLAGS.config)
     return positional
   except (AttributeError, KeyError) as error:
     # ConfigDict names the key and one that is spelled alike; quoted twice.
@@ -91,6 +92,14 @@ def parse(argv):
     # A config's own mistake comes as the text of its traceback.
     _, _, words = str(error).rpartition('ijepa_jax.errors.UserError: ')
     sys.exit(words.strip())
+
+
+def _complete_sizes(config) -> None:
+  """Makes a height and a width of an image_size that is one number."""
+  for section in config, config.get('data') or {}:
+    size = section.get('image_size')
+    if isinstance(size, tuple) and len(size) == 1:
+      section.image_size = size * 2
 
 
 def reset_jax_flags() -> None:
