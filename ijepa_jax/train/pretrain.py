@@ -29,8 +29,8 @@ def run(config, workdir: str) -> State:
   Args:
     config: see configs/base.py.
     workdir: receives config.json, images.json, metrics.jsonl, tensorboard/,
-      checkpoints/, goodput/ and, with the probe on, report.json and
-      curves.png; a folder or gs://.
+      checkpoints/, goodput/ and, with the probe or health on, report.json
+      and curves.png; a folder or gs://.
 
   Returns:
     The last state.
@@ -66,6 +66,9 @@ def _run(config, workdir, watched, this_start) -> State:
     log_plan(run, max(saved, default=0))
     if saved:
       require_same_function(earlier_config, run.method)
+    # Before anything is compiled: the images may be no such.
+    probe, signals = monitors.make_probe(run), monitors.make_health(run)
+    all_monitors = monitors.make_monitors(run, probe, signals)
     if first_process and max(saved, default=0) < run.total_steps:
       this_start.keep_in(workdir)
     if restored := checkpoints.restore(abstract):
@@ -77,8 +80,6 @@ def _run(config, workdir, watched, this_start) -> State:
     else:
       state, start = make_state(jax.random.key(run.seed)), 0
     dataset = run.batches(start)
-    probe = monitors.make_probe(run)
-    all_monitors = monitors.make_monitors(run, probe)
     _log_sizes(run, state)
     if first_process and start < run.total_steps:
       for change in write_config(workdir, run.config_json):
@@ -96,11 +97,13 @@ def _run(config, workdir, watched, this_start) -> State:
       )
   if int(state.step) < run.total_steps:
     watched.check()
-  if probe and int(state.step) == run.total_steps:
+  if (probe or signals) and int(state.step) == run.total_steps:
     with this_start.clock.part('evaluate'):
       report.report(
-        *(run, workdir, probe, state, make_state),
+        *(run, workdir, state, make_state),
         lambda: sum(this_start.clock.seconds().values()),
+        probe=probe,
+        signals=signals,
       )
   return state
 
