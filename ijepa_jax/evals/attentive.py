@@ -3,7 +3,8 @@
 What an average pool loses a learned query may still read. The tokens of a large
 data set take terabytes, so that by default they are computed anew each epoch,
 of images that are cropped anew; those of a small one may be kept on disk. The
-probes are saved after every epoch, and the same command goes on from there.
+probes are saved after an epoch, at most once a minute, and the same command
+goes on from there.
 """
 
 import functools

@@ -2,7 +2,7 @@
 
 With augmentation the features are computed anew each epoch, as the paper does.
 Without it they are cached, and an epoch takes seconds. The heads are saved
-after every epoch, and the same command goes on from there.
+after an epoch, at most once a minute, and the same command goes on from there.
 """
 
 import functools
@@ -23,6 +23,7 @@ from ijepa_jax.runtime import files, locks, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 
 VERSION = 1  # raise it if the same settings train other heads
+_LOG_SECONDS, _SAVE_SECONDS = 10.0, 60.0  # between two of them at least
 
 
 def run(config, workdir: str) -> dict:
@@ -174,11 +175,18 @@ def train(
     state, start = checkpoints.restore(abstract) or (None, 0)
     if start:
       logging.info('Going on from epoch %d.', start)
-    began = time.monotonic()
+    began = saved = logged = time.monotonic()
 
     def on_epoch(epoch, state, means):
-      checkpoints.save(epoch, state)
-      seconds = (time.monotonic() - began) / (epoch - start)
+      nonlocal saved, logged
+      last, now = epoch == sweep.epochs, time.monotonic()
+      if last or now - saved >= _SAVE_SECONDS:
+        checkpoints.save(epoch, state)
+        saved = now
+      if not last and now - logged < _LOG_SECONDS:
+        return
+      logged = now
+      seconds = (now - began) / (epoch - start)
       logging.info(
         'Epoch %d of %d: loss %.3f to %.3f, %.0f s left.',
         epoch,
