@@ -47,7 +47,8 @@ def judge(
   """
   margin = accuracy_margin(images)
   better, worse, behind = [], [], []
-  labelled = any(map(is_accuracy, trained))
+  labelled = [name for name in trained if is_accuracy(name)]
+  room = [name for name in labelled if untrained.get(name, 0) < 1 - margin]
   for name, value in trained.items():
     if name not in untrained:
       continue
@@ -63,7 +64,7 @@ def judge(
         f'{_shown(name, value)}, pixels {_number(name, pixels[name])}'
       )
   word = 'mixed'
-  if alarms or (not better and (worse or labelled)):
+  if alarms or (not better and (worse or room)):
     word = 'bad'
   elif better and not worse and not behind:
     word = 'good'
@@ -109,7 +110,7 @@ def _change(name: str, value: float, before: float, margin: float) -> int:
     return -1 if value > max(ALIKE, before) else 0
   else:
     return 0
-  return (gain > margin) - (gain < -margin)
+  return int(gain > margin) - int(gain < -margin)
 
 
 def _shown(name: str, value: float) -> str:

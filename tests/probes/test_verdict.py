@@ -1,10 +1,12 @@
 """A verdict is as good as the worst that was measured."""
 
+import numpy as np
 import pytest
 
 from ijepa_jax.probes.verdict import judge
 
-UNTRAINED = {'probe/label': 0.5, 'knn/label': 0.4, 'rankme': 10.0}
+UNTRAINED = {'probe/label': 0.5, 'knn/label': 0.4}
+UNTRAINED['rankme'] = np.float64(10.0)  # as the probe gives it
 PIXELS = {'probe/label': 0.55, 'knn/label': 0.45}
 
 
@@ -37,6 +39,11 @@ def test_with_labels(changes, word, words):
   result = judge(trained, untrained, PIXELS, images=480)
   assert result.word == word and words in result.sentence
   assert ('docs/health.md' in result.sentence) == (word != 'good')
+
+
+def test_where_nothing_was_left_to_gain():
+  result = judge({'knn/label': 1.0}, {'knn/label': 0.99}, {}, images=480)
+  assert result.word == 'mixed'
 
 
 @pytest.mark.parametrize(
