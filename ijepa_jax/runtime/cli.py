@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from ijepa_jax.errors import UserError
 
@@ -90,7 +89,7 @@ def parse(argv):
       # A config is read on its first use, which shows mistakes in its keys.
       flags.FLAGS.config.get('job')
       _complete_sizes(flags.FLAGS.config)
-      overridden = config_flags.get_override_values(flags.FLAGS['config'])
+      overridden = flags.FLAGS['config'].override_values
       warn_of_unused(flags.FLAGS.config, overridden)
     return positional
   except (AttributeError, KeyError) as error:
