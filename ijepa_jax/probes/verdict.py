@@ -53,7 +53,8 @@ def judge(
     if name not in untrained:
       continue
     change = _change(name, value, untrained[name], margin)
-    words = f'{_shown(name, value)}, untrained {_number(name, untrained[name])}'
+    before = _number(name, untrained[name])
+    words = f'{_shown(name, value)} (untrained {before})'
     # Where there are labels a rank alone is no gain.
     if change > 0 and (is_accuracy(name) or not labelled):
       better.append(words)
@@ -61,7 +62,7 @@ def judge(
       worse.append(words)
     if name in pixels and value < pixels[name] - margin:
       behind.append(
-        f'{_shown(name, value)}, pixels {_number(name, pixels[name])}'
+        f'{_shown(name, value)} (pixels {_number(name, pixels[name])})'
       )
   word = 'mixed'
   if alarms or (not better and (worse or room)):

@@ -19,9 +19,8 @@ from ijepa_jax.runtime.progress import text_table
 def format_table(rows: dict[str, dict[str, float]]) -> str:
   """A small text table: a row a name, a column a metric, accuracies in %."""
   columns = list(dict.fromkeys(k for row in rows.values() for k in row))
-  header = [
-    re.sub('^(probe|health)/', '', c).replace('/', ' ') for c in columns
-  ]
+  names = [re.sub('^(probe|health)/', '', c) for c in columns]
+  header = [re.sub('[/_]', ' ', name) for name in names]
   cells = [
     [name, *(_cell(c, row.get(c)) for c in columns)]
     for name, row in rows.items()

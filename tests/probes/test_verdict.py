@@ -13,13 +13,13 @@ PIXELS = {'probe/label': 0.55, 'knn/label': 0.45}
 @pytest.mark.parametrize(
   ('changes', 'word', 'words'),
   [
-    ({}, 'good', 'kNN of label 60.0, untrained 40.0; nowhere behind raw'),
+    ({}, 'good', 'label 60.0 (untrained 40.0); nowhere behind raw'),
     # As in the first hour of a new user.
     (
       {'knn/label': 0.36, 'rankme': 8.0},
       'mixed',
-      'worse than untrained in kNN of label 36.0, untrained 40.0, RankMe 8.0, '
-      'untrained 10.0; behind raw pixels in kNN of label 36.0, pixels 45.0',
+      'worse than untrained in kNN of label 36.0 (untrained 40.0), RankMe 8.0 '
+      '(untrained 10.0); behind raw pixels in kNN of label 36.0 (pixels 45.0)',
     ),
     ({'knn/label': 0.42}, 'mixed', 'behind raw pixels in kNN'),
     ({'rankme': 8.9}, 'mixed', 'worse than untrained in RankMe 8.9'),
