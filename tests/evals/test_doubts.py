@@ -20,6 +20,26 @@ def test_a_sweep_that_ends_too_early():
   assert 'One learning rate was tried' in alone
 
 
+def test_heads_of_several_rates_are_as_good():
+  """Of a sweep's best; one that has diverged has no accuracy."""
+  heads = [
+    types.SimpleNamespace(name=f'lr={lr}', lr=lr) for lr in (1.0, 0.3, 0.1)
+  ]
+  sweep = types.SimpleNamespace(
+    kind='linear',
+    heads=heads,
+    protocol=types.SimpleNamespace(lrs=(1.0, 0.3, 0.1)),
+  )
+
+  def doubted(*accuracies):
+    scores = dict(zip([h.name for h in heads], accuracies, strict=True))
+    report = {'heads': scores, 'best': {'accuracy': 0.9}}
+    return doubts.of_sweep(sweep, report)
+
+  assert len(doubted(None, 0.5, 0.9)) == 1
+  assert doubted(0.9, 0.9, 0.5) == doubted(0.5, 0.9, 0.5) == []
+
+
 def result(job, accuracy, which='target', path='photos', **changes):
   return {
     'task': 'folder',

@@ -54,9 +54,15 @@ def of_rates(kind: str, lrs: Sequence[float], best: float) -> list[str]:
 
 
 def of_sweep(sweep, result: Mapping) -> list[str]:
-  """Says the same of a head_sweep.HeadSweep and of its report."""
-  (best,) = (h for h in sweep.heads if h.name == result['best']['head'])
-  return of_rates(sweep.kind, sweep.protocol.lrs, best.lr)
+  """Says the same of a head_sweep.HeadSweep and of its report.
+
+  Nothing where heads of another rate are as good.
+  """
+  scores, most = result['heads'], result['best']['accuracy']
+  best = {head.lr for head in sweep.heads if scores[head.name] == most}
+  if len(best) > 1:
+    return []
+  return of_rates(sweep.kind, sweep.protocol.lrs, *best)
 
 
 def of_simpler(result: Mapping, folder, images: int) -> list[str]:
