@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
   c.model = ConfigDict()
   c.model.size = 'base'  # tiny small base large huge giant
   c.model.patch_size = 16  # pixels
-  c.model.width = config_dict.placeholder(int)  # by hand; None: the size's
+  c.model.width = config_dict.placeholder(int)  # None: that of the size
   c.model.depth = config_dict.placeholder(int)
   c.model.heads = config_dict.placeholder(int)
   c.model.mlp_dim = config_dict.placeholder(int)
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
   # ijepa: layer-norm the targets again (release); pixels, mae: normalise the
   # pixels of each patch (MAE's better half)
   c.loss.normalize_targets = True
-  # What I-JEPA of the paper has not; methods/ijepa.py has the sources.
+  # Not in the paper's I-JEPA; methods/ijepa.py names the sources.
   c.loss.target_layers = 1  # targets: mean of the last k blocks (data2vec)
   c.loss.position_noise = 0.0  # variance, of what is predicted (StoP: .25)
   c.loss.variance = 0.0  # weights of VICReg's terms on contexts (C-JEPA)
@@ -114,7 +114,7 @@ def get_config() -> ConfigDict:
   c.data.list_file = ''  # of the images to take, a name a line; '': all
   c.data.flavour = 'scenes'  # of `scenes`: scenes, crowd
   c.data.count = 20_000  # of `scenes`: pictures
-  c.data.image_size = (224, 224)  # height, width in pixels
+  c.data.image_size = (224, 224)  # height, width in pixels; or a side
   c.data.channels = 3
   c.data.mean = (0.485, 0.456, 0.406)  # per channel of pixels in [0, 1]
   c.data.std = (0.229, 0.224, 0.225)

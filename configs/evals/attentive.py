@@ -23,7 +23,7 @@ def get_config():
   c.attentive = dict(
     augment=True,  # crops anew each epoch; False: tokens kept on disk
     heads=0,  # of the attention; 0: the most up to 12 that divide the features
-    batch_size=0,  # images a step; 0: the task's, 1024 at most
+    batch_size=0,  # images a step; 0: the task's, 1024 or all at most
     epochs=20,
     lrs=(1e-2, 3e-3, 1e-3, 3e-4),  # at the first step
     weight_decays=(0.01, 0.1),

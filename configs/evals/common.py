@@ -1,7 +1,6 @@
 """Every knob of the evaluations once.
 
-    python main.py --config=configs/evals/knn.py --config.task=cifar10 \
-        --config.init_from=runs/mine
+    python main.py --config=configs/evals/knn.py --config.init_from=runs/mine
 
 Results go to --workdir, by default init_from/evals (of a file, file.evals):
 <task>-<job>.json, with -2 and so on where another evaluation has that name, and
@@ -18,11 +17,13 @@ def get_config(job: str) -> ConfigDict:
   c.init_from = ''  # --workdir of a training run
   c.which = 'target'  # target context; to compare with: untrained pixels
   c.step = config_dict.placeholder(int)  # of the checkpoint; None: the newest
-  # Height, width in pixels; None: what the encoder was trained with. On another
-  # grid of patches the position table is: recompute interpolate
+  # Height, width in pixels, or a side; None: what the encoder was trained with.
+  # On another grid of patches the position table is: recompute interpolate
   c.image_size = config_dict.placeholder(tuple)
   c.pos_embed = 'recompute'
-  c.task = 'imagenet'  # see ijepa_jax/evals/tasks.py
+  # See ijepa_jax/evals/tasks.py; '': that of the images at data.path, or of
+  # those that the run was trained on
+  c.task = ''
   c.batch_size = 256  # images at a time through the encoder
   c.cache_dir = ''  # of features; '': features/ in the workdir
   c.compilation_cache = ''  # as in configs/base.py

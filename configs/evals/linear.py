@@ -1,6 +1,7 @@
 """The linear evaluation of Table 1: all heads trained in one run.
 
-16 on ImageNet, and 4 on tasks with one learning rate and weight decay.
+16 on ImageNet, 20 on a folder, and 4 on tasks with one learning rate and weight
+decay.
 
     python main.py --config=configs/evals/linear.py --config.task=imagenet \
         --config.init_from=runs/vit_l16
@@ -18,9 +19,9 @@ def get_config():
   c.linear = dict(
     augment=True,  # crops anew each epoch; False: cached features
     inputs=('last', 'last4'),  # average pools of the last, the last 4 layers
-    protocol='',  # imagenet transfer clevr; '': the task's
-    batch_size=0,  # images a step; 0: the task's
-    epochs=0,  # 0: the task's
+    protocol='',  # imagenet transfer clevr folder; '': the task's
+    batch_size=0,  # images a step; 0: the task's, or all there are
+    epochs=0,  # 0: the task's; of few images of a folder up to 100
     lrs=(),  # for 256 images; (): the protocol's
     weight_decays=(),  # (): the protocol's
   )

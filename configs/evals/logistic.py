@@ -12,7 +12,6 @@ from ijepa_jax.configs.evals import common
 
 def get_config():
   c = common.get_config('logistic')
-  c.task = 'imagenet_1pct'
   c.logistic = dict(
     layers='last',  # last, last4
     per_class=0,  # labelled examples of each class; 0: all

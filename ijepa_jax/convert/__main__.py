@@ -17,18 +17,23 @@ _USAGE = (
   'is a workdir, an export, a .pth.tar file or a Hugging Face folder.'
 )
 flags.DEFINE_enum(
-  'to', None, ['orbax', 'release', 'huggingface'], 'What is written.'
+  'to', None, ['orbax', 'release', 'huggingface'], 'Format to write.'
 )
-flags.DEFINE_integer('step', None, "Of a run's checkpoint; the newest.")
+flags.DEFINE_integer(
+  'step', None, 'Which checkpoint of a workdir; by default the newest.'
+)
 flags.DEFINE_enum(
   'which',
   None,
   ['target', 'context'],
-  'The encoder that a Hugging Face folder gets.',
+  'Which encoder a Hugging Face folder gets; by default the target.',
 )
-flags.DEFINE_bool('optimizer', False, "Take AdamW's state along.")
+flags.DEFINE_bool('optimizer', False, "Also write AdamW's state.")
 flags.DEFINE_integer(
-  'heads', None, 'Of a .pth.tar file of a width that the method has not.'
+  'heads',
+  None,
+  "Attention heads of a .pth.tar file's encoder, if its width is none of the "
+  "paper's.",
 )
 
 

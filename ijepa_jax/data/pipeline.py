@@ -189,6 +189,7 @@ def make_dataset(
   rows = batch_size // parts
   encoded = _check_images(source, reading)
   _check_workers(reading, rows)
+  workers.hush_resource_tracker()
   order = _order(len(source), batch_size, rows, seed, one_pass)
   make_batch = MakeBatch(
     source, sampler, reading, rows, parts, seed, decode.max_pixels()

@@ -60,6 +60,16 @@ def _exit_with_parent():
   threading.Thread(target=wait, daemon=True).start()
 
 
+def hush_resource_tracker():
+  """Has Python not warn of shared memory that a stopped job leaves.
+
+  Its tracker, a process that starts with the first worker, removes it.
+  """
+  option = 'ignore:resource_tracker'
+  if option not in sys.warnoptions:
+    sys.warnoptions.append(option)
+
+
 @contextlib.contextmanager
 def undisturbed():
   """Processes and threads that are started within see no Ctrl-C or SIGTERM.
@@ -124,6 +134,7 @@ def map_in_processes(
     UserError: too many images are bad, or a process died.
     Exception: a job raised it.
   """
+  hush_resource_tracker()
   spawn = multiprocessing.get_context('spawn')
   stop, images, bad = spawn.Event(), spawn.Value('q', 0), spawn.Value('q', 0)
   pool = concurrent.futures.ProcessPoolExecutor(

@@ -3,7 +3,8 @@
 What an average pool loses a learned query may still read. The tokens of a large
 data set take terabytes, so that by default they are computed anew each epoch,
 of images that are cropped anew; those of a small one may be kept on disk. The
-probes are saved after every epoch, and the same command goes on from there.
+probes are saved after an epoch, at most once a minute, and the same command
+goes on from there.
 """
 
 import functools
@@ -15,6 +16,7 @@ import numpy as np
 
 from ijepa_jax.data import loader
 from ijepa_jax.evals import linear
+from ijepa_jax.evals.advice import default_task, doubts
 from ijepa_jax.evals.evaluation import Evaluation, report
 from ijepa_jax.pretrained import stored_arrays
 from ijepa_jax.probes import head_sweep, labels, train_heads
@@ -36,6 +38,7 @@ def run(config, workdir: str) -> dict:
     UserError: a mistake in the config, the checkpoint or the images, or all
       probes have diverged.
   """
+  config = default_task.complete(config)
   evaluation = Evaluation.from_config(config, workdir)
   files.check_checkpoints(evaluation.workdir)
   sweep, folder = _make_sweep(config, evaluation)
@@ -59,6 +62,7 @@ def run(config, workdir: str) -> dict:
     evaluation.mesh,
   )
   result = head_sweep.report(sweep, scores)
+  result['advice'] = doubts.of_sweep(sweep, result)
   accuracy = {'attentive': result['best']['accuracy']}
   return report(config, evaluation, accuracy, result)
 
@@ -75,7 +79,7 @@ def _make_sweep(config, evaluation):
   sizes = dict(
     classes=evaluation.classes,
     examples=len(evaluation.train),
-    batch_size=c.batch_size or min(task.batch_size, MAX_BATCH),
+    batch_size=c.batch_size or linear.default_batch_size(evaluation, MAX_BATCH),
     epochs=c.epochs,
     attention_heads=c.heads or heads,
   )

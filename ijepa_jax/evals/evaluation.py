@@ -20,6 +20,7 @@ from etils import epath
 from ijepa_jax.data import decode
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import features, tasks
+from ijepa_jax.evals.advice import doubts
 from ijepa_jax.models import vit
 from ijepa_jax.pretrained import frozen_encoder, load
 from ijepa_jax.pretrained.formats import weights
@@ -154,7 +155,8 @@ def report(
 
   Args:
     accuracies: of the test images, in [0, 1].
-    details: what else the file holds; 'chosen' is printed below the table.
+    details: what else the file holds; 'chosen' and 'advice', sentences, are
+      printed below the table.
 
   Returns:
     What the file holds.
@@ -184,11 +186,17 @@ def report(
       name += f'-{config.pos_embed}'
     with locks.only_writer(evaluation.workdir, wait=True):
       path = _result_path(evaluation.workdir, name, result['config'])
+      simpler = doubts.of_simpler(
+        result, evaluation.workdir, len(evaluation.test)
+      )
+      advice = result['advice'] = [*details.get('advice', ()), *simpler]
       files.atomic_write_text(path, json.dumps(result, indent=2))
     table = comparison_table(
       config.task, accuracies, paper, task.note, details.get('chosen', '')
     )
-    print(f'\n{frozen.name}\n\n{table}\n\n{path}')
+    rows = [f'{k}: {doubts.ROWS[k]}.' for k in accuracies if k in doubts.ROWS]
+    words = '\n'.join([*rows, *advice])
+    print(f'\n{frozen.name}\n\n{table}\n\n{words}\n\n{path}')
   return result
 
 

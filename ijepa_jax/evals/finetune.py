@@ -15,6 +15,7 @@ from ijepa_jax.data import loader
 from ijepa_jax.data.transforms import crop, randaugment
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import evaluation
+from ijepa_jax.evals.advice import default_task
 from ijepa_jax.evals.classifier import Classifier
 from ijepa_jax.methods.optim import adamw, schedules
 from ijepa_jax.probes import labels
@@ -56,6 +57,7 @@ def run(config, workdir: str) -> dict:
 
 
 def _run(config, workdir, watched, this_start) -> dict:
+  config = default_task.complete(config)
   bench = evaluation.Evaluation.from_config(config, workdir)
   name = sharding.of_first(run_name(config, bench.depends_on))
   folder = bench.workdir / name

@@ -2,6 +2,7 @@
 
 from absl import logging
 
+from ijepa_jax.evals.advice import default_task
 from ijepa_jax.evals.evaluation import Evaluation, report
 from ijepa_jax.probes import knn
 
@@ -16,6 +17,7 @@ def run(config, workdir: str) -> dict:
   Raises:
     UserError: a mistake in the config, the checkpoint or the images.
   """
+  config = default_task.complete(config)
   evaluation = Evaluation.from_config(config, workdir)
   ks = knn.limit_ks(tuple(config.knn.ks), len(evaluation.train))
   if ks != tuple(sorted(set(config.knn.ks))):

@@ -2,7 +2,7 @@
 
 With augmentation the features are computed anew each epoch, as the paper does.
 Without it they are cached, and an epoch takes seconds. The heads are saved
-after every epoch, and the same command goes on from there.
+after an epoch, at most once a minute, and the same command goes on from there.
 """
 
 import functools
@@ -16,12 +16,14 @@ from absl import logging
 
 from ijepa_jax.data import loader
 from ijepa_jax.errors import UserError
+from ijepa_jax.evals.advice import default_task, doubts
 from ijepa_jax.evals.evaluation import Evaluation, report
 from ijepa_jax.probes import head_sweep, labels, train_heads
 from ijepa_jax.runtime import files, locks, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 
 VERSION = 1  # raise it if the same settings train other heads
+_LOG_SECONDS, _SAVE_SECONDS = 10.0, 60.0  # between two of them at least
 
 
 def run(config, workdir: str) -> dict:
@@ -35,6 +37,7 @@ def run(config, workdir: str) -> dict:
     UserError: a mistake in the config, the checkpoint or the images, or all
       heads have diverged.
   """
+  config = default_task.complete(config)
   c = config.linear
   if not c.inputs or set(c.inputs) - {'last', 'last4'}:
     raise UserError(
@@ -67,6 +70,7 @@ def run(config, workdir: str) -> dict:
     sweep, state, inputs, test_y, mesh=evaluation.mesh
   )
   result = head_sweep.report(sweep, scores)
+  result['advice'] = doubts.of_sweep(sweep, result)
   accuracies = {'linear': result['best']['accuracy']} | {
     f'linear_{k}': result[f'best_{k}']['accuracy']
     for k in inputs
@@ -82,7 +86,8 @@ def _make_sweep(config, evaluation):
   goes on with the heads of another.
   """
   c, task, widths = config.linear, evaluation.task, evaluation.widths()
-  protocol, epochs = c.protocol or task.protocol, c.epochs or task.epochs
+  protocol = c.protocol or task.protocol
+  epochs = c.epochs or task.epochs_of(len(evaluation.train))
   rates = dict(
     lrs=tuple(c.lrs) or None, weight_decays=tuple(c.weight_decays) or None
   )
@@ -90,7 +95,7 @@ def _make_sweep(config, evaluation):
     widths={k: widths[k] for k in c.inputs},
     classes=evaluation.classes,
     examples=len(evaluation.train),
-    batch_size=c.batch_size or task.batch_size,
+    batch_size=c.batch_size or default_batch_size(evaluation),
     epochs=epochs,
     milestones=[round(m * epochs / task.epochs) for m in task.milestones],
   )
@@ -109,6 +114,17 @@ def _make_sweep(config, evaluation):
     head_sweep.get_protocol(protocol, **rates), **sizes
   )
   return sweep, folder_of(evaluation, sweep, name)
+
+
+def default_batch_size(evaluation, limit: int | None = None) -> int:
+  """Returns the task's, or of fewer images as many as there are.
+
+  Args:
+    limit: of it, if any.
+  """
+  size, devices = evaluation.task.batch_size, evaluation.mesh.size
+  size = min(size, limit or size)
+  return min(size, len(evaluation.train) // devices * devices or size)
 
 
 def folder_of(evaluation, sweep: head_sweep.HeadSweep, name: str):
@@ -159,11 +175,18 @@ def train(
     state, start = checkpoints.restore(abstract) or (None, 0)
     if start:
       logging.info('Going on from epoch %d.', start)
-    began = time.monotonic()
+    began = saved = logged = time.monotonic()
 
     def on_epoch(epoch, state, means):
-      checkpoints.save(epoch, state)
-      seconds = (time.monotonic() - began) / (epoch - start)
+      nonlocal saved, logged
+      last, now = epoch == sweep.epochs, time.monotonic()
+      if last or now - saved >= _SAVE_SECONDS:
+        checkpoints.save(epoch, state)
+        saved = now
+      if not last and now - logged < _LOG_SECONDS:
+        return
+      logged = now
+      seconds = (now - began) / (epoch - start)
       logging.info(
         'Epoch %d of %d: loss %.3f to %.3f, %.0f s left.',
         epoch,

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ijepa_jax.errors import UserError
+from ijepa_jax.evals.advice import default_task
 from ijepa_jax.evals.evaluation import Evaluation, report
 from ijepa_jax.probes import logistic
 from ijepa_jax.probes.labels import few_shot_subset
@@ -18,6 +19,7 @@ def run(config, workdir: str) -> dict:
   Raises:
     UserError: a mistake in the config, the checkpoint or the images.
   """
+  config = default_task.complete(config)
   c = config.logistic
   if c.layers not in ('last', 'last4'):
     raise UserError(f'layers is {c.layers!r}: take last or last4.')

@@ -19,6 +19,9 @@ from ijepa_jax.data.transforms import crop
 from ijepa_jax.errors import UserError
 from ijepa_jax.probes import labels
 
+# Of the heads of a few images of a folder: as many steps, and epochs at most.
+_FOLDER_STEPS, _FOLDER_EPOCHS = 2500, 100
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -28,10 +31,10 @@ class Task:
     train, test: arguments of sources.make_source.
     label: name of one of the sources' labels.
     classes: of this label; None: as many as the training source has.
-    protocol: of the linear sweep: 'imagenet' (LARS), 'transfer' (SGD, steps)
-      or 'clevr' (SGD, cosine).
+    protocol: of the linear sweep: 'imagenet' (LARS), 'transfer' (SGD, steps),
+      'clevr' or 'folder' (SGD, cosine, of one rate or of several).
     batch_size: images a step of the sweep.
-    epochs: of the sweep.
+    epochs: of the sweep, at least; see `epochs_of`.
     milestones: epochs after which its learning rate is divided by 10.
     stretch: the image is stretched to the encoder's size, else cropped.
     flip: training images are mirrored at random.
@@ -67,6 +70,13 @@ class Task:
       {'kind': kind, 'path': path, 'split': split} for split in (train, test)
     )
     return dataclasses.replace(self, train=train, test=test)
+
+  def epochs_of(self, examples: int) -> int:
+    """Returns the epochs of a sweep: of few images of a folder more."""
+    if self.protocol != 'folder':
+      return self.epochs
+    few = _FOLDER_STEPS * self.batch_size // max(examples, 1)
+    return max(self.epochs, min(few, _FOLDER_EPOCHS))
 
   def transforms(self, size: tuple[int, int]):
     """Returns the random transform of training images and that of test images.
@@ -253,7 +263,7 @@ TASKS = {
   'scenes_hue': _scenes('scenes', 'hue'),
   'crowd_count': _scenes('crowd', 'count'),
   'crowd_distance': _scenes('crowd', 'distance'),
-  'folder': Task(**_folder()),
+  'folder': Task(**_folder(), protocol='folder', milestones=()),
 }
 
 

@@ -39,9 +39,10 @@ def make_run(config, recipe, devices: list) -> Run:
   Raises:
     UserError: the task is not one of IMAGES, or finetune.make_run refuses.
   """
-  if config.task not in IMAGES:
+  task = config.task or 'imagenet'
+  if task not in IMAGES:
     raise UserError(
-      f'task is {config.task!r}: fine-tuning is planned for '
+      f'task is {task!r}: fine-tuning is planned for '
       f'{" and ".join(IMAGES)}, whose number of images is known.'
     )
   method, data = from_config.make_method(recipe), recipe.data
@@ -55,9 +56,9 @@ def make_run(config, recipe, devices: list) -> Run:
     *(method.mean, method.std, tuple(data.image_size), data.channels),
     name='a recipe',
   ).adapted(None, config.image_size, config.pos_embed, None)
-  images = UnopenedImages(IMAGES[config.task])
+  images = UnopenedImages(IMAGES[task])
   evaluation = Evaluation(
-    *(frozen, tasks.get(config.task), images, images),
+    *(frozen, tasks.get(task), images, images),
     column=0,
     classes=1000,
     mesh=sharding.make_mesh(

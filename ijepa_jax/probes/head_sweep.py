@@ -45,6 +45,8 @@ PROTOCOLS = {
     Protocol('imagenet', 'lars', (0.1, 0.01), (5e-4, 0.0)),
     Protocol('transfer', 'sgd', (0.01,), (5e-4,)),
     Protocol('clevr', 'sgd', (0.01,), (5e-4,), final=0.01),
+    # No paper's: of a few images and of many, of small models and of large.
+    Protocol('folder', 'sgd', (1.0, 0.3, 0.1, 0.03, 0.01), (5e-4,), final=0.0),
   )
 }
 

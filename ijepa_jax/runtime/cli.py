@@ -6,7 +6,9 @@ their flags of JAX.
 
 import ast
 import contextlib
+import logging as stdlib_logging
 import sys
+from collections.abc import Iterable
 
 from absl import flags, logging
 
@@ -25,6 +27,20 @@ _JAX_DEFAULTS = {
   'jax_threefry_partitionable': True,
   'jax_disable_jit': False,
   'jax_transfer_guard': None,
+}
+
+# Of those that recipes set for other methods, only what a command line sets is
+# told: method -> knobs and sections that have no effect.
+_PREDICTOR = 'predictor_width', 'predictor_depth', 'predictor_heads'
+_PREDICTOR = tuple(f'model.{knob}' for knob in _PREDICTOR)
+UNUSED_BY = {
+  'ijepa': ('mae', 'vicreg'),
+  'pixels': ('mae', 'vicreg', 'ema'),
+  'mae': ('vicreg', 'ema', 'mask', *_PREDICTOR),
+  'vicreg': (
+    *('mae', 'ema', 'mask', 'loss.normalize_targets', *_PREDICTOR),
+    *('data.crop_scale', 'data.crop_ratio', 'data.flip'),
+  ),
 }
 
 
@@ -71,6 +87,9 @@ def parse(argv):
     if getattr(flags.FLAGS, 'config', None) is not None:
       # A config is read on its first use, which shows mistakes in its keys.
       flags.FLAGS.config.get('job')
+      _complete_sizes(flags.FLAGS.config)
+      overridden = flags.FLAGS['config'].override_values
+      warn_of_unused(flags.FLAGS.config, overridden)
     return positional
   except (AttributeError, KeyError) as error:
     # ConfigDict names the key and one that is spelled alike; quoted twice.
@@ -84,11 +103,41 @@ def parse(argv):
     sys.exit(words.strip())
 
 
+def _complete_sizes(config) -> None:
+  """Makes a height and a width of an image_size that is one number."""
+  for section in config, config.get('data') or {}:
+    size = section.get('image_size')
+    if isinstance(size, tuple) and len(size) == 1:
+      section.image_size = size * 2
+
+
+def warn_of_unused(config, overridden: Iterable[str]) -> None:
+  """Warns of knobs of a command line that the method does not have.
+
+  Args:
+    config: of any job.
+    overridden: full names of the knobs.
+  """
+  method = config.get('method')
+  unused = UNUSED_BY.get(method, ())
+  names = [
+    name
+    for name in overridden
+    if name in unused or name.split('.')[0] in unused
+  ]
+  if names:
+    logging.warning(
+      'Without effect with method = %r: %s.', method, ', '.join(names)
+    )
+
+
 def reset_jax_flags() -> None:
   """Sets JAX's flags that change numbers to their defaults, and logs which.
 
   So that the numbers of a job depend on its config alone.
   """
+  # Not that there is no TPU, of a machine that has none.
+  stdlib_logging.getLogger('jax._src.xla_bridge').setLevel('WARNING')
   import jax  # late: wrong flags are refused before it is imported
 
   for name, default in _JAX_DEFAULTS.items():

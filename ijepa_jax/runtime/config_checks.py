@@ -236,9 +236,12 @@ def check_void(config) -> None:
     switch, setting = _knob(config, section, knob)
     if setting in values:
       for name, value in _changed(config, void).items():
+        hint = ''
+        if name == 'data.path':
+          hint = ' To train on images of your own set data.source=folder.'
         raise UserError(
-          f'{name} is {value!r}, and nothing for {switch} = {setting!r}: '
-          'change the one or the other.'
+          f'{name} is {value!r}, which {switch} = {setting!r} does not use: '
+          f'change the one or the other.{hint}'
         )
   for (section, knob, values), void in PASSED_OVER.items():
     changed = _changed(config, void)

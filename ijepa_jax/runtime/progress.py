@@ -27,6 +27,17 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
   )
 
 
+def duration(seconds: float) -> str:
+  """A length of time in words: '45 seconds', '7.5 minutes', '3 days'."""
+  size, unit = 1, 'seconds'
+  for larger in (60, 'minutes'), (3600, 'hours'), (86400, 'days'):
+    if seconds >= 2 * larger[0]:
+      size, unit = larger
+  number = seconds / size
+  digits = 1 if unit != 'seconds' and number < 10 else 0
+  return f'{number:.{digits}f} {unit}'.replace('.0 ', ' ')
+
+
 class Throughput:
   """Images a second, and the share of time in which the devices lack data.
 
@@ -72,16 +83,22 @@ _BAR = (
 
 
 _LOG_SECONDS = 10.0  # between two log lines
+# Before the time that is left is said in words.
+_ESTIMATE_STEPS, _ESTIMATE_SECONDS = 2, 3.0
 
 
 class Progress:
-  """A bar if stderr is a terminal, else a log line every ten seconds."""
+  """A bar if stderr is a terminal, else a log line every ten seconds.
+
+  After the first steps one sentence says how long the rest takes.
+  """
 
   def __init__(self, total_steps: int, start: int = 0, *, enabled: bool = True):
     """Begins at finished step `start` of `total_steps`."""
     self._total, self._start = total_steps, start
     self._enabled = enabled
     self._began = self._last = None
+    self._estimated = False
     self._bar = None
     if enabled and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
@@ -105,23 +122,41 @@ class Progress:
         f', {values["images_per_second"]:.0f} img/s, '
         f'{values["data_wait_share"]:.0%} waiting for data'
       )
+    now = time.monotonic()
+    first = self._began is None
+    if first:
+      # The time before the first step does not predict the next.
+      self._began = self._last = now
+      self._start = step
+    finished = step - self._start
+    left = (now - self._began) * (self._total - step) / max(finished, 1)
+    self._estimate(finished, now - self._began, left)
     if self._bar is not None:
       self._bar.set_postfix_str(words, refresh=False)
       self._bar.update(step - self._bar.n)
       return
-    now = time.monotonic()
-    if self._began is None:
-      # The time before the first step does not predict the next.
-      self._began, self._start = now, step
-    elif now - self._last < _LOG_SECONDS and step < self._total:
+    if not first and now - self._last < _LOG_SECONDS and step < self._total:
       return
     self._last = now
-    if finished := step - self._start:
-      left = (now - self._began) * (self._total - step) / finished
+    if finished:
       words += f', {datetime.timedelta(seconds=round(left))} left'
     # Rounded down: 100% is the end.
     percent = 100 * step // self._total
     logging.info('Step %d of %d (%d%%): %s', step, self._total, percent, words)
+
+  def _estimate(self, steps: int, seconds: float, left: float) -> None:
+    """Says once how long the rest takes, by so many steps and seconds."""
+    enough = steps >= _ESTIMATE_STEPS and seconds >= _ESTIMATE_SECONDS
+    if self._estimated or not enough:
+      return
+    self._estimated = True
+    if left >= _LOG_SECONDS:
+      logging.info(
+        'By the first %d steps about %s are left, until %s here.',
+        steps,
+        duration(left),
+        time.strftime('%a %H:%M', time.localtime(time.time() + left)),
+      )
 
   def __enter__(self):
     return self

@@ -77,18 +77,28 @@ class Health:
 
   def __call__(self, state) -> dict[str, float]:
     """{'health/<signal>': value} of a train_step.State."""
-    with sharding.gathering(self._mesh):
-      values = self._run(state.params, state.target, self._batch)
-    values = jax.device_get(values)
+    values = self.measure(state)
     step = int(state.step)
     active = {}
     if step > self._warmup_steps:
-      active = alarms(values, self._method)
+      active = self.alarms(values)
     # Warns once per alarm, and again only after it has cleared.
     for name in active.keys() - self._active:
       logging.warning('Step %d: %s', step, active[name])
     self._active = set(active)
+    return values
+
+  def measure(self, state) -> dict[str, float]:
+    """The same of any state, without alarms in the log."""
+    with sharding.gathering(self._mesh):
+      values = self._run(state.params, state.target, self._batch)
+    values = jax.device_get(values)
     return {f'health/{k}': float(v) for k, v in values.items()}
+
+  def alarms(self, values: dict[str, float]) -> dict[str, str]:
+    """{signal: sentence} of what `measure` returned, see `alarms`."""
+    values = {k.removeprefix('health/'): v for k, v in values.items()}
+    return alarms(values, self._method)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,14 +139,14 @@ def _log_what_is_missing(run: PretrainRun, loaded: weights.Weights) -> None:
   path, params = run.init_from, loaded.params
   if 'predictor' in run.method.parts and 'predictor' not in params:
     logging.warning(
-      'There is no predictor in %s: a fresh one begins, from seed %d.',
+      '%s has no predictor: the run starts with a random one, of seed %d.',
       path,
       run.seed,
     )
   encoders = params.keys() & set(weights.ENCODERS.values())
   if len(encoders) == 1 and 'target' in run.method.parts:
     logging.warning(
-      'There is one encoder in %s, the %s: both begin with it.',
+      '%s has one encoder only, the %s: both of the run start with it.',
       path,
       weights.PARTS[min(encoders)].words,
     )

@@ -104,6 +104,10 @@ def train(
 
 def _compile(run: Run, abstract: State, clock) -> dict:
   began = time.monotonic()
+  logging.info(
+    'Compiling the step: seconds for a small model, some minutes for a large '
+    'one.'
+  )
   with clock.part('compile'):
     steps = compile.compile_steps(run, abstract)
   logging.info(

@@ -5,6 +5,7 @@ returns.
 """
 
 import numpy as np
+from absl import logging
 
 from ijepa_jax.data import loader
 from ijepa_jax.data.scenes import scene
@@ -15,12 +16,12 @@ from ijepa_jax.train import health, online_probe
 from ijepa_jax.train.run import PretrainRun
 
 
-def make_monitors(run: PretrainRun, probe) -> list:
+def make_monitors(run: PretrainRun, probe, signals) -> list:
   """Makes what looks at the state every so many steps.
 
   Args:
     run: of pre-training.
-    probe: from `make_probe`.
+    probe, signals: from `make_probe` and `make_health`.
 
   Returns:
     [(steps, State -> {metric: float})].
@@ -32,8 +33,7 @@ def make_monitors(run: PretrainRun, probe) -> list:
   if probe:
     monitors.append((run.probe.every_steps, probe.monitor))
     names += probe.names
-  if run.health.every_steps:
-    signals = make_health(run)
+  if signals:
     monitors.append((run.health.every_steps, signals))
     names += signals.names
   best = run.checkpoint['keep_best']
@@ -46,14 +46,23 @@ def make_monitors(run: PretrainRun, probe) -> list:
 
 
 def make_probe(run: PretrainRun) -> online_probe.Probe | None:
-  """Makes the probe of labelled images, or None where it is off.
+  """Makes the probe of labelled images.
+
+  Returns:
+    None where it is off, or where the images have no labels, which is logged.
 
   Raises:
-    UserError: there are no such images, or they have no labels from which a
-      probe could follow.
+    UserError: there are no images to test on, or labels from which no probe
+      could follow.
   """
   p, source = run.probe, run.source
   if not p.every_steps:
+    return None
+  if not source.labels:
+    logging.warning(
+      'The images have no classes, so that no probe looks at the run: it is '
+      'judged by the signals of health alone.'
+    )
     return None
   # Scenes are in no order, and images of a folder in that of its classes.
   order = np.arange(len(source))
@@ -92,15 +101,19 @@ def make_probe(run: PretrainRun) -> online_probe.Probe | None:
     ) from error
 
 
-def make_health(run: PretrainRun) -> health.Health:
+def make_health(run: PretrainRun) -> health.Health | None:
   """Makes the signals on a fixed batch of images, held out where possible.
+
+  Returns:
+    None where they are off.
 
   Raises:
     UserError: there are fewer than two images for each device.
   """
+  if not run.health.every_steps:
+    return None
   count = -(-run.health.images // run.mesh.size) * run.mesh.size
-  split = run.health.split or run.split
-  images = open_held_out(run, split, count, 'health.split')
+  images = _images_of_health(run, count)
   # No image twice: signals are of differences between images.
   count = min(count, len(images) // run.mesh.size * run.mesh.size)
   if count < 2:
@@ -120,6 +133,22 @@ def make_health(run: PretrainRun) -> health.Health:
   with batches as batches:
     batch = next(batches)
   return health.Health(run.method, batch, run.mesh, run.health.warmup_steps)
+
+
+def _images_of_health(run: PretrainRun, count: int):
+  """Those of health.split; training images where there is no such split."""
+  split = run.health.split or run.split
+  if not split and run.source_kind != 'scenes':
+    return run.source
+  try:
+    return open_held_out(run, split, count, 'health.split')
+  except UserError as error:
+    logging.warning(
+      '%s Signals of health are of training images (health.split is %r).',
+      error,
+      split,
+    )
+    return run.source
 
 
 def open_held_out(run: PretrainRun, split: str, count: int, knob: str):

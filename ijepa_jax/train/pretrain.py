@@ -29,8 +29,8 @@ def run(config, workdir: str) -> State:
   Args:
     config: see configs/base.py.
     workdir: receives config.json, images.json, metrics.jsonl, tensorboard/,
-      checkpoints/, goodput/ and, with the probe on, report.json and
-      curves.png; a folder or gs://.
+      checkpoints/, goodput/ and, with the probe or health on, report.json
+      and curves.png; a folder or gs://.
 
   Returns:
     The last state.
@@ -63,8 +63,12 @@ def _run(config, workdir, watched, this_start) -> State:
   ):
     first_process = jax.process_index() == 0
     saved = checkpoints.steps()
+    log_plan(run, max(saved, default=0))
     if saved:
       require_same_function(earlier_config, run.method)
+    # Before anything is compiled: the images may be no such.
+    probe, signals = monitors.make_probe(run), monitors.make_health(run)
+    all_monitors = monitors.make_monitors(run, probe, signals)
     if first_process and max(saved, default=0) < run.total_steps:
       this_start.keep_in(workdir)
     if restored := checkpoints.restore(abstract):
@@ -76,8 +80,6 @@ def _run(config, workdir, watched, this_start) -> State:
     else:
       state, start = make_state(jax.random.key(run.seed)), 0
     dataset = run.batches(start)
-    probe = monitors.make_probe(run)
-    all_monitors = monitors.make_monitors(run, probe)
     _log_sizes(run, state)
     if first_process and start < run.total_steps:
       for change in write_config(workdir, run.config_json):
@@ -95,11 +97,13 @@ def _run(config, workdir, watched, this_start) -> State:
       )
   if int(state.step) < run.total_steps:
     watched.check()
-  if probe and int(state.step) == run.total_steps:
+  if (probe or signals) and int(state.step) == run.total_steps:
     with this_start.clock.part('evaluate'):
       report.report(
-        *(run, workdir, probe, state, make_state),
+        *(run, workdir, state, make_state),
         lambda: sum(this_start.clock.seconds().values()),
+        probe=probe,
+        signals=signals,
       )
   return state
 
@@ -118,21 +122,53 @@ def _open_workdir(workdir: str, run: PretrainRun):
   return path, config
 
 
-def _log_sizes(run: PretrainRun, state: State) -> None:
-  if len(run.source) < run.batch_size:
+# Of the longest published run, MAE's, are 1600; below 5000 nothing is said.
+_MANY_EPOCHS = 5000
+
+
+def log_plan(run: PretrainRun, start: int) -> None:
+  """Says in words what the run is going to do, before anything is compiled.
+
+  Args:
+    run: of pre-training.
+    start: the newest checkpoint's step; 0: there is none.
+  """
+  images, batch, steps = len(run.source), run.batch_size, run.total_steps
+  logging.info(
+    '%s steps of %s images each: %s epochs of %s images%s.',
+    f'{steps:,}',
+    f'{batch:,}',
+    f'{_rounded(steps * batch / images)}',
+    f'{images:,}',
+    f'; {start:,} steps are done' if start else '',
+  )
+  if batch > images:
     logging.warning(
-      '%d training images are fewer than a batch of %d: a batch has some of '
-      'them several times.',
-      len(run.source),
-      run.batch_size,
+      'A batch of %d is more than the %d images: every step takes some of them '
+      'several times. Take a batch_size well below %d; configs/photos.py is a '
+      'recipe for few images.',
+      batch,
+      images,
+      images,
     )
+  if (epochs := steps * batch / images) > _MANY_EPOCHS:
+    logging.warning(
+      'Every image is seen %s times, and the steps may be those of a recipe '
+      'for more images: for 300 epochs of these, total_steps is %d.',
+      _rounded(epochs),
+      max(1, round(300 * images / batch)),
+    )
+
+
+def _rounded(number: float) -> str:
+  return f'{number:,.0f}' if number >= 10 else f'{number:.2g}'
+
+
+def _log_sizes(run: PretrainRun, state: State) -> None:
   count = sum(x.size for x in jax.tree.leaves(state.params['encoder']))
   shapes = run.method.sampler.shapes if run.method.sampler else 'none'
   logging.info(
-    'Encoder of %.1f M parameters, %d images, mask shapes %s.',
-    count / 1e6,
-    len(run.source),
-    shapes,
+    'Encoder of %.1f M parameters, mask shapes %s.', count / 1e6, shapes
   )
   if not jax.process_index():
     logging.info(sharding.describe_state(state, run.mesh))

@@ -3,6 +3,7 @@
 import fnmatch
 import io
 import json
+import re
 
 import jax
 import matplotlib
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from ijepa_jax.errors import UserError
+from ijepa_jax.probes import verdict
 from ijepa_jax.runtime import files, metrics
 from ijepa_jax.runtime.progress import text_table
 
@@ -17,7 +19,8 @@ from ijepa_jax.runtime.progress import text_table
 def format_table(rows: dict[str, dict[str, float]]) -> str:
   """A small text table: a row a name, a column a metric, accuracies in %."""
   columns = list(dict.fromkeys(k for row in rows.values() for k in row))
-  header = [c.removeprefix('probe/').replace('/', ' ') for c in columns]
+  names = [re.sub('^(probe|health)/', '', c) for c in columns]
+  header = [re.sub('[/_]', ' ', name) for name in names]
   cells = [
     [name, *(_cell(c, row.get(c)) for c in columns)]
     for name, row in rows.items()
@@ -28,51 +31,72 @@ def format_table(rows: dict[str, dict[str, float]]) -> str:
 def _cell(column: str, value: float | None) -> str:
   if value is None:
     return '-'
-  scale = 100 if column.startswith(('probe/', 'knn/')) else 1
-  return f'{scale * value:.1f}'
+  if verdict.is_accuracy(column):
+    return f'{100 * value:.1f}'
+  return f'{value:.2f}' if 'cosine' in column else f'{value:.1f}'
 
 
-def report(run, workdir, probe, state, make_state, seconds) -> None:
-  """Writes what was learned: a table as text, report.json and curves.png.
+def report(
+  run, workdir, state, make_state, seconds, *, probe=None, signals=None
+) -> None:
+  """Writes what was learned: a table, a verdict, report.json and curves.png.
+
+  The table and the verdict are printed too.
 
   Args:
     run: of pre-training.
     workdir: of it.
-    probe: online_probe.Probe.
     state: the last one.
     make_state: key -> State, of the untrained encoder.
     seconds: -> seconds since the start; called when all is computed.
+    probe, signals: online_probe.Probe and health.Health, or None; not both.
   """
-  untrained = make_state(jax.random.key(run.seed))
-  untrained = run.method.evaluated(untrained.params, untrained.target)
-  rows = {
-    'chance (commonest label)': probe.chance(),
-    'raw pixels': probe.pixels(),
-    'encoder, untrained': probe(untrained),
-    f'{run.method.judged}, trained': probe(
-      run.method.evaluated(state.params, state.target)
-    ),
-  }
+  rows = {}
+  if probe:
+    rows['chance (commonest label)'] = probe.chance()
+    rows['raw pixels'] = probe.pixels()
+  untrained, trained = 'encoder, untrained', f'{run.method.judged}, trained'
+  fresh = make_state(jax.random.key(run.seed))
+  rows[untrained], _ = _measure(fresh, probe, signals)
+  del fresh
+  rows[trained], alarms = _measure(state, probe, signals)
   seconds = seconds()
   if jax.process_index():
     return
-  n, steps = len(probe.test.images), int(state.step)
-  print(
-    f'\nLinear probe and kNN on {n} held-out images (accuracy in %), learned '
-    f'from {len(probe.train.images)} training images; after {steps} steps, '
-    f'{seconds:.0f} s since the last start:\n\n{format_table(rows)}\n'
+  n = len(probe.test.images) if probe else 0
+  judged = verdict.judge(
+    rows[trained],
+    rows[untrained],
+    rows.get('raw pixels', {}),
+    images=n,
+    alarms=alarms,
   )
+  steps = int(state.step)
   counts = {
     'steps': steps,
-    'training_images': len(probe.train.images),
-    'held_out_images': n,
     'seconds_since_last_start': seconds,
+    'verdict': judged.word,
+    'verdict_in_words': judged.sentence,
   }
+  title = 'Signals of health, of images without labels'
+  if probe:
+    counts |= {
+      'training_images': len(probe.train.images),
+      'held_out_images': n,
+    }
+    title = (
+      f'Linear probe and kNN on {n} held-out images (accuracy in %), learned '
+      f'from {len(probe.train.images)} training images'
+    )
+  print(
+    f'\n{title}; after {steps} steps, {seconds:.0f} s since the last start:'
+    f'\n\n{format_table(rows)}\n\n{judged.sentence}\n'
+  )
   files.atomic_write_text(
     workdir / 'report.json', json.dumps(rows | counts, indent=2)
   )
   path = workdir / 'curves.png'
-  levels = {k: rows[k] for k in ('raw pixels', 'encoder, untrained')}
+  levels = {k: rows[k] for k in ('raw pixels', untrained) if k in rows}
   picture = draw_curves(
     metrics.read(workdir), title=workdir.name, levels=levels
   )
@@ -80,7 +104,21 @@ def report(run, workdir, probe, state, make_state, seconds) -> None:
   print(f'Checkpoints, metrics.jsonl and {path.name} lie in {workdir}')
 
 
+def _measure(state, probe, signals) -> tuple[dict, list[str]]:
+  """Returns what is in the table of a state, and its alarms as sentences."""
+  values = probe.monitor(state) if probe else {}
+  if not signals:
+    return values, []
+  health = signals.measure(state)
+  # The probe has a RankMe of more images.
+  shown = ('health/token_cosine',) if probe else _SIGNALS
+  values |= {name: health[name] for name in shown}
+  return values, list(signals.alarms(health).values())
+
+
 matplotlib.use('Agg')  # No screen on a cluster.
+# Of the table, where there is no probe.
+_SIGNALS = 'health/rankme', 'health/token_cosine', 'health/image_cosine'
 _STYLES = ':', '--', '-.'  # of levels
 # Panel title, then the metrics in it.
 PANELS = (

@@ -157,6 +157,24 @@ def test_worker_count_changes_nothing(monkeypatch):
   assert_same(batches[2:], take(source, 5, max_bad_share=1, start=2, workers=2))
 
 
+def test_a_stopped_job_is_not_said_to_leak():
+  """Python's own process removes the memory, and needs no warning for it."""
+  script = (
+    'import os\n'
+    'from multiprocessing import shared_memory\n'
+    'from ijepa_jax.data import workers\n'
+    'workers.hush_resource_tracker()\n'
+    'memory = shared_memory.SharedMemory(create=True, size=8)\n'
+    'print(memory.name, flush=True)\n'
+    'os._exit(0)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', script], capture_output=True, text=True
+  )
+  assert not done.stderr
+  assert not (pathlib.Path('/dev/shm') / done.stdout.strip()).exists()
+
+
 def test_processes_with_workers_change_nothing():
   """Two hosts, one with a worker, resumed: rows of the very same batches."""
   complete = take(Encoded(40), 5)

@@ -56,8 +56,8 @@ def test_tasks_are_complete():
     assert task.train != task.test, name
     assert list(task.milestones) == sorted(task.milestones)
     assert all(0 < m < task.epochs for m in task.milestones)
-    assert task.protocol in ('imagenet', 'transfer', 'clevr')
-    assert (task.protocol == 'clevr') == (not task.milestones)
+    assert task.protocol in ('imagenet', 'transfer', 'clevr', 'folder')
+    assert (task.protocol in ('clevr', 'folder')) == (not task.milestones)
     assert pickle.loads(pickle.dumps(task)) == task
     for size, patch, pixels in task.paper:
       assert size in vit.SIZES and pixels % patch == 0

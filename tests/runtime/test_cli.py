@@ -55,10 +55,34 @@ def test_a_moved_command_says_where_it_is(old, new):
   assert f'python -m {old} is now python -m {new}' in done.stderr
 
 
-def test_a_config_that_has_no_such_row(monkeypatch):
+@pytest.fixture
+def values(monkeypatch):
+  """Flags of a command that takes a config."""
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values)
+  config_flags.DEFINE_config_file(
+    'config', flag_values=values, lock_config=True
+  )
   monkeypatch.setattr(flags, 'FLAGS', values)
+  return values
+
+
+@pytest.mark.parametrize(
+  ('config', 'knob'),
+  [('tiny', 'data.image_size'), ('evals/knn', 'image_size')],
+)
+@pytest.mark.parametrize(
+  ('given', 'size'), [('64', (64, 64)), ('(64,48)', (64, 48))]
+)
+def test_a_side_is_a_size(config, knob, given, size, values, monkeypatch):
+  path = ROOT / f'configs/{config}.py'
+  line = ['main.py', f'--config={path}', f'--config.{knob}={given}']
+  monkeypatch.setattr(sys, 'argv', line)  # ml_collections looks there
+  cli.parse(line)
+  section = values.config.data if '.' in knob else values.config
+  assert section.image_size == size
+
+
+def test_a_config_that_has_no_such_row(values):
   path = ROOT / 'configs/ablations/masks.py'
   cli.parse(['main.py', f'--config={path}:random'])
   assert values.config.mask.sampler == 'random'

@@ -14,7 +14,7 @@ from fsspec.implementations import memory
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import config, metrics
-from ijepa_jax.runtime.progress import Progress, Throughput
+from ijepa_jax.runtime.progress import Progress, Throughput, duration
 from ijepa_jax.runtime.timing.clock import Clock
 from tests.close import FLOAT64, close
 
@@ -177,6 +177,9 @@ def test_progress_without_a_terminal(clock, logged):
       progress.update(step, values)
       clock[0] += 1
   assert logged[0].startswith('Step 11 of 100 (11%): loss 0.5000, 640 img/s')
+  # Once, before the first ten seconds are over.
+  estimate = logged.pop(1)
+  assert estimate.startswith('By the first 3 steps about 86 seconds are left')
   assert logged[1] == (
     'Step 21 of 100 (21%): loss 0.5000, 640 img/s, 12% waiting for data, '
     '0:01:19 left'
@@ -195,6 +198,14 @@ def test_all_is_only_the_end(clock, logged):
     'Step 996 of 1000 (99%)',
     'Step 999 of 1000 (99%)',
     'Step 1000 of 1000 (100%)',
+  ]
+
+
+def test_durations_in_words():
+  seconds = (0.4, 45, 119, 450, 1200, 9000, 100_000, 864_000)
+  assert [duration(x) for x in seconds] == [
+    *('0 seconds', '45 seconds', '119 seconds', '7.5 minutes', '20 minutes'),
+    *('2.5 hours', '28 hours', '10 days'),
   ]
 
 

@@ -8,6 +8,8 @@ from PIL import Image
 
 from configs import base, tiny
 from ijepa_jax.errors import UserError
+from ijepa_jax.methods import from_config
+from ijepa_jax.runtime.cli import UNUSED_BY, warn_of_unused
 from ijepa_jax.runtime.config_checks import PASSED_OVER, REFUSED, check_void
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -16,10 +18,14 @@ CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 def test_void_knobs(caplog):
   """Refused where the images were others than those asked for; else told."""
   for changes, words in (
-    ({'path': 'photos'}, r"data\.path is 'photos', and nothing for .*'scenes'"),
-    ({'split': 'val'}, r"data\.split is 'val', and nothing for"),
-    ({'source': 'folder', 'count': 100}, r'data\.count is 100, and nothing'),
-    ({'source': 'tfds', 'flavour': 'crowd'}, "flavour is 'crowd', and nothing"),
+    (
+      {'path': 'photos'},
+      r"data\.path is 'photos', which data.source = 'scenes' does not use: .* "
+      'set data.source=folder',
+    ),
+    ({'split': 'val'}, r"data\.split is 'val', which"),
+    ({'source': 'folder', 'count': 100}, r'data\.count is 100, which'),
+    ({'source': 'tfds', 'flavour': 'crowd'}, "flavour is 'crowd', which"),
   ):
     config = tiny.get_config()
     config.data.update(changes)
@@ -27,7 +33,7 @@ def test_void_knobs(caplog):
       check_void(config)
   config = tiny.get_config()
   config.method, config.data.blur = 'vicreg', 0.5
-  with pytest.raises(UserError, match=r"blur is .* for method = 'vicreg'"):
+  with pytest.raises(UserError, match=r"blur is .* method = 'vicreg' does not"):
     check_void(config)
   for changes, words in (
     ({'data.from_manifest': True}, 'data.mean = (0.5, 0.5, 0.5), data.std'),
@@ -43,6 +49,35 @@ def test_void_knobs(caplog):
     caplog.clear()
     check_void(config)
     assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+  ('method', 'knob', 'told'),
+  [
+    ('ijepa', 'mae.mask_ratio', True),
+    ('mae', 'mae.mask_ratio', False),
+    ('mae', 'mask.num_targets', True),
+    ('vicreg', 'data.flip', True),
+    ('pixels', 'data.flip', False),
+    ('pixels', 'ema.first', True),
+  ],
+)
+def test_knobs_of_a_command_line(method, knob, told, caplog):
+  """A recipe may set those of other methods, a person means something."""
+  config = tiny.get_config()
+  config.method = method
+  warn_of_unused(config, ['optim.peak_lr', knob])
+  words = f'Without effect with method = {method!r}: {knob}.'
+  assert (words in caplog.text) == told
+  assert bool(caplog.text) == told
+
+
+def test_every_method_says_what_it_does_not_use():
+  config = base.get_config()
+  assert UNUSED_BY.keys() == from_config.METHODS.keys()
+  for name in {name for names in UNUSED_BY.values() for name in names}:
+    section, _, knob = name.partition('.')
+    assert knob in config[section] if knob else section in config
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,11 @@ def test_one_encoder_alone(trained, tmp_path, caplog):
   )
   twice, four_times = double(context, target)
   assert_same(2 * twice, four_times)
-  assert f'no predictor in {folder}: a fresh one begins, from seed 0' in (
-    caplog.text
+  assert (
+    f'{folder} has no predictor: the run starts with a random one, of seed 0'
+    in caplog.text
   )
-  assert 'the target encoder: both begin with it' in caplog.text
+  assert 'the target encoder: both of the run start with it' in caplog.text
   with pytest.raises(UserError, match='no state of AdamW'):
     begin(folder, make_config(init_optimizer=True))
 

@@ -104,13 +104,21 @@ def test_mistakes_are_told(changes, words, images, tmp_path):
     monitors.make_probe(run)
 
 
-def test_images_without_labels(images, tmp_path):
-  for split in 'train', 'test':
-    shutil.copytree(images / split / 'red', tmp_path / split)
-  config = make_config(tmp_path)
-  run = make_run(config)
-  with pytest.raises(UserError, match='no labels'):
-    monitors.make_probe(run)
+def test_images_without_labels(images, tmp_path, caplog, capsys):
+  """A flat folder trains, and ends with a table, a verdict and curves."""
+  folder = tmp_path / 'flat'
+  shutil.copytree(images / 'train/red', folder)
+  changes = {'health.split': 'val', 'total_steps': 2, 'optim.warmup_steps': 1}
+  workdir = tmp_path / 'run'
+  pretrain.run(make_config(folder, **changes), workdir)
+  assert 'The images have no classes' in caplog.text
+  assert "no folder 'val'" in caplog.text
+  assert 'are of training images' in caplog.text
+  shown = capsys.readouterr().out
+  found = json.loads((workdir / 'report.json').read_text())
+  assert found['verdict_in_words'] in shown
+  assert 'No label was there to judge by' in found['verdict_in_words']
+  assert (workdir / 'curves.png').exists()
 
 
 def test_keep_best_of_what_is_not_looked_at(images):
@@ -120,7 +128,7 @@ def test_keep_best_of_what_is_not_looked_at(images):
   run = make_run(config)
   probe = monitors.make_probe(run)
   with pytest.raises(UserError, match='probe/label, knn/label, rankme'):
-    monitors.make_monitors(run, probe)
+    monitors.make_monitors(run, probe, None)
 
 
 def few(images, path, train, test):
@@ -294,7 +302,7 @@ def test_the_report_says_what_it_is_of(tmp_path, capsys):
     def __call__(self, params=None):
       return {'probe/label': 0.75, 'rankme': 3.0}
 
-    pixels = __call__
+    pixels = monitor = __call__
 
   config = stopping_config()
   config.probe.test_count, config.probe.train_count = 2000, 5000
@@ -303,11 +311,14 @@ def test_the_report_says_what_it_is_of(tmp_path, capsys):
     tmp_path / 'metrics.jsonl', '{"step": 400, "loss": 0.5}\n'
   )
   state = types.SimpleNamespace(step=400, params=None, target=None)
-  report.report(run, tmp_path, Probe(), state, lambda key: state, lambda: 1.0)
+  report.report(
+    *(run, tmp_path, state, lambda key: state, lambda: 1.0), probe=Probe()
+  )
   shown = capsys.readouterr().out
   assert 'on 21 held-out images' in shown
   assert '37 training images; after 400 steps' in shown
   assert 's since the last start:' in shown and '2000' not in shown
   found = json.loads((tmp_path / 'report.json').read_text())
   assert found['held_out_images'] == 21 and found['training_images'] == 37
+  assert found['verdict'] == 'bad'  # no better than untrained
   assert found['steps'] == 400 and found['seconds_since_last_start'] > 0

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -533,3 +534,26 @@ def test_a_workdir_that_would_lose_its_checkpoints(name, tmp_path):
   with pytest.raises(UserError, match='checkpoints can not be saved'):
     pretrain.run(make_config(), f'{tmp_path}/{name}')
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('images', 'batch', 'steps', 'words', 'warnings'),
+  [
+    (1920, 64, 6000, '6,000 steps of 64 images each: 200 epochs of 1,920', 0),
+    (1_281_167, 2048, 100, '0.16 epochs of 1,281,167 images', 0),
+    (1920, 2048, 187_500, '200,000 epochs of 1,920 images', 2),
+  ],
+)
+def test_a_run_says_what_it_will_do(
+  caplog, images, batch, steps, words, warnings
+):
+  run = types.SimpleNamespace(
+    source=range(images), batch_size=batch, total_steps=steps
+  )
+  with caplog.at_level('INFO'):
+    pretrain.log_plan(run, 0)
+  first, *rest = [record.getMessage() for record in caplog.records]
+  assert words in first and len(rest) == warnings
+  if warnings:
+    assert 'A batch of 2048 is more than the 1920 images' in rest[0]
+    assert 'total_steps is 281.' in rest[1]

@@ -185,7 +185,7 @@ def test_images_of_other_channels(channels, tmp_path, caplog):
     ({'vicreg.crop_scale': (0.5, 0.3)}, r'crop_scale is \(0\.5, 0\.3\)'),
     ({'vicreg.sigreg': 1.5}, r'vicreg\.sigreg is 1\.5.* up to 1'),
     ({'vicreg.projector': (0,)}, r'vicreg\.projector is \(0,\): take 1'),
-    ({'data.grey': 0.2}, r"data\.grey is 0\.2, and nothing for .*'vicreg'"),
+    ({'data.grey': 0.2}, r"data\.grey is 0\.2, which .*'vicreg' does not"),
   ],
 )
 def test_mistakes_are_told_before_anything_is_written(

@@ -32,25 +32,25 @@ def _parse(arguments):
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add('source', nargs='?', help='kind:path')
+  add('source', nargs='?', help='kind:path, such as folder:/my/images')
   add('out', nargs='?', help='a new folder, or one to go on with')
   add('--verify', metavar='OUT', help='read a packed data set back')
-  add('--split', default='train', help='of the source (train)')
-  add('--list_file', default='', help='of the images to take, a name a line')
-  add('--count', type=int, help='pictures of scenes (20000)')
-  add('--resize', type=int, default=0, help='shorter side of larger images')
-  add('--quality', type=int, default=0, help='make all JPEG, of 1 to 100')
-  add('--alpha', action='store_true', help='keep it, as a fourth channel')
+  add('--split', default='train', help='split of the source to pack (train)')
+  add('--list_file', default='', help='text file of the images to take')
+  add('--count', type=int, help='number of pictures, of scenes alone (20000)')
+  add('--resize', type=int, default=0, help='shorter side, of larger images')
+  add('--quality', type=int, default=0, help='write JPEG of this quality')
+  add('--alpha', action='store_true', help='keep transparency (4 channels)')
   add(
     '--max_pixels',
     type=int,
     default=decode.max_pixels(),
-    help='more are left out; 0: none (%(default)s)',
+    help='leave out larger images; 0: no limit (%(default)s)',
   )
-  add('--shard_mb', type=float, default=256, help='about this size (256)')
-  add('--shards', type=int, default=0, help='so many instead')
+  add('--shard_mb', type=float, default=256, help='size of a shard (256)')
+  add('--shards', type=int, default=0, help='number of shards, or --shard_mb')
   add('--processes', type=int, default=workers.cores(), help='(all cores)')
-  add('--max_bad_share', type=float, default=0.01, help='then stop (0.01)')
+  add('--max_bad_share', type=float, default=0.01, help='unreadable (0.01)')
   args = parser.parse_args(arguments)
   if bool(args.verify) == bool(args.source and args.out):
     parser.error('give a source and an output folder, or --verify OUT.')

@@ -54,7 +54,6 @@ def initialize(
     )
   cluster = launchers.detect_cluster(os.environ, gpus.count_gpus, by_hand)
   if cluster is None:
-    logging.info('One process: nothing says that there are others.')
     return
   launcher, options = cluster
   logging.info('One process of several, says %s: %s.', launcher, options)
