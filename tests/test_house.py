@@ -22,6 +22,7 @@ FLOORS = {
   'evals': 6,
   'visualize': 6,
   'plan': 7,
+  'start': 6,
   'goodput': 2,  # a command
   # Each says where a command of old is now.
   'interop': 0,

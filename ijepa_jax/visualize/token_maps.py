@@ -33,6 +33,53 @@ def principal_colors(tokens_BND: np.ndarray) -> np.ndarray:
   return colors.reshape(b, n, 3)
 
 
+def own_colors(tokens_BND: np.ndarray) -> np.ndarray:
+  """As `principal_colors`, by the directions of each image alone.
+
+  Where images differ much, as photographs do, the directions of all of them
+  tell images apart, and each is of one color.
+  """
+  return np.concatenate([principal_colors(x[None]) for x in tokens_BND])
+
+
+def overlapping_tokens(
+  encode, image_BHWC: np.ndarray, patch_size: int, times: int
+) -> np.ndarray:
+  """Tokens of patches that overlap: a grid so many times as fine.
+
+  The image is moved by parts of a patch, with its edge repeated, and encoded
+  each time.
+
+  Args:
+    encode: uint8 [B, H, W, C] -> [B, N, D].
+    image_BHWC: uint8.
+    patch_size: in pixels.
+    times: how much finer the grid gets, on either side.
+
+  Returns:
+    float32 [B, times * H / patch_size, times * W / patch_size, D].
+  """
+  b, h, w, _ = image_BHWC.shape
+  rows, columns = h // patch_size, w // patch_size
+  pad = patch_size // 2
+  wide = [(0, 0), (pad, pad), (pad, pad), (0, 0)]
+  image_BHWC = np.pad(image_BHWC, wide, 'edge')
+  # The patch of each cell of the fine grid has the cell in its middle.
+  starts = [int(pad - (times - 1 - 2 * i) * pad / times) for i in range(times)]
+  grid = [
+    [
+      np.asarray(encode(image_BHWC[:, top : top + h, left : left + w]))
+      for left in starts
+    ]
+    for top in starts
+  ]
+  tokens = np.asarray(grid, np.float32).reshape(
+    times, times, b, rows, columns, -1
+  )
+  tokens = tokens.transpose(2, 3, 0, 4, 1, 5)
+  return tokens.reshape(b, times * rows, times * columns, -1)
+
+
 @jax.jit
 def cosine_maps(query_BQD, tokens_BND) -> jax.Array:
   """Cosines of queries with every token of their image: [B, Q, N] in [-1, 1].

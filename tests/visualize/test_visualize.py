@@ -55,6 +55,34 @@ def test_principal_colors_follow_the_directions():
   assert (constant == 128).all()
 
 
+def test_each_image_has_colors_of_its_own():
+  """Images that differ much from each other do not take each other's colors."""
+  r = np.random.default_rng(0)
+  tokens = r.normal(size=(3, 9, 8)) + 100 * np.arange(3)[:, None, None]
+  among_all = token_maps.principal_colors(tokens)
+  alone = token_maps.own_colors(tokens)
+  assert among_all[..., 0].std(1).max() < 2 < alone[..., 0].std(1).min()
+
+
+def test_overlapping_patches_are_a_finer_grid():
+  """Of an encoder whose token is the mean of its patch, on a ramp."""
+
+  def encode(image):
+    b, h, w, c = image.shape
+    patches = image.reshape(b, h // 8, 8, w // 8, 8, c)
+    return patches.mean((2, 4)).reshape(b, -1, c)
+
+  ramp = np.arange(48, dtype=np.float32)
+  image = np.stack([*np.broadcast_arrays(ramp[:, None], 2 * ramp)], -1)[None]
+  coarse = token_maps.overlapping_tokens(encode, image, 8, 1)
+  close(coarse, encode(image).reshape(1, 6, 6, 2))
+  fine = token_maps.overlapping_tokens(encode, image, 8, 4)
+  assert fine.shape == (1, 24, 24, 2)
+  middle = 2 * np.arange(24) + 0.5  # of each cell, in pixels
+  close(fine[0, 2:-2, 0, 0], middle[2:-2])
+  close(fine[0, 0, 2:-2, 1], 2 * middle[2:-2])
+
+
 def make_blocks(n=7, m=2, k=3, d=5):
   r = np.random.default_rng(1)
   tokens = r.normal(size=(n, 8, d)).astype(np.float32)

@@ -1,5 +1,6 @@
 """The sections of the page that need no training."""
 
+import jax
 import numpy as np
 
 from ijepa_jax.train import report
@@ -48,19 +49,45 @@ def masks(
   )
 
 
+_FINER = 4  # windows that overlap, a patch on either side
+
+
 def colors(model: Subject, seen: Gallery, count: int) -> str:
-  """Tokens as colors, of the first `count` images among all."""
-  of_tokens = token_maps.principal_colors(seen.vectors['tokens'])
+  """Tokens as colors, of `count` images: among all images, and of each alone."""
+  tokens_BND = seen.vectors['tokens']
+  of_all = token_maps.principal_colors(tokens_BND)
+  image, patch = seen.image[:count], model.method.encoder.patch_size
+  rows, columns = model.grid
+  fine = token_maps.overlapping_tokens(
+    jax.jit(lambda x: model.method.targets_of_all(model.target, x)[0]),
+    image,
+    patch,
+    _FINER,
+  )
+  # Without what all images have in common at a place.
+  common = tokens_BND.mean(0).reshape(rows, columns, -1)
+  fine -= common.repeat(_FINER, 0).repeat(_FINER, 1)
+  alone = token_maps.own_colors(fine.reshape(len(fine), -1, fine.shape[-1]))
   figures = []
-  for image, color in zip(seen.image[:count], of_tokens, strict=False):
-    pictures = markup.png(image), markup.png(color.reshape(*model.grid, 3))
-    figures += [markup.figure(picture) for picture in pictures]
+  for one, color, own in zip(image, of_all, alone, strict=False):
+    figures += [
+      markup.figure(markup.png(one)),
+      markup.figure(markup.png(color.reshape(rows, columns, 3)), 'among all'),
+      markup.figure(
+        markup.png(own.reshape(_FINER * rows, _FINER * columns, 3)),
+        'by itself',
+      ),
+    ]
   return markup.section(
     'Tokens as colors',
     "The three directions in which the target encoder's tokens differ most "
-    'over all images (PCA), as red, green and blue: patches of one color are '
-    'alike to the encoder, in whatever image. Colors that follow objects speak '
-    'of content; colors that follow the place in every image, of position.',
+    '(PCA), as red, green and blue: patches of one color are alike to the '
+    'encoder. Among all images a color means the same in each of them: colors '
+    'that follow objects speak of content, colors that follow the place in '
+    'every image of position. By itself an image has directions of its own, '
+    'without what is common to a place, and patches that overlap, moved by '
+    'quarters of a patch: it shows the parts of one photograph, where all '
+    'photographs together only tell one from the other.',
     markup.row(figures),
   )
 
