@@ -53,7 +53,7 @@ _FINER = 4  # windows that overlap, a patch on either side
 
 
 def colors(model: Subject, seen: Gallery, count: int) -> str:
-  """Tokens as colors, of `count` images: among all images, and of each alone."""
+  """Tokens as colors, of `count` images: among all images, and each alone."""
   tokens_BND = seen.vectors['tokens']
   of_all = token_maps.principal_colors(tokens_BND)
   image, patch = seen.image[:count], model.method.encoder.patch_size
