@@ -23,6 +23,7 @@ FLOORS = {
   'visualize': 6,
   'plan': 7,
   'start': 6,
+  'watch': 7,
   'goodput': 2,  # a command
   # Each says where a command of old is now.
   'interop': 0,

@@ -68,7 +68,7 @@ class Health:
   def __init__(self, method: Method, batch, mesh, warmup_steps: int = 0):
     names = (*SIGNALS, *method.signal_names)
     self.names = [f'health/{name}' for name in names]
-    self._batch, self._warmup_steps, self._active = batch, warmup_steps, set()
+    self.batch, self._warmup_steps, self._active = batch, warmup_steps, set()
     self._method, self._mesh = method, mesh
     self._run = jax.jit(
       functools.partial(signals, method),
@@ -78,7 +78,7 @@ class Health:
   def __call__(self, state) -> dict[str, float]:
     """{'health/<signal>': value} of a train_step.State."""
     with sharding.gathering(self._mesh):
-      values = self._run(state.params, state.target, self._batch)
+      values = self._run(state.params, state.target, self.batch)
     values = jax.device_get(values)
     step = int(state.step)
     active = {}

@@ -13,12 +13,8 @@ from configs import tiny, visualize
 from ijepa_jax.convert.export import export
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import ijepa, masks
-from ijepa_jax.visualize import (
-  mask_coverage,
-  report,
-  retrieval,
-  token_maps,
-)
+from ijepa_jax.train.pictures import mask_picture, token_maps
+from ijepa_jax.visualize import mask_coverage, report, retrieval
 from ijepa_jax.visualize.page import markup, verdict
 from tests.close import close
 
@@ -38,7 +34,7 @@ def test_coverage_counts_every_draw():
 
 def test_mask_picture_keeps_the_patches_of_the_mask():
   image = np.full((8, 12, 3), 7, np.uint8)
-  picture = mask_coverage.mask_picture(image, np.array([1, 5]), 4)
+  picture = mask_picture.mask_picture(image, np.array([1, 5]), 4)
   assert (picture[:4, 4:8] == 7).all() and (picture[4:, 8:] == 7).all()
   assert (picture == 7).mean() == 2 / 6
 
@@ -81,6 +77,15 @@ def test_overlapping_patches_are_a_finer_grid():
   middle = 2 * np.arange(24) + 0.5  # of each cell, in pixels
   close(fine[0, 2:-2, 0, 0], middle[2:-2])
   close(fine[0, 0, 2:-2, 1], 2 * middle[2:-2])
+
+
+def test_windows_are_averaged_over_a_patch():
+  impulse = np.zeros((1, 9, 9, 1))
+  impulse[0, 4, 4] = 1.0
+  smooth = token_maps.average_windows(impulse, 4)
+  kernel = np.array([1, 2, 2, 2, 1]) / 8
+  close(smooth[0, 2:7, 2:7, 0], np.outer(kernel, kernel))
+  close(token_maps.average_windows(np.ones((1, 6, 6, 2)), 2), 1.0)
 
 
 def make_blocks(n=7, m=2, k=3, d=5):

@@ -80,6 +80,30 @@ def overlapping_tokens(
   return tokens.reshape(b, times * rows, times * columns, -1)
 
 
+def average_windows(fine_BRCD: np.ndarray, times: int) -> np.ndarray:
+  """Averages what all patches that cover a cell of a fine grid say of it.
+
+  Without it the grid of positions is seen: a patch that is moved has the
+  position of where it was.
+
+  Args:
+    fine_BRCD: float32, from `overlapping_tokens`.
+    times: how much finer than patches it is.
+  """
+  kernel = np.convolve(np.ones(times), np.ones(2)) / (2 * times)
+  pad = times // 2
+  for axis in 1, 2:
+    width = fine_BRCD.shape[axis]
+    wide = [(0, 0)] * 4
+    wide[axis] = (pad, len(kernel) - 1 - pad)
+    x = np.pad(fine_BRCD, wide, 'edge')
+    fine_BRCD = sum(
+      weight * x.take(range(i, i + width), axis)
+      for i, weight in enumerate(kernel)
+    )
+  return fine_BRCD
+
+
 @jax.jit
 def cosine_maps(query_BQD, tokens_BND) -> jax.Array:
   """Cosines of queries with every token of their image: [B, Q, N] in [-1, 1].
