@@ -194,7 +194,7 @@ def _plan(choice, seconds: float, reason: str):
     f'A step takes {1e3 * seconds:.0f} ms here: {duration(steps * seconds)} in '
     'all, and a minute or two to begin and to judge.'
   )
-  if choice.changes['probe.every_steps']:
+  if 'probe.every_steps' in choice.changes:
     yield (
       'A linear probe and kNN of the classes, on images that are held out, '
       'say what it learns, beside the untrained encoder and raw pixels.'

@@ -96,12 +96,11 @@ def choose_probe(choice: Choice, survey: Survey, held_out: str) -> None:
     survey: of the training images.
     held_out: name of the other split; '': there is none.
   """
-  choice.set('health.split', held_out)
+  if held_out:
+    choice.set('health.split', held_out)
   if held_out and can_be_probed(survey):
     choice.set('probe.split', held_out)
-    return
-  choice.set('probe.every_steps', 0, 'no classes of which some are held out')
-  choice.set('probe.split', '')
+    choice.set('probe.every_steps', 1)
 
 
 def choose_steps(choice: Choice, seconds: float, minutes: float) -> str:
@@ -126,7 +125,7 @@ def choose_steps(choice: Choice, seconds: float, minutes: float) -> str:
     reason = 'more would only repeat the same images'
   choice.set('total_steps', steps, f'{choice.epochs(steps):.3g} epochs')
   choice.set('optim.warmup_steps', steps // 20)
-  if choice.changes.get('probe.every_steps') != 0:
+  if 'probe.every_steps' in choice.changes:
     choice.set('probe.every_steps', steps // 5)
   choice.set('health.every_steps', steps // 20)
   choice.set('checkpoint.every_steps', steps // 5)

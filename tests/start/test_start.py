@@ -111,7 +111,7 @@ def test_steps_are_bounded_by_time_and_by_epochs(classes):
     assert words in choose.choose_steps(choice, seconds, minutes)
     assert choice.changes['total_steps'] == steps
     assert choice.changes['optim.warmup_steps'] == steps // 20
-    assert choice.changes['probe.every_steps'] == steps // 5
+    assert choice.changes['health.every_steps'] == steps // 20
 
 
 def test_links_hold_out_some_of_each_class(classes, tmp_path):
