@@ -30,6 +30,7 @@ flags.DEFINE_bool('go', False, 'Run the command.')
 
 _BASE = 'configs.photos'
 _MEASURED_SECONDS = 5.0
+_MANY = 50_000  # images, for links
 
 
 @cli.one_sentence()
@@ -137,6 +138,8 @@ def _arrange(images, workdir, choice) -> tuple[pathlib.Path, list[str]]:
   if not write.needs_links(images) and not (others and others.unreadable):
     return pathlib.Path(images.path), splits
   folder = workdir.absolute() / 'images'
+  if len(images) > _MANY:
+    _print('They are arranged by links, which takes some minutes.')
   counts = write.link(images, folder)
   if others and splits[1:]:
     counts[images.held_out] = write.link_all(others, folder / images.held_out)

@@ -15,7 +15,7 @@ from ijepa_jax.data.transforms import crop
 from ijepa_jax.errors import UserError
 
 HELD_OUT = 'val', 'valid', 'validation', 'test', 'testing'
-_SECONDS = 10.0  # for the images of a folder that are opened
+_SECONDS = 5.0  # for the images of a folder that are opened
 _FEWEST = 16  # that are opened, however long it takes
 _GREY = '1', 'L', 'LA', 'I;16', 'I'
 _TRANSPARENT = 'LA', 'La', 'PA', 'RGBA', 'RGBa'

@@ -25,7 +25,7 @@ SCRIPT = (
 STYLE = (
   '.ended{display:none}.stale .ended{display:block}'
   'th a{color:inherit}pre{overflow-x:auto;font-size:.875rem}'
-  'img.picture{max-width:100%;height:auto}'
+  'img.picture{max-width:100%;height:auto}.scroll .wide{min-width:44rem}'
 )
 
 
