@@ -8,9 +8,10 @@ configs/photos.py, and prints the command that trains with it; --go runs that
 command. The images stay where they are. docs/small_data.md says what to expect.
 """
 
-import importlib
+import importlib.util
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -43,7 +44,9 @@ def main(argv):
   images = survey.survey_folder(argv[1])
   _print(*images.sentences())
   commands = _prepare(images, workdir)
-  print('\n' + '\n'.join(f'    python {" ".join(c)}' for c in commands) + '\n')
+  print(
+    '\n' + '\n'.join(f'    python {shlex.join(c)}' for c in commands) + '\n'
+  )
   if not FLAGS.go:
     return
   sys.stdout.flush()
@@ -118,7 +121,7 @@ def _prepare(images, workdir: pathlib.Path) -> list[list[str]]:
   command = ['main.py', f'--config={workdir}/recipe.py', f'--workdir={workdir}']
   write.write_recipe(
     workdir / 'recipe.py',
-    write.recipe(choice, f'python {" ".join(command)}', _BASE),
+    write.recipe(choice, f'python {shlex.join(command)}', _BASE),
   )
   return [*packing, command]
 

@@ -163,7 +163,7 @@ def survey_split(
 ) -> Survey:
   """As `survey_folder`, of a split that is known."""
   source = sources.make_source('folder', path=path, split=split or 'train')
-  sides, modes, unreadable, times = [], collections.Counter(), {}, []
+  sides, modes, bad, times = [], collections.Counter(), {}, []
   channels, end = 0, time.monotonic() + seconds
   order = np.random.default_rng(0).permutation(len(source)).tolist()
   for opened, index in enumerate(order):
@@ -174,12 +174,13 @@ def survey_split(
     try:
       size, mode, channels = _open(source, index)
     except (OSError, decode.BadImage) as error:
-      key = source.keys()[index]
-      unreadable[key] = getattr(error, 'strerror', '') or str(error)
+      bad[index] = getattr(error, 'strerror', '') or str(error)
       continue
     times.append(time.perf_counter() - began)
     sides.append(size)
     modes[mode] += 1
+  keys = source.keys() if bad else []
+  unreadable = {keys[index]: reason for index, reason in bad.items()}
   if not sides:
     name, reason = next(iter(unreadable.items()))
     raise UserError(
