@@ -181,7 +181,8 @@ def _machine(jax) -> str:
 
   kind = jax.devices()[0].device_kind
   if jax.default_backend() == 'cpu':
-    return f'{workers.cores()} CPU cores'
+    cores = workers.cores()
+    return f'{cores} CPU core{"s" if cores > 1 else ""}'
   return f'{jax.device_count()} x {kind}'
 
 
@@ -208,6 +209,6 @@ def _plan(choice, seconds: float, reason: str):
 
 
 if __name__ == '__main__':
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.ERROR)  # what is wrong is in the sentences
   with preemption.job():
     app.run(main, flags_parser=cli.parse)

@@ -80,7 +80,7 @@ def choose(survey: Survey, *, devices: int, cores: int) -> Choice:
     choice.set('data.channels', channels, reason)
     choice.set('data.mean', (0.5,) * channels)
     choice.set('data.std', (0.25,) * channels)
-  choice.set('data.workers', min(8, max(cores - 1, 0)), f'{cores} cores')
+  choice.set('data.workers', min(8, max(cores - 1, 0)))
   if survey.bad_share:
     share = round(min(1.0, 2 * survey.bad_share + 0.01), 3)
     reason = f'{survey.bad_share:.1%} of those opened can not be read'
