@@ -34,7 +34,8 @@ AS_AVX := XLA_FLAGS="$$XLA_FLAGS $(PASSES) --xla_cpu_max_isa=AVX" \
   NPY_DISABLE_CPU_FEATURES="$(BEYOND_AVX2) AVX2 FMA3 X86_V3" \
   OPENBLAS_CORETYPE=Sandybridge ATEN_CPU_CAPABILITY=default
 
-.PHONY: train see test test-slow test-portable test-oldest lint clean its-python
+.PHONY: train see test test-slow test-portable test-oldest lint docs clean \
+  its-python
 
 train: $(VENV)/installed
 	$(BIN)/python main.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -67,6 +68,11 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Warnings are errors; docs/check.py also looks at the pages as they are built.
+docs: $(VENV)/installed-docs
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python docs/check.py --site=site
+
 $(VENV)/pip:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	  sys.exit(0 if (3, 11) <= v < (3, 14) else "Python %d.%d is here, and \
@@ -92,5 +98,9 @@ $(VENV)/installed-dev: setup.py | its-python
 	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $(VENV)/installed $@
 
+$(VENV)/installed-docs: setup.py | its-python
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $(VENV)/installed $@
+
 clean:
-	rm -rf .venv .venv-oldest build *.egg-info
+	rm -rf .venv .venv-oldest .cache build site *.egg-info

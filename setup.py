@@ -53,6 +53,8 @@ setup(
     ],  # released .pth.tar files; 2.3 is the first for NumPy 2
     # What the tests of files from elsewhere compare with.
     'interop': ['torch>=2.3', 'transformers>=4.57.1'],
+    # The documentation site, `make docs`.
+    'docs': ['mkdocstrings-python>=2', 'ruff==0.15.0', 'zensical==0.0.73'],
     'dev': [
       'hypothesis>=6.100',
       'ipykernel>=6.29',
@@ -64,8 +66,5 @@ setup(
       'scikit-learn>=1.5',
     ],
   },
-  classifiers=[
-    'License :: OSI Approved :: Apache Software License',
-    'Programming Language :: Python :: 3',
-  ],
+  classifiers=['Programming Language :: Python :: 3'],
 )

@@ -36,27 +36,6 @@ flags.DEFINE_list('only', [], 'Of WORKERS, beside torch; empty: all.')
 flags.DEFINE_string('worker', '', 'To be this one, in a process of its own.')
 
 
-def serve_jax(run, batch) -> None:
-  import jax
-
-  from ijepa_jax.runtime import sharding
-  from ijepa_jax.train import compile
-
-  abstract, make_state = compile.abstract_state(run)
-  state = make_state(jax.random.key(0))
-  shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
-  (step,) = compile.compile_steps(run, abstract, [shapes]).values()
-  batch = sharding.to_global(batch, run.mesh)
-
-  def work(count):
-    nonlocal state
-    for _ in range(count):
-      state, _ = step(state, batch)
-    jax.block_until_ready(state)
-
-  turns.serve(work)
-
-
 def serve_torch(run, batch, *, fused: bool, compiled: bool = False) -> None:
   import torch
 
@@ -100,7 +79,7 @@ WORKERS = {
   EAGER: lambda *args: serve_torch(*args, fused=False),
   'torch, fused attention': lambda *args: serve_torch(*args, fused=True),
   'torch.compile': lambda *args: serve_torch(*args, fused=True, compiled=True),
-  'ours': serve_jax,
+  'ours': turns.serve_steps,
 }
 
 

@@ -10,7 +10,12 @@ SETTINGS = {
     'mae': {LR: 4e-3},
     'vicreg': {LR: 4e-3},
   },
-  'crowd': {method: {} for method in METHODS},
+  'crowd': {
+    'ijepa': {LR: 1.4e-3, BATCH: 32},
+    'pixels': {'optim.b2': 0.95},
+    'mae': {},
+    'vicreg': {'vicreg.covariance': 10.0},
+  },
   'cifar10': {method: {} for method in METHODS},
 }
 

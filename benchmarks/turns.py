@@ -24,6 +24,28 @@ def serve(work) -> None:
     print(time.perf_counter() - began, file=answers, flush=True)
 
 
+def serve_steps(run, batch) -> None:
+  """Serves training steps of a run, on one batch."""
+  import jax
+
+  from ijepa_jax.runtime import sharding
+  from ijepa_jax.train import compile
+
+  abstract, make_state = compile.abstract_state(run)
+  state = make_state(jax.random.key(0))
+  shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+  (step,) = compile.compile_steps(run, abstract, [shapes]).values()
+  batch = sharding.to_global(batch, run.mesh)
+
+  def work(count):
+    nonlocal state
+    for _ in range(count):
+      state, _ = step(state, batch)
+    jax.block_until_ready(state)
+
+  serve(work)
+
+
 class Worker:
   """A process that serves."""
 

@@ -10,7 +10,7 @@ Images: data/cifar10/{train,test}/<class>/, see benchmarks/real_data.py; or
 Aims at: README's table; the paper has no CIFAR-10 pre-training.
 """
 
-from configs import tiny
+from ijepa_jax.configs import tiny
 
 
 def get_config():

@@ -11,7 +11,7 @@ ArrayRecord.
 Aims at: README's table; the paper has no such pre-training.
 """
 
-from configs import cifar10
+from ijepa_jax.configs import cifar10
 
 
 def get_config():

@@ -20,7 +20,7 @@ of 8 blocks of width 512, pixels normalized by patch. methods/mae.py says where
 this is not the published code.
 """
 
-from configs import base
+from ijepa_jax.configs import base
 
 STEPS_PER_EPOCH = 1_281_167 // 4096
 

@@ -8,7 +8,7 @@ Aims at: between the 64.0 of a ViT-S/16 (Lightly 1.6) and the 79 of a ViT-H/14
 (the paper), linear; no accuracy of a B/16 is known to us.
 """
 
-from configs import sigreg_s16
+from ijepa_jax.configs import sigreg_s16
 
 
 def get_config():

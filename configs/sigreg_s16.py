@@ -20,7 +20,7 @@ projected; no small crops, which the authors' README has (6 of 98 pixels beside
 epochs of warm-up are ours.
 """
 
-from configs import base
+from ijepa_jax.configs import base
 
 STEPS_PER_EPOCH = 1_281_167 // 1024
 

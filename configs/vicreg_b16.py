@@ -7,7 +7,7 @@ Cost: four times that of configs/vicreg_s16.py, which names the sources.
 Aims at: nothing published with a ViT; see there for a ResNet-50.
 """
 
-from configs import vicreg_s16
+from ijepa_jax.configs import vicreg_s16
 
 
 def get_config():

@@ -18,7 +18,7 @@ arXiv 2104.02057: 1.5e-4 for 256 images, weight decay .1, 40 epochs of warm-up)
 in place of LARS; 300 epochs in place of 1000.
 """
 
-from configs import base
+from ijepa_jax.configs import base
 
 STEPS_PER_EPOCH = 1_281_167 // 2048
 

@@ -13,7 +13,7 @@ and saw 300,000 steps of 256; docs/see.md says what else differs.
 A pixel transformer S/8: width 384, depth 12, 256 tokens (JiT, 2025; DiT-S).
 """
 
-from configs import visualize
+from ijepa_jax.configs import visualize
 
 
 def get_config():

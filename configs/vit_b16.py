@@ -8,7 +8,7 @@ Aims at: ImageNet linear probe 72.9 (last 4 layers), 70.9 (last), 57.1 with 1%.
 The release has no B/16 configuration; warm-up and start are the paper's.
 """
 
-from configs import base
+from ijepa_jax.configs import base
 
 STEPS_PER_EPOCH = 1_281_167 // 2048
 

@@ -8,8 +8,8 @@ Cost: not stated in the paper.
 Aims at: the released IN22k-vitg16 checkpoint.
 """
 
-from configs import vit_h14_in22k
-from configs.vit_h14_in22k import STEPS_PER_EPOCH
+from ijepa_jax.configs import vit_h14_in22k
+from ijepa_jax.configs.vit_h14_in22k import STEPS_PER_EPOCH
 
 
 def get_config():

@@ -7,7 +7,7 @@ Cost: the paper took under 72 hours on 16 A100, under 1200 GPU-hours.
 Aims at: ImageNet linear probe 79.3 (last 4 layers), 78.2 (last), 62.9 with 1%.
 """
 
-from configs import base
+from ijepa_jax.configs import base
 
 STEPS_PER_EPOCH = 1_281_167 // 2048
 

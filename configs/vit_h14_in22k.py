@@ -9,7 +9,7 @@ Aims at: the released IN22k-vith14 checkpoint; linear transfer in the paper's
 appendix.
 """
 
-from configs import vit_h14
+from ijepa_jax.configs import vit_h14
 
 STEPS_PER_EPOCH = 14_197_122 // 2048
 

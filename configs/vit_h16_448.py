@@ -8,7 +8,7 @@ Aims at: ImageNet linear probe 81.1 (last 4 layers); 77.3 with 1% of the labels
 fine-tuned; 87.1 fully fine-tuned.
 """
 
-from configs import vit_h14
+from ijepa_jax.configs import vit_h14
 
 
 def get_config():

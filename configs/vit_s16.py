@@ -7,7 +7,7 @@ Cost: see docs/hardware.md for what a step takes.
 Aims at: nothing published; the cheapest model for trying things on ImageNet.
 """
 
-from configs import base
+from ijepa_jax.configs import base
 
 STEPS_PER_EPOCH = 1_281_167 // 2048
 

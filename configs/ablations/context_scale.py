@@ -9,8 +9,8 @@ epochs.
 | 1% linear | 31.2 | 47.1 | 49.3 | 54.2 |
 """
 
-from configs import vit_b16
-from configs.ablations import common
+from ijepa_jax.configs import vit_b16
+from ijepa_jax.configs.ablations import common
 
 ROWS = {
   '0.4-1': (31.2, {'mask.context_scale': (0.4, 1.0)}),

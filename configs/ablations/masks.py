@@ -11,8 +11,8 @@
 | random | .6 of the patches | the rest | 17.6 |
 """
 
-from configs import vit_b16
-from configs.ablations import common
+from ijepa_jax.configs import vit_b16
+from ijepa_jax.configs.ablations import common
 
 ROWS = {
   'multi_block': (54.2, {}),

@@ -9,8 +9,8 @@ epochs.
 | 1% linear | 9.0 | 22.0 | 48.5 | 54.2 |
 """
 
-from configs import vit_b16
-from configs.ablations import common
+from ijepa_jax.configs import vit_b16
+from ijepa_jax.configs.ablations import common
 
 ROWS = {
   '1': (9.0, {'mask.num_targets': 1}),

@@ -8,8 +8,8 @@
 | 1% linear | 64.0 | 66.9 |
 """
 
-from configs import vit_l16
-from configs.ablations import common
+from ijepa_jax.configs import vit_l16
+from ijepa_jax.configs.ablations import common
 
 ROWS = {
   '6': (64.0, {'model.predictor_depth': 6}),

@@ -12,8 +12,8 @@ ViT-H/16, 300 epochs.
 The paper does not say of how many pixels the images were: 224 here.
 """
 
-from configs import vit_h14
-from configs.ablations import common
+from ijepa_jax.configs import vit_h14
+from ijepa_jax.configs.ablations import common
 
 _PATCH = {'model.patch_size': 16}
 ROWS = {

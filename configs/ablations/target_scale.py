@@ -9,8 +9,8 @@ epochs.
 | 1% linear | 19.2 | 39.2 | 42.4 | 54.2 | 38.9 | 33.6 |
 """
 
-from configs import vit_b16
-from configs.ablations import common
+from ijepa_jax.configs import vit_b16
+from ijepa_jax.configs.ablations import common
 
 ROWS = {
   '0.075-0.2': (19.2, {'mask.target_scale': (0.075, 0.2)}),

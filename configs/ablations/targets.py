@@ -9,8 +9,8 @@
 | pixels | the block's pixels, see methods/pixels.py | 40.7 |
 """
 
-from configs import vit_l16
-from configs.ablations import common
+from ijepa_jax.configs import vit_l16
+from ijepa_jax.configs.ablations import common
 
 ROWS = {
   'encoder': (66.9, {}),

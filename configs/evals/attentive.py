@@ -15,7 +15,7 @@ Aims at: 84.4 on ImageNet and 66.5 on Places205, its numbers for an I-JEPA H/16
 at 512 pixels that was pre-trained on ImageNet-22K.
 """
 
-from configs.evals import common
+from ijepa_jax.configs.evals import common
 
 
 def get_config():

@@ -8,7 +8,7 @@ Hardware: one GPU and more; 50 epochs of 12,811 images. Aims at: 69.4 L/16,
 this and a linear probe.
 """
 
-from configs.evals import finetune_full
+from ijepa_jax.configs.evals import finetune_full
 
 
 def get_config():

@@ -6,7 +6,7 @@
 Hardware: as for pre-training; 50 epochs. Aims at: 87.1 on ImageNet.
 """
 
-from configs.evals import common
+from ijepa_jax.configs.evals import common
 
 
 def get_config():

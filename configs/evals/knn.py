@@ -8,7 +8,7 @@ The paper gives no kNN numbers: a signal of development, of the best k on the
 test images.
 """
 
-from configs.evals import common
+from ijepa_jax.configs.evals import common
 
 
 def get_config():

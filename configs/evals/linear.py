@@ -10,7 +10,7 @@ without gradients; with --config.linear.augment=False one pass, then minutes.
 Aims at: 72.9 B/16, 77.5 L/16, 79.3 H/14, 81.1 H/16 at 448 pixels.
 """
 
-from configs.evals import common
+from ijepa_jax.configs.evals import common
 
 
 def get_config():

@@ -7,7 +7,7 @@ Hardware: whatever passes the data set through the encoder once; then seconds.
 Aims at: 57.1 B/16, 64.2 L/16, 62.9 H/14 (ImageNet, 1% of the labels).
 """
 
-from configs.evals import common
+from ijepa_jax.configs.evals import common
 
 
 def get_config():

@@ -114,6 +114,7 @@ class IJEPA:
     y_BND, h_BND = self.targets_of_all(target_params, image_BHWC)
     return vit.gather(y_BND, targets_BMK), h_BND
 
+  @jax.named_scope('target_encoder')
   def targets_of_all(self, target_params, image_BHWC, **kwargs):
     """Every token as a target, and the target encoder's output: [B, N, D].
 
@@ -155,14 +156,11 @@ class IJEPA:
     image = jnp.repeat(self.normalize(image_BHWC), e, axis=0)
     context = context_BEK.reshape(b * e, k)
     targets = jnp.repeat(targets_BMK, e, axis=0)
-    z = self.encoder.apply({'params': params['encoder']}, image, context)
+    with jax.named_scope('context_encoder'):
+      z = self.encoder.apply({'params': params['encoder']}, image, context)
+    grid, noise = self.grid(image_BHWC), self.noise(key, targets.shape)
     predictions = self.predictor.apply(
-      {'params': params['predictor']},
-      z,
-      context,
-      targets,
-      self.grid(image_BHWC),
-      self.noise(key, targets.shape),
+      {'params': params['predictor']}, z, context, targets, grid, noise
     )
     z, predictions = (x.reshape(b, e, *x.shape[1:]) for x in (z, predictions))
     return predictions, z

@@ -81,18 +81,17 @@ def train_step(
     loss, metrics, grad = loss_and_grad(batch, key)
   else:
     loss, metrics, grad = _mean(loss_and_grad, batch, key, accumulate)
-  updates, opt_state = tx.update(grad, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  target, target_metrics = method.update_target(
-    state.target, params, state.step
-  )
-  metrics = {
-    'loss': loss,
-    'grad_norm': optax.tree.norm(grad),
-    **{f'grad_norm/{k}': optax.tree.norm(grad[k]) for k in grad},
-    **target_metrics,
-    **metrics,
-  }
+  with jax.named_scope('optimizer'):
+    updates, opt_state = tx.update(grad, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+  with jax.named_scope('update_target'):
+    target, target_metrics = method.update_target(
+      state.target, params, state.step
+    )
+  with jax.named_scope('gradient_norms'):
+    norms = {f'grad_norm/{k}': optax.tree.norm(grad[k]) for k in grad}
+    norms['grad_norm'] = optax.tree.norm(grad)
+  metrics = {'loss': loss} | norms | target_metrics | metrics
   return State(state.step + 1, params, target, opt_state), metrics
 
 

@@ -11,11 +11,10 @@ Shapes in names: B images, H x W pixels, C channels, T tokens, D features.
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ijepa_jax.models import positions, transformer, vit
+from ijepa_jax.models import functions, positions, transformer, vit
 
 _MAX_PERIOD = 10_000.0  # of the sinusoids of time
 _SEAM_CHANNELS = 32
@@ -99,11 +98,10 @@ class _Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD, shift1, scale1, gate1, shift2, scale2, gate2):
-    b, t, d = x_BTD.shape
+    d = x_BTD.shape[-1]
     y = _norm(self.dtype)(x_BTD) * (1 + scale1) + shift1
     qkv = transformer.dense('qkv', 3 * d, self)(y)
-    q, k, v = jnp.split(qkv.reshape(b, t, 3 * self.heads, -1), 3, axis=2)
-    y = jax.nn.dot_product_attention(q, k, v).reshape(b, t, d)
+    y = functions.attention(qkv, self.heads, 'xla')
     x_BTD = x_BTD + gate1 * transformer.dense('proj', d, self)(y)
     y = _norm(self.dtype)(x_BTD) * (1 + scale2) + shift2
     y = nn.gelu(transformer.dense('fc1', 4 * d, self)(y))

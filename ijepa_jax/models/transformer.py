@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from ijepa_jax.models import functions
+
 # What the backward pass keeps of each block; the rest is computed again.
 REMAT = {
   'none': None,
@@ -35,17 +37,14 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, drop_path: jax.Array | None = None):
-    b, t, d = x_BTD.shape
+    d = x_BTD.shape[-1]
     y = norm('norm1', self.dtype)(x_BTD)
     qkv = dense('qkv', 3 * d, self)(y)
-    q, k, v = jnp.moveaxis(
-      qkv.reshape(b, t, 3, self.heads, d // self.heads), 2, 0
-    )
-    y = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
-    y = dense('proj', d, self)(y.reshape(b, t, d))
+    y = functions.attention(qkv, self.heads, self.attention)
+    y = dense('proj', d, self)(y)
     x_BTD = x_BTD + self.drop(y, drop_path)
     y = norm('norm2', self.dtype)(x_BTD)
-    y = nn.gelu(dense('fc1', self.mlp_dim, self)(y), approximate=False)
+    y = functions.gelu(dense('fc1', self.mlp_dim, self)(y))
     x_BTD = x_BTD + self.drop(dense('fc2', d, self)(y), drop_path)
     output = self.block_output(x_BTD) if self.block_output else None
     return x_BTD, output
@@ -126,7 +125,7 @@ class Transformer(nn.Module):
   dtype: Any = jnp.float32
   kernel_init: Callable = INITS['release']
   remat: str = 'none'
-  attention: str | None = 'xla'
+  attention: str = 'xla'
   unroll: int = 1
 
   def blocks(

@@ -13,19 +13,19 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ijepa_jax import recipes
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import cli
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
-config_flags.DEFINE_config_file(
-  'encoder', None, 'For job finetune: recipe of its encoder.', lock_config=True
-)
+recipes.define_flag('config', 'Name of a recipe, or a file that ends in .py.')
+recipes.define_flag('encoder', 'For job finetune: recipe of its encoder.')
 flags.DEFINE_string(
   'topology', '', "v5e:8x8, h100:2x8, cpu:8; '': the devices that are here."
 )
 flags.DEFINE_integer('slices', 1, 'TPU slices of that topology.')
 flags.DEFINE_bool('json', False, 'End with one line, an object.')
+flags.DEFINE_bool('parts', False, 'Say which parts of a step take how long.')
 flags.DEFINE_bool('all_shapes', False, 'Compile every shape of masks.')
 flags.DEFINE_bool('search', False, 'Find the mesh, remat and accumulation.')
 
@@ -79,6 +79,8 @@ def _plan(topology, devices):
   logging.info('Compiling for %s: large models take minutes.', devices[0])
   plan = _planner(topology, devices)(FLAGS.config)
   print(table.table(plan, _title(topology)))
+  if FLAGS.parts:
+    print(f'\n{table.parts(plan)}')
   return plan
 
 

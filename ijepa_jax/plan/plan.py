@@ -10,7 +10,8 @@ import time
 import jax
 
 from ijepa_jax.plan import chips, flops
-from ijepa_jax.plan.program import collectives, cost, hlo
+from ijepa_jax.plan.program import collectives, cost, hlo, parts
+from ijepa_jax.plan.program.parts import Part
 from ijepa_jax.train import compile
 from ijepa_jax.train.run import Run
 
@@ -48,6 +49,7 @@ class Plan:
     collectives: kind -> bytes that a chip sends in a step, see collectives.py.
     flops: of the model in a step, over all chips, see flops.py.
     estimated_step_seconds: see cost.py; None: no estimate for these chips.
+    parts, dearest: see program/parts.py, of the costliest shape.
     uncounted_loops: of which the program does not tell how often they run.
     batch_size, total_steps: of the recipe.
     peak_flops: a second, of all chips; None: unknown.
@@ -69,6 +71,8 @@ class Plan:
   collectives: dict[str, float]
   flops: float
   estimated_step_seconds: float | None
+  parts: list[Part]
+  dearest: list[Part]
   uncounted_loops: int
   batch_size: int
   total_steps: int
@@ -93,7 +97,8 @@ class Plan:
     return self.total_steps * seconds / 3600 if seconds else None
 
   def as_json(self) -> dict:
-    return {key: getattr(self, key) for key in KEYS}
+    seconds = {part.name: part.seconds for part in self.parts}
+    return {key: getattr(self, key) for key in KEYS} | {'parts': seconds}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,7 @@ class Step:
     compile_seconds: also where it was refused.
     fits: whether the compiler made it.
     peak, limit, temporary: bytes of a device; of a refusal what was said.
-    collectives, seconds, uncounted_loops: see Plan.
+    collectives, seconds, parts, dearest, uncounted_loops: see Plan.
   """
 
   share: float
@@ -118,6 +123,8 @@ class Step:
   temporary: int | None = None
   collectives: dict[str, float] = dataclasses.field(default_factory=dict)
   seconds: float | None = None
+  parts: list[Part] = ()
+  dearest: list[Part] = ()
   uncounted_loops: int = 0
 
 
@@ -149,6 +156,7 @@ def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
   chip = chips.by_kind(device.device_kind)
   largest = max(steps, key=lambda step: (not step.fits, step.peak or 0))
   memory = largest.limit or memory_per_chip(device)
+  costliest = max(steps, key=lambda step: step.flops)
   fits = largest.fits and (memory is None or largest.peak <= memory)
   known = fits and all(step.seconds for step in steps)
   return Plan(
@@ -170,6 +178,8 @@ def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
     estimated_step_seconds=(
       sum(step.share * step.seconds for step in steps) if known else None
     ),
+    parts=costliest.parts,
+    dearest=costliest.dearest,
     uncounted_loops=max(step.uncounted_loops for step in steps),
     batch_size=run.batch_size,
     total_steps=run.total_steps,
@@ -192,7 +202,8 @@ def _compile(run: Run, abstract, batch, per_host: int, **known) -> Step:
     known['compile_seconds'] = time.perf_counter() - began
     return Step(fits=False, peak=amounts[0], limit=amounts[1], **known)
   known['compile_seconds'] = time.perf_counter() - began
-  module = hlo.parse(step.as_text())
+  text = step.as_text()
+  module = hlo.parse(text)
   memory = flops.memory_of(step)
   chip = chips.by_kind(run.mesh.devices.flat[0].device_kind)
   return Step(
@@ -200,6 +211,8 @@ def _compile(run: Run, abstract, batch, per_host: int, **known) -> Step:
     temporary=memory.temporary,
     collectives=collectives.bytes_by_kind(module),
     seconds=cost.step_seconds(module, chip, per_host),
+    parts=parts.of_step(module, chip) if chip else (),
+    dearest=parts.dearest(text, module, chip) if chip else (),
     uncounted_loops=module.uncounted_loops(),
     **known,
   )

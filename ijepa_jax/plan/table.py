@@ -32,6 +32,24 @@ def table(plan: Plan, title: str) -> str:
   return '\n'.join([title, *lines, '', made_of(plan)])
 
 
+def parts(plan: Plan) -> str:
+  """Where a step spends its time: by part, then the dearest instructions."""
+  total = sum(part.seconds for part in plan.parts)
+  if not total:
+    return made_of(plan)
+
+  def row(part):
+    share = f'{100 * part.seconds / total:.1f}%'
+    return f'{1e3 * part.seconds:10.4g} ms {share:>7}  '
+
+  lines = [row(part) + part.name for part in plan.parts]
+  lines += ['', 'The dearest instructions:']
+  for part in plan.dearest:
+    scopes = part.scopes.rpartition('closed_call/')[2].split('/')
+    lines.append(f'{row(part)}{part.line or "-"}  {"/".join(scopes[-3:])}')
+  return '\n'.join(lines)
+
+
 def _amount(count: float | None) -> str:
   if count is None:
     return 'unknown'

@@ -28,7 +28,8 @@ class ImageEncoder:
     grid: rows and columns of patches at that size; N is their product.
     width: D, the features of a token.
     channels: of its images.
-    mean, std: per channel, of pixels in [0, 1].
+    mean: per channel, of pixels in [0, 1].
+    std: the same of their standard deviation.
   """
 
   def __init__(

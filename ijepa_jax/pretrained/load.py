@@ -101,7 +101,7 @@ def load_encoder(
       encoder.features(['a.jpg', 'b.jpg'])            # [2, D]
       encoder.features(images_BHWC, kind='tokens')    # [B, N, D]
 
-  Args (many, for each is a choice of its own and has a default):
+  Args:
     path: of a training workdir, an export of python -m ijepa_jax.convert, a
       released .pth.tar file (which needs torch), a Hugging Face folder.
     which: 'target', which the paper evaluates; 'context'; or, of a workdir,

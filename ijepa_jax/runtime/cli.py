@@ -1,12 +1,11 @@
 """What the commands share: flags, JAX's own flags, and one-sentence errors.
 
-For main.py and `python -m ijepa_jax...`. Whoever imports the package keeps
+For `python -m ijepa_jax...`. Whoever imports the package keeps
 their flags of JAX.
 """
 
 import ast
 import contextlib
-import re
 import sys
 
 from absl import flags, logging
@@ -79,14 +78,6 @@ def parse(argv):
     with contextlib.suppress(ValueError, SyntaxError):
       words = str(ast.literal_eval(words))
     sys.exit(f'The config has no such key: {" ".join(words.split())}')
-  except OSError as error:  # ml_collections' has several lines
-    missing = re.findall("directory: '(.*)'", str(error))
-    if not missing:
-      raise
-    sys.exit(
-      f'There is no config {missing[-1]} here: take one of configs/*.py and '
-      'configs/evals/*.py.'
-    )
   except flags.Error as error:
     # A config's own mistake comes as the text of its traceback.
     _, _, words = str(error).rpartition('ijepa_jax.errors.UserError: ')
@@ -98,7 +89,7 @@ def reset_jax_flags() -> None:
 
   So that the numbers of a job depend on its config alone.
   """
-  import jax  # late: the workers of the input pipeline import main.py
+  import jax  # late: wrong flags are refused before it is imported
 
   for name, default in _JAX_DEFAULTS.items():
     # Some versions of JAX lack some of the flags.

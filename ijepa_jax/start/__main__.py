@@ -3,12 +3,11 @@
     python -m ijepa_jax.start /my/images
     python -m ijepa_jax.start /my/images --workdir=runs/mine --minutes=30 --go
 
-Writes <workdir>/recipe.py, a config of its own that changes a few lines of
-configs/photos.py, and prints the command that trains with it; --go runs that
+Writes <workdir>/recipe.py, a config of its own that changes a few lines of the
+recipe photos, and prints the command that trains with it; --go runs that
 command. The images stay where they are. docs/small_data.md says what to expect.
 """
 
-import importlib.util
 import os
 import pathlib
 import shlex
@@ -17,6 +16,7 @@ import sys
 
 from absl import app, flags, logging
 
+from ijepa_jax import recipes
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import cli, preemption
 
@@ -29,7 +29,7 @@ flags.DEFINE_float(
 )
 flags.DEFINE_bool('go', False, 'Run the command.')
 
-_BASE = 'configs.photos'
+_BASE = 'photos'
 _MEASURED_SECONDS = 5.0
 _MANY = 50_000  # images, for links
 
@@ -61,7 +61,7 @@ def _workdir(folder: str) -> pathlib.Path:
   """Of the run that is to come, which must not have begun.
 
   Raises:
-    UserError: it has, or the recipe that is changed is not here.
+    UserError: it has.
   """
   name = os.path.basename(os.path.abspath(folder)) or 'images'
   workdir = pathlib.Path(FLAGS.workdir or f'runs/{name}')
@@ -69,11 +69,6 @@ def _workdir(folder: str) -> pathlib.Path:
     raise UserError(
       f'{workdir} holds a run already: go on with its own command, or take '
       'another --workdir.'
-    )
-  if importlib.util.find_spec(_BASE.partition('.')[0]) is None:
-    raise UserError(
-      f'There is no folder configs in {os.getcwd()}: start this where main.py '
-      'and configs/ lie.'
     )
   return workdir
 
@@ -107,7 +102,7 @@ def _prepare(images, workdir: pathlib.Path) -> list[list[str]]:
   path, splits = _arrange(images, workdir, choice)
   choice.set('data.path', str(path))
   choose.choose_probe(choice, images, splits[1] if splits[1:] else '')
-  config = importlib.import_module(_BASE).get_config()
+  config = recipes.load(_BASE)
   config.update_from_flattened_dict(choice.changes)
   _print(f'Timing some steps on {_machine(jax)}, after a minute of compiling.')
   seconds, share = measure.step_seconds(config, _MEASURED_SECONDS)
@@ -118,7 +113,10 @@ def _prepare(images, workdir: pathlib.Path) -> list[list[str]]:
     seconds *= 1 - share
   reason = choose.choose_steps(choice, seconds, FLAGS.minutes)
   _print(*_plan(choice, seconds, reason))
-  command = ['main.py', f'--config={workdir}/recipe.py', f'--workdir={workdir}']
+  command = [
+    *('-m', 'ijepa_jax', f'--config={workdir}/recipe.py'),
+    f'--workdir={workdir}',
+  ]
   write.write_recipe(
     workdir / 'recipe.py',
     write.recipe(choice, f'python {shlex.join(command)}', _BASE),
@@ -193,7 +191,7 @@ def _plan(choice, seconds: float, reason: str):
   steps = choice.changes['total_steps']
   size = choice.changes.get('data.image_size', (64, 64))[0]
   yield (
-    f'To train: configs/photos.py, an I-JEPA at {size} x {size} pixels, '
+    f'To train: --config=photos, an I-JEPA at {size} x {size} pixels, '
     f'{steps:,} steps of {choice.batch_size} images ({reason}): '
     f'{choice.epochs(steps):,.3g} epochs of {choice.images:,} images.'
   )

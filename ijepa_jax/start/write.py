@@ -92,14 +92,13 @@ def _make_links(folder: pathlib.Path, links: dict[str, str]) -> None:
 
 
 def recipe(choice: Choice, command: str, base: str) -> str:
-  """The text of a config file that changes configs/photos.py.
+  """The text of a config file that changes a recipe.
 
   Args:
     choice: of the changes.
     command: that trains with it.
-    base: module of the recipe, such as 'configs.photos'.
+    base: name of the recipe.
   """
-  package, _, module = base.rpartition('.')
   lines = []
   for knob, value in choice.changes.items():
     reason = choice.reasons.get(knob, '')
@@ -109,8 +108,8 @@ def recipe(choice: Choice, command: str, base: str) -> str:
   return (
     f'"""What python -m ijepa_jax.start chose; change what you like.\n\n'
     f'    {command}\n"""\n\n'
-    f'from {package} import {module}\n\n\n'
-    f'def get_config():\n  c = {module}.get_config()\n{body}\n  return c\n'
+    f'from ijepa_jax.configs import {base}\n\n\n'
+    f'def get_config():\n  c = {base}.get_config()\n{body}\n  return c\n'
   )
 
 

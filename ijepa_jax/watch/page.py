@@ -122,6 +122,8 @@ def _section(run: Run, index: int) -> str:
   grade, sentences = run.health()
   words = ''.join(f'<p>{html.escape(sentence)}</p>' for sentence in sentences)
   parts.append(f'<div class="banner {grade}">{words}</div>')
+  if verdict := run.verdict():
+    parts.append(f'<p>{html.escape(verdict)}</p>')
   if final := run.final():
     parts.append(f'<pre>{html.escape(format_table(final))}</pre>')
   if run.rows:

@@ -116,11 +116,17 @@ class Run:
 
   def final(self) -> dict[str, dict[str, float]]:
     """The table of report.json; {} before the end."""
+    return {k: v for k, v in self._report().items() if isinstance(v, dict)}
+
+  def verdict(self) -> str:
+    """What it all came to, in words; '' before the end."""
+    return self._report().get('verdict_in_words', '')
+
+  def _report(self) -> dict:
     try:
-      content = json.loads((self.path / 'report.json').read_text())
+      return json.loads((self.path / 'report.json').read_text())
     except (OSError, ValueError):
       return {}
-    return {k: v for k, v in content.items() if isinstance(v, dict)}
 
   def _levels(self) -> dict[str, dict[str, float]]:
     names = 'raw pixels', 'encoder, untrained'

@@ -22,6 +22,7 @@ from ijepa_jax.plan import (
   table,
   topologies,
 )
+from ijepa_jax.plan.program import parts
 from ijepa_jax.train import compile
 from ijepa_jax.train.run import make_run
 from tests.close import close
@@ -86,7 +87,7 @@ def test_state_is_arithmetic(planned, cpus):
 
 def test_what_is_printed(planned):
   result, _ = planned
-  assert list(result.as_json()) == list(plan.KEYS)
+  assert list(result.as_json()) == [*plan.KEYS, 'parts']
   json.dumps(result.as_json())
   assert result.mesh == {'data': 1, 'fsdp': 8} and result.chips == 8
   assert result.images_per_chip == 2
@@ -235,6 +236,8 @@ def make_result(*, fits, seconds):
     collectives={},
     flops=8 * 197e12 / 4,
     estimated_step_seconds=seconds,
+    parts=[parts.Part('predictor', 0.3), parts.Part('loss', 0.1)],
+    dearest=[parts.Part('dot.1', 0.2, 'models/vit.py:9', 'a/blocks/fc1/dot')],
     uncounted_loops=0,
     batch_size=32,
     total_steps=3600,
@@ -251,6 +254,9 @@ def test_figures_of_an_estimate():
   assert '500 ms a step, 64 images/s, MFU 50%' in text
   assert '0.5 hours, 4 chip-hours' in text
   assert 'no measurement' in text and text.count('estimated cycles') == 1
+  first, *_, last = table.parts(result).splitlines()
+  assert first.split() == ['300', 'ms', '75.0%', 'predictor']
+  assert last.endswith('50.0%  models/vit.py:9  blocks/fc1/dot')
 
 
 def test_chips_by_what_jax_calls_them():
@@ -274,7 +280,7 @@ def test_command(tmp_path):
     env=os.environ | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path)},
   )
   result = json.loads(done.stdout.splitlines()[-1])
-  assert list(result) == list(plan.KEYS)
+  assert list(result) == [*plan.KEYS, 'parts']
   assert (result['platform'], result['chips']) == ('cpu', 2)
   assert math.isfinite(result['compile_seconds'])
 

@@ -194,7 +194,8 @@ def test_go_runs_the_command(classes, run_start, monkeypatch):
   run_start(classes, '--go')
   ((program, arguments),) = calls
   assert program == arguments[0] == sys.executable
-  assert arguments[1] == 'main.py' and arguments[2].endswith('run/recipe.py')
+  assert arguments[1:3] == ['-m', 'ijepa_jax']
+  assert arguments[3].endswith('run/recipe.py')
 
 
 def test_steps_are_timed_on_the_images(images, monkeypatch, one_device):

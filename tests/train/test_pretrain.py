@@ -461,7 +461,7 @@ def test_a_folder_that_holds_something_else(tmp_path):
     ('--config.optim.peak_lrr=1', 'peak_lr'),
     ('--config.job=dream', 'pretrain'),
     ('--config.job=linear', 'configs/evals'),
-    ('--config=configs/tny.py', 'There is no config configs/tny.py'),
+    ('--config=configs/tny.py', 'There is no file configs/tny.py'),
     ('--workdir=/proc/x', '/proc/x: No such file'),
     ('--wrkdir=x', 'wrkdir'),
     ('stray', 'stray'),

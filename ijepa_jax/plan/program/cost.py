@@ -48,30 +48,31 @@ def step_seconds(
   """
   if chip is None:
     return None
+  computing = sum(seconds_by_instruction(module, chip).values())
+  if not computing:
+    return None
   sending = collectives.seconds(module, chip, per_host)
   if chip.platform == 'tpu':
-    if not (cycles := estimated_cycles(module)):
-      return None
-    return sending[False] + max(cycles / chip.clock, sending[True])
+    return sending[False] + max(computing, sending[True])
+  return computing + sum(sending.values())
 
-  def kernels(computation):
-    return {
-      'seconds': sum(
-        _roofline(x, computation, module, chip) for x in computation.values()
-      )
+
+def seconds_by_instruction(
+  module: hlo.Module, chip: Chip
+) -> dict[hlo.Instruction, float]:
+  """Instruction -> estimated seconds of all its runs; of collectives none."""
+  estimate = _cycles if chip.platform == 'tpu' else _roofline
+  return module.total(
+    lambda computation: {
+      x: estimate(x, computation, module, chip) for x in computation.values()
     }
+  )
 
-  return module.total(kernels)['seconds'] + sum(sending.values())
 
-
-def estimated_cycles(module: hlo.Module) -> int:
-  """The TPU compiler's, of all that a program computes; of collectives none."""
-
-  def cycles(computation):
-    matches = [_CYCLES.search(x.attributes) for x in computation.values()]
-    return {'cycles': sum(int(m[1]) for m in matches if m)}
-
-  return module.total(cycles)['cycles']
+def _cycles(x, computation, module, chip) -> float:
+  """Seconds of one instruction of a TPU's program, by its compiler."""
+  match = _CYCLES.search(x.attributes)
+  return int(match[1]) / chip.clock if match else 0.0
 
 
 def _roofline(x, computation, module, chip) -> float:

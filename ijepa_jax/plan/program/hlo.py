@@ -59,6 +59,7 @@ class Instruction:
     operands: names of instructions of the same computation.
     literal: what is between the parentheses, for constants and parameters.
     attributes: the rest of the line, without its metadata.
+    metadata: what the compiler remembers of where it comes from.
     root: whether it is what the computation returns.
   """
 
@@ -68,7 +69,14 @@ class Instruction:
   operands: tuple[str, ...]
   literal: str
   attributes: str
+  metadata: str
   root: bool
+
+  @property
+  def op_name(self) -> str:
+    """The scopes in which it was traced: 'jit(train_step)/jvp(Encoder)/...'."""
+    match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.metadata)
+    return match[1] if match else ''
 
   @property
   def bytes(self) -> float:
@@ -217,6 +225,7 @@ def _instruction(match, text: str) -> Instruction:
     operands=_operands(inside),
     literal=inside,
     attributes=_METADATA.sub('', attributes),
+    metadata=''.join(_METADATA.findall(attributes)),
     root=bool(match[1]),
   )
 

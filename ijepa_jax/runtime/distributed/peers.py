@@ -236,8 +236,7 @@ def watch(seconds: float) -> None:
     seconds: without a sign of life after which one is lost.
   """
   global _active
-  # Here, since the workers of the input pipeline import main.py. JAX has no
-  # public name for its store of keys and values.
+  # JAX has no public name for its store of keys and values.
   import jax
   from jax._src import distributed
 

@@ -23,15 +23,17 @@ def test_loops_run_as_often_as_they_say():
   assert module.entry == 'main.4_spmd' and module.chips == 4
   assert module.uncounted_loops() == 0
   # A fusion's own cycles, not those of what is in it; of branches the dearest.
-  cycles = cost.estimated_cycles(module)
-  assert cycles == 100 + 3 * 5 * (10 + 1) + 20 + 7
+  cycles = 100 + 3 * 5 * (10 + 1) + 20 + 7
   v5e = chips.CHIPS['v5e']
   close(cost.step_seconds(module, v5e, 4), cycles / 1.5e9, 1e-12)
+  of_each = cost.seconds_by_instruction(module, v5e)
+  seconds = {x.name: seconds for x, seconds in of_each.items()}
+  close(seconds['y'], 3 * 5 * 10 / 1.5e9, 1e-12)
   assert cost.step_seconds(module, None, 4) is None  # of a CPU
   unknown = hlo.parse(LOOPS.replace('constant(5)', 'get-tuple-element(%c)'))
   assert unknown.uncounted_loops() == 1
-  cycles = cost.estimated_cycles(unknown)
-  assert cycles == 100 + 3 * (10 + 1) + 20 + 7
+  cycles = 100 + 3 * (10 + 1) + 20 + 7
+  close(cost.step_seconds(unknown, v5e, 4), cycles / 1.5e9, 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_collectives_in_fusions_of_tpus():
 
 def test_groups_of_chips():
   def group(text):
-    x = hlo.Instruction('a', 'all-reduce', (), (), '', text, False)
+    x = hlo.Instruction('a', 'all-reduce', (), (), '', text, '', False)
     return collectives.group(x, 8)
 
   assert group('replica_groups=[4,2]<=[2,4]T(1,0)') == (0, 4)

@@ -1,22 +1,34 @@
-"""How fast a config of I-JEPA trains on the devices that are here.
+"""One page of truth: what a step of a config takes, here or on other chips.
 
-    python benchmarks/train_step.py --config=configs/vit_b16.py \
+    python benchmarks/step.py --config=configs/vit_b16.py \
         --config.batch_size=128 [--steps=20] [--loop=200]
+    python benchmarks/step.py --config=configs/tiny.py --against=../before
+    python benchmarks/step.py --config=configs/vit_b16.py --topology=v5e:2x2 \
+        --config.batch_size=256 [--against=../before]
 
-For each shape of masks that the config can draw: compile seconds, milliseconds
-a step on a batch that is on the device already, images/s, peak memory and
-model-FLOPs utilisation; then their average, shapes weighted by how often they
-are drawn. With --loop, that many steps of the real training loop are run on the
-config's data in a temporary folder, and its images/s, its share of time spent
-waiting for data, the number of compilations after the first tenth and the cost
-of the signals of health at the config's interval are told.
+On the devices that are here: for each shape of masks that the config can draw,
+compile seconds, milliseconds a step on a batch that is on the device already,
+images/s, peak memory and model-FLOPs utilisation; then their average, shapes
+weighted by how often they are drawn. With --loop, that many steps of the real
+training loop are run on the config's data in a temporary folder, and its
+images/s, its share of time spent waiting for data, the number of compilations
+after the first tenth and the cost of the signals of health at the config's
+interval are told.
+
+With --topology, on chips that are not there, see docs/plan.md: an estimate by
+part of the step, and the ten dearest instructions with the lines that they come
+from. With --against, another checkout beside this one: steps that take turns in
+one run, or two estimates.
 
 Model FLOPs are those of the matrix products of one step, without what remat
 computes again, and peak rates are of data sheets: ijepa_jax/plan has both.
 """
 
 import json
+import os
 import pathlib
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +38,13 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
+HERE = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(HERE))
+
+from benchmarks import turns
+
+# A worker measures the package and the configs of another checkout.
+sys.path.insert(0, os.environ.get('CHECKOUT', str(HERE)))
 
 from benchmarks.random_batch import make_batch
 from ijepa_jax.errors import UserError
@@ -39,6 +57,10 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
 flags.DEFINE_integer('steps', 20, 'Timed steps of each shape.')
 flags.DEFINE_integer('loop', 0, 'Steps of the real loop to run; 0: none.')
+flags.DEFINE_string('topology', '', 'Chips that are not there, as v5e:2x2.')
+flags.DEFINE_string('against', '', 'Root of another checkout.')
+flags.DEFINE_integer('turns', 8, 'With --against, turns of each.')
+flags.DEFINE_bool('worker', False, 'To be one of two that take turns.')
 
 
 def peak_memory(compiled) -> float:
@@ -144,10 +166,51 @@ def run_loop(config, steps: int) -> dict:
   }
 
 
+def serve(config) -> None:
+  """Takes turns with another checkout, on the shape that is drawn most."""
+  run = make_run(config, open_images=False)
+  _, shapes = max(plan.shapes_as_drawn(run), key=lambda drawn: drawn[0])
+  turns.serve_steps(run, make_batch(run, shapes))
+
+
+def take_turns(other: str) -> dict:
+  """How many times as fast this checkout is: the median, least and most."""
+  workers = {
+    name: turns.Worker(
+      [sys.executable, __file__, *sys.argv[1:], '--worker'],
+      cwd=root,
+      env=os.environ | {'CHECKOUT': str(root)},
+    )
+    for name, root in (('other', pathlib.Path(other).resolve()), ('here', HERE))
+  }
+  seconds = turns.take(workers, FLAGS.steps, FLAGS.turns)
+  for worker in workers.values():
+    worker.close()
+  median, least, most = turns.ratios(seconds, 'other')['here']
+  ms = {f'ms {k}': 1e3 * statistics.median(v) for k, v in seconds.items()}
+  return {'times as fast': median, 'least': least, 'most': most} | ms
+
+
+def estimate(root: pathlib.Path) -> None:
+  """Prints a checkout's own plan for --topology, by part."""
+  own = [a for a in sys.argv[1:] if a.startswith(('--config', '--topology'))]
+  command = [sys.executable, '-m', 'ijepa_jax.plan', '--parts', *own]
+  print(f'{root}:', flush=True)
+  subprocess.run(command, cwd=root, check=True)
+
+
 def main(_):
-  print(json.dumps(time_steps(FLAGS.config), indent=2), flush=True)
-  if FLAGS.loop:
-    print(json.dumps(run_loop(FLAGS.config, FLAGS.loop), indent=2))
+  if FLAGS.topology:
+    for root in filter(None, (FLAGS.against, HERE)):
+      estimate(pathlib.Path(root).resolve())
+  elif FLAGS.worker:
+    serve(FLAGS.config)
+  elif FLAGS.against:
+    print(json.dumps(take_turns(FLAGS.against), indent=2))
+  else:
+    print(json.dumps(time_steps(FLAGS.config), indent=2), flush=True)
+    if FLAGS.loop:
+      print(json.dumps(run_loop(FLAGS.config, FLAGS.loop), indent=2))
 
 
 if __name__ == '__main__':

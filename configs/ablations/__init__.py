@@ -1,0 +1,1 @@
+"""The paper's ablations: a file a table, and an argument a row."""

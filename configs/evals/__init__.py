@@ -1,0 +1,1 @@
+"""The evaluations: settings of a job each, on those of common.py."""

@@ -1,0 +1,58 @@
+"""GELU and attention, written for what compilers make of them.
+
+Shapes in names: B images, T tokens, D features.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+  """Exact GELU, x Phi(x), computed in float32 as PyTorch does, by erf.
+
+  `jax.nn.gelu` takes erfc, which is exact where Phi(x) is below 1e-7 and costs
+  2 to 3 times as much. The slope is computed beside the value, so that
+  the backward pass keeps one array, and computes neither again.
+  """
+  z = x.astype(jnp.float32)
+  return (z * _normal_cdf(z)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _(primals, tangents):
+  (x,), (t,) = primals, tangents
+  z = x.astype(jnp.float32)
+  density = jnp.exp(-0.5 * z**2) * (0.5 / jnp.pi) ** 0.5
+  return gelu(x), (_normal_cdf(z) + z * density).astype(x.dtype) * t
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+  return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+def attention(qkv_BTD: jax.Array, heads: int, implementation: str) -> jax.Array:
+  """Self-attention of fused queries, keys and values.
+
+  Args:
+    qkv_BTD: [B, T, 3 D], queries of all heads first, then keys, then values.
+    heads: of D / heads features each.
+    implementation: 'cudnn', a fused kernel of GPUs, or 'xla'.
+
+  Returns:
+    [B, T, D] of the same type; the softmax is in float32.
+  """
+  b, t, d = qkv_BTD.shape
+  # Split before heads are: a stack of three is moved about as a whole.
+  q, k, v = (x.reshape(b, t, heads, -1) for x in jnp.split(qkv_BTD, 3, axis=-1))
+  if implementation == 'cudnn':
+    y = jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+    return y.reshape(b, t, -1)
+  # Heads before tokens, as the products batch them, here and in the gradient.
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+  logits = jnp.einsum(
+    'bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32
+  )
+  weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5)
+  y = jnp.einsum('bhqk,bhkd->bhqd', weights.astype(v.dtype), v)
+  return jnp.swapaxes(y, 1, 2).reshape(b, t, -1)

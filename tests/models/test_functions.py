@@ -1,0 +1,45 @@
+"""GELU and attention beside float64 and JAX's own."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ijepa_jax.models import functions
+from tests.close import close
+
+
+def test_gelu_and_its_slope():
+  x = np.linspace(-9, 9, 20_001).astype(np.float32)
+  z = x.astype(np.float64)
+  cdf = 0.5 * (1 + np.vectorize(math.erf)(z / 2**0.5))
+  slope = cdf + z * np.exp(-0.5 * z**2) / (2 * math.pi) ** 0.5
+  close(functions.gelu(x), z * cdf, 1e-6)
+  close(jax.grad(lambda x: functions.gelu(x).sum())(x), slope, 1e-6)
+  # Of bfloat16 only the result is rounded, also where Phi(x) is small.
+  y = functions.gelu(jnp.asarray(x, jnp.bfloat16))
+  assert y.dtype == jnp.bfloat16
+  z = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+  exact = z * 0.5 * (1 + np.vectorize(math.erf)(z / 2**0.5))
+  error = np.abs(np.asarray(y, np.float64) - exact)
+  assert (error <= 2.0**-8 * np.abs(exact) + 1e-6).all()
+
+
+def test_attention_is_that_of_jax():
+  heads, d = 3, 24
+  key = jax.random.split(jax.random.key(0))
+  qkv = jax.random.normal(key[0], (2, 7, 3 * d), jnp.float32)
+  cotangent = jax.random.normal(key[1], (2, 7, d), jnp.float32)
+
+  def reference(qkv):
+    q, k, v = (x.reshape(2, 7, heads, -1) for x in jnp.split(qkv, 3, axis=-1))
+    return jax.nn.dot_product_attention(q, k, v).reshape(2, 7, d)
+
+  y, back = jax.vjp(lambda x: functions.attention(x, heads, 'xla'), qkv)
+  expected, back_of_expected = jax.vjp(reference, qkv)
+  close(y, expected, 1e-6)
+  close(back(cotangent)[0], back_of_expected(cotangent)[0], 1e-6)
+  half = functions.attention(qkv.astype(jnp.bfloat16), heads, 'xla')
+  assert half.dtype == jnp.bfloat16
+  close(half.astype(jnp.float32), expected, 2e-2)
