@@ -7,7 +7,8 @@ Hardware: 2 CPU cores. Cost: 5 minutes of one core.
 Images: any tree of files; a folder `train` in it is taken, where there is one.
 `python -m ijepa_jax.start /my/images` sets the steps, the splits and the rest
 by what is in the folder. Of classes that are held out in val/<class>/, take
---config.{health,probe}.split=val --config.probe.every_steps=600
+--config.health.split=val --config.probe.split=val
+--config.probe.every_steps=600
 Aims at: a probe, kNN and RankMe well above those of the untrained encoder;
 docs/small_data.md has the figures, and what to change for other sizes.
 
