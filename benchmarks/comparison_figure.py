@@ -62,29 +62,31 @@ def draw(results, levels, costs, path) -> None:
     row for runs in results.values() for run in runs for row in run.values()
   ]
   names = columns(all_rows)
+  kinds = [(kind, name) for kind in AXES for name in names]
+  width = max(w for w in (4, 3, 2, 1) if not len(names) % w)
   figure, panels = plt.subplots(
-    len(AXES),
-    len(names),
-    figsize=(3.2 * len(names), 2.9 * len(AXES)),
+    -(-len(kinds) // width),
+    width,
+    figsize=(3.2 * width, 2.8 * len(kinds) / width + 0.5),
     squeeze=False,
-    sharey='col',
   )
-  for (kind, (unit, size)), row in zip(AXES.items(), panels, strict=True):
-    for name, panel in zip(names, row, strict=True):
-      for method, runs in results.items():
-        steps = sorted(runs[0])
-        cost = np.array(steps) * costs[method][kind] / size
-        scores = 100 * np.array([[run[s][name] for s in steps] for run in runs])
-        panel.plot(cost, scores.mean(0), marker='o', label=method, ms=4)
-        panel.fill_between(cost, scores.min(0), scores.max(0), alpha=0.2)
-      for style, (title, seeds) in zip(STYLES, levels.items(), strict=True):
-        level = 100 * statistics.mean(s[name] for s in seeds)
-        panel.axhline(level, color='grey', ls=style, lw=1, label=title)
-      panel.set_xlim(left=0)
-      panel.set_xlabel(f'pre-training, {unit}', fontsize=8)
-      panel.set_title(f'{name}, %', fontsize=9)
-      panel.grid(alpha=0.3)
-  panels[0, 0].legend(fontsize=7)
-  figure.tight_layout()
+  for (kind, name), panel in zip(kinds, panels.flat, strict=True):
+    unit, size = AXES[kind]
+    for method, runs in results.items():
+      steps = sorted(runs[0])
+      cost = np.array(steps) * costs[method][kind] / size
+      scores = 100 * np.array([[run[s][name] for s in steps] for run in runs])
+      panel.plot(cost, scores.mean(0), marker='o', label=method, ms=4)
+      panel.fill_between(cost, scores.min(0), scores.max(0), alpha=0.2)
+    for style, (title, seeds) in zip(STYLES, levels.items(), strict=True):
+      level = 100 * statistics.mean(s[name] for s in seeds)
+      panel.axhline(level, color='grey', ls=style, lw=1, label=title)
+    panel.set_xlim(left=0)
+    panel.set_xlabel(f'pre-training, {unit}', fontsize=8)
+    panel.set_title(f'{name}, %', fontsize=9)
+    panel.grid(alpha=0.3)
+  handles, labels = panels.flat[0].get_legend_handles_labels()
+  figure.legend(handles, labels, ncols=len(labels), loc='upper center')
+  figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / figure.get_figheight()))
   figure.savefig(path, dpi=110)
   plt.close(figure)
