@@ -321,7 +321,7 @@ def test_pictures_of_masks_and_tokens(images, tmp_path, cpus):
   _, make_state = compile.abstract_state(run)
   state = make_state(jax.random.key(0))
   with metrics.MetricWriter(tmp_path, tensorboard=True) as writer:
-    of_health = monitors.make_monitors(run, None)
+    of_health = [(run.health.every_steps, monitors.make_health(run))]
     ((every, picture),) = monitors.make_pictures(run, of_health, writer)
     assert every == 50
     assert picture(state) == {}
