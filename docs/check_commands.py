@@ -26,7 +26,8 @@ JOB = ROOT / 'ijepa_jax/__main__.py'
 OURS = 'python', 'python3', 'make', 'pip'
 # Programs of others, which are taken as they are.
 PROGRAMS = {
-  *('.', 'cd', 'curl', 'do', 'docker', 'done', 'for', 'gcloud', 'git'),
+  *('.', 'apt-get', 'cd', 'curl', 'do', 'docker', 'done', 'dpkg', 'for'),
+  *('gcloud', 'git'),
   *('kubectl', 'mkdir', 'mpirun', 'rm', 'sbatch', 'srun', 'tar', 'tfds'),
   'torchrun',
 }

@@ -40,7 +40,9 @@ In Python, ijepa_jax.load_encoder('runs/tiny').features(['a.jpg', 'b.jpg']).
   python -m ijepa_jax.convert     hands a model on: Hugging Face, Orbax, release
   python -m ijepa_jax.data.pack   packs images into a few large files
   python -m ijepa_jax.goodput     says where the time of a run went
-  python -m ijepa_jax.plan        says what a run takes on chips not here"""
+  python -m ijepa_jax.plan        says what a run takes on chips not here
+  python -m ijepa_jax.start       looks at a folder of images, and trains on it
+  python -m ijepa_jax.watch       shows runs while they train, on a page"""
 
 
 def names() -> list[str]:
@@ -71,20 +73,31 @@ def find(value: str) -> str:
   return f'{path}{colon}{argument}'
 
 
+def load(name: str):
+  """Returns the config of a recipe, by its name."""
+  _offer_configs()
+  module = f'ijepa_jax.configs.{name.replace("/", ".")}'
+  return importlib.import_module(module).get_config()
+
+
 def define_flag(flag: str, words: str) -> None:
   """Defines a flag that takes a recipe, with the words that --help has."""
   config_flags.DEFINE_config_file(flag, None, words, lock_config=True)
   parser = flags.FLAGS[flag].parser
-  load = parser.parse
+  parse_file = parser.parse
 
   def parse(value):
-    # Recipes may import `configs`, as the repository has it at its top.
     named = not value.partition(':')[0].endswith('.py')
     if named or importlib.util.find_spec('configs') is None:
-      sys.modules['configs'] = importlib.import_module('ijepa_jax.configs')
-    return load(find(value))
+      _offer_configs()
+    return parse_file(find(value))
 
   parser.parse = parse
+
+
+def _offer_configs() -> None:
+  """Lets recipes import `configs`, as the repository has it at its top."""
+  sys.modules['configs'] = importlib.import_module('ijepa_jax.configs')
 
 
 def overview() -> str:

@@ -23,6 +23,8 @@ FLOORS = {
   'visualize': 6,
   'recipes': 6,  # for the commands
   'plan': 7,
+  'start': 7,
+  'watch': 7,
   '__main__': 8,
   'goodput': 2,  # a command
   # Each says where a command of old is now.

@@ -2,7 +2,8 @@
 
 workdir/metrics.jsonl   one strict JSON object a line: {"step": 12, ...};
                         a number that is not finite is null
-workdir/tensorboard/    the same numbers as scalars
+workdir/tensorboard/    the same numbers as scalars, and pictures
+workdir/pictures/       the newest of each picture, a PNG
 
 A bucket can't be appended to. With a workdir on one (gs://...) both are in a
 temporary folder of this machine, and `MetricWriter.sync` copies them.
@@ -15,7 +16,10 @@ import pathlib
 import shutil
 import tempfile
 
+import numpy as np
+from absl import logging
 from etils import epath
+from PIL import Image
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.runtime import files
@@ -107,6 +111,18 @@ class MetricWriter:
     for name, value in row.items() if self._board else ():
       if value is not None:
         self._board.add_scalar(name, value, step)
+
+  def picture(self, name: str, step: int, image_HWC: np.ndarray) -> None:
+    """Writes a picture, uint8 [H, W, 3], over the one of an earlier step."""
+    if self._file is None:
+      return
+    try:
+      with files.atomic_write(self.folder / 'pictures' / f'{name}.png') as path:
+        Image.fromarray(image_HWC).save(path, 'PNG')
+    except OSError as error:
+      logging.warning('The picture %s is not written: %s.', name, error)
+    if self._board is not None:
+      self._board.add_image(name, image_HWC, step, dataformats='HWC')
 
   def sync(self) -> None:
     """Copies both to a workdir on a bucket; call it after each checkpoint."""

@@ -93,9 +93,20 @@ class Progress:
   After the first steps one sentence says how long the rest takes.
   """
 
-  def __init__(self, total_steps: int, start: int = 0, *, enabled: bool = True):
-    """Begins at finished step `start` of `total_steps`."""
-    self._total, self._start = total_steps, start
+  def __init__(
+    self,
+    total_steps: int,
+    start: int = 0,
+    batch_size: int = 0,
+    *,
+    enabled: bool = True,
+  ):
+    """Begins at finished step `start` of `total_steps`.
+
+    Args:
+      batch_size: images a step; 0: not known.
+    """
+    self._total, self._start, self._batch_size = total_steps, start, batch_size
     self._enabled = enabled
     self._began = self._last = None
     self._estimated = False
@@ -130,7 +141,9 @@ class Progress:
       self._start = step
     finished = step - self._start
     left = (now - self._began) * (self._total - step) / max(finished, 1)
-    self._estimate(finished, now - self._began, left)
+    rate = values.get('images_per_second')
+    by_rate = rate and self._batch_size * (self._total - step) / rate
+    self._estimate(finished, now - self._began, by_rate or left)
     if self._bar is not None:
       self._bar.set_postfix_str(words, refresh=False)
       self._bar.update(step - self._bar.n)
@@ -145,7 +158,10 @@ class Progress:
     logging.info('Step %d of %d (%d%%): %s', step, self._total, percent, words)
 
   def _estimate(self, steps: int, seconds: float, left: float) -> None:
-    """Says once how long the rest takes, by so many steps and seconds."""
+    """Says once how long the rest takes, by so many steps and seconds.
+
+    `left` is best without the first probes and saves, which compile.
+    """
     enough = steps >= _ESTIMATE_STEPS and seconds >= _ESTIMATE_SECONDS
     if self._estimated or not enough:
       return

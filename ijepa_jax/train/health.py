@@ -68,7 +68,7 @@ class Health:
   def __init__(self, method: Method, batch, mesh, warmup_steps: int = 0):
     names = (*SIGNALS, *method.signal_names)
     self.names = [f'health/{name}' for name in names]
-    self._batch, self._warmup_steps, self._active = batch, warmup_steps, set()
+    self.batch, self._warmup_steps, self._active = batch, warmup_steps, set()
     self._method, self._mesh = method, mesh
     self._run = jax.jit(
       functools.partial(signals, method),
@@ -91,7 +91,7 @@ class Health:
   def measure(self, state) -> dict[str, float]:
     """The same of any state, without alarms in the log."""
     with sharding.gathering(self._mesh):
-      values = self._run(state.params, state.target, self._batch)
+      values = self._run(state.params, state.target, self.batch)
     values = jax.device_get(values)
     return {f'health/{k}': float(v) for k, v in values.items()}
 

@@ -134,7 +134,7 @@ class _Journal:
     self._compilations = self.clock.compilations  # before the loop
     self._state = None  # after the newest step
     self._progress = Progress(
-      run.total_steps, start, enabled=jax.process_index() == 0
+      run.total_steps, start, run.batch_size, enabled=jax.process_index() == 0
     )
     self.pending = None
 

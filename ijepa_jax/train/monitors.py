@@ -4,6 +4,8 @@ A monitor is a function of the state with the `names` of the metrics that it
 returns.
 """
 
+import functools
+
 import numpy as np
 from absl import logging
 
@@ -13,6 +15,7 @@ from ijepa_jax.data.sources import base
 from ijepa_jax.data.transforms import crop
 from ijepa_jax.errors import UserError
 from ijepa_jax.train import health, online_probe
+from ijepa_jax.train.pictures import tokens
 from ijepa_jax.train.run import PretrainRun
 
 
@@ -43,6 +46,30 @@ def make_monitors(run: PretrainRun, probe, signals) -> list:
       f'{", ".join(names) or "none, with probe and health off"}.'
     )
   return monitors
+
+
+_PICTURES = 20  # of a training, at the most
+
+
+def make_pictures(run: PretrainRun, monitors, writer) -> list:
+  """Makes what draws masks and tokens of the first images of health.
+
+  Args:
+    run: of pre-training.
+    monitors: from `make_monitors`; without signals of health there are none.
+    writer: metrics.MetricWriter.
+
+  Returns:
+    As `make_monitors`: [(steps, State -> {})].
+  """
+  write = functools.partial(writer.picture, 'tokens')
+  drawn = []
+  for every, monitor in monitors:
+    if isinstance(monitor, health.Health):
+      often = every * -(-run.total_steps // (every * _PICTURES))
+      picture = tokens.Tokens(run.method, monitor.batch, run.mesh, write)
+      drawn.append((often, picture))
+  return drawn
 
 
 def make_probe(run: PretrainRun) -> online_probe.Probe | None:

@@ -91,6 +91,7 @@ def _run(config, workdir, watched, this_start) -> State:
       tensorboard=run.tensorboard,
       enabled=first_process,
     ) as writer:
+      all_monitors += monitors.make_pictures(run, all_monitors, writer)
       state = loop.train(
         *(run, state, abstract, dataset),
         *(checkpoints, writer, watched, all_monitors),

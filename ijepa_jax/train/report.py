@@ -9,6 +9,7 @@ import jax
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.probes import verdict
@@ -120,6 +121,8 @@ matplotlib.use('Agg')  # No screen on a cluster.
 # Of the table, where there is no probe.
 _SIGNALS = 'health/rankme', 'health/token_cosine', 'health/image_cosine'
 _STYLES = ':', '--', '-.'  # of levels
+# They fall by factors, and most of the fall is in the first steps.
+_LOGARITHMIC = 'loss', 'loss on what is held out'
 # Panel title, then the metrics in it.
 PANELS = (
   ('loss', ('loss',)),
@@ -176,8 +179,11 @@ def draw_curves(
   for axis, (label, names) in zip(axes.flat, panels, strict=False):
     _panel(axis, rows, names, levels or {})
     axis.set_title(label, fontsize=10)
+    if label in _LOGARITHMIC and _all_positive(axis):
+      _make_logarithmic(axis)
+    axis.set_xlim(0, 1.02 * max(1, *(row['step'] for row in rows)))
     axis.set_xlabel('step', fontsize=8)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(which='both', labelsize=8)
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[1]:
       axis.legend(fontsize=7, framealpha=0.6)
@@ -191,6 +197,20 @@ def draw_curves(
   return file.getvalue()
 
 
+def _all_positive(axis) -> bool:
+  """Whether all numbers that are drawn have a logarithm."""
+  return all(np.nanmin(line.get_ydata()) > 0 for line in axis.get_lines())
+
+
+def _make_logarithmic(axis) -> None:
+  """With 0.02, 0.05, 0.1 where others write 10^-1."""
+  axis.set_yscale('log')
+  axis.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+  for which in 'major', 'minor':
+    formatter = ticker.StrMethodFormatter('{x:g}')
+    getattr(axis.yaxis, f'set_{which}_formatter')(formatter)
+
+
 def _panel(axis, rows, names, levels) -> None:
   """The lines of some metrics; a level in the colour of its metric."""
   ends = [name.split('/')[-1] for name in names]
@@ -198,7 +218,9 @@ def _panel(axis, rows, names, levels) -> None:
     points = [(r['step'], r[name]) for r in rows if r.get(name) is not None]
     x, y = np.asarray(points, float).T
     label = name if ends.count(end) > 1 else end
-    label = label if len(names) > 1 else None
+    # Of one probe too: the name of the label says of what it is.
+    one = len(names) == 1 and not name.startswith(('probe/', 'knn/'))
+    label = None if one else label
     if len(x) < 100:
       (line,) = axis.plot(x, y, marker='o', markersize=3, label=label)
     else:

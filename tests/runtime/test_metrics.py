@@ -201,6 +201,16 @@ def test_all_is_only_the_end(clock, logged):
   ]
 
 
+def test_the_estimate_leaves_out_the_first_probe(clock, logged):
+  rates = {'images_per_second': 64.0, 'data_wait_share': 0.0}
+  with Progress(1001, batch_size=64) as progress:
+    for step, seconds in (1, 1), (2, 50), (3, 1):
+      progress.update(step, {'loss': 0.5, **rates})
+      clock[0] += seconds
+  (estimate,) = (line for line in logged if line.startswith('By the first'))
+  assert 'By the first 2 steps about 17 minutes are left' in estimate
+
+
 def test_durations_in_words():
   seconds = (0.4, 45, 119, 450, 1200, 9000, 100_000, 864_000)
   assert [duration(x) for x in seconds] == [

@@ -8,6 +8,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 from configs import tiny
@@ -184,7 +185,7 @@ def test_health_sees_no_image_twice(count, seen, images, tmp_path):
   config = make_config(few(images, tmp_path, 1, count))
   config.health.images, config.health.split = 100, 'test'
   look = monitors.make_health(make_run(config))
-  pixels = np.asarray(look._batch['image'])
+  pixels = np.asarray(look.batch['image'])
   assert len({image.tobytes() for image in pixels}) == len(pixels) == seen
 
 
@@ -322,3 +323,21 @@ def test_the_report_says_what_it_is_of(tmp_path, capsys):
   assert found['held_out_images'] == 21 and found['training_images'] == 37
   assert found['verdict'] == 'bad'  # no better than untrained
   assert found['steps'] == 400 and found['seconds_since_last_start'] > 0
+
+
+def test_pictures_of_masks_and_tokens(images, tmp_path, cpus):
+  """Drawn at most so many times, and shown on TensorBoard too."""
+  config = make_config(images, **{'total_steps': 1000, 'model.depth': 1})
+  run = make_run(config, cpus[:1])
+  _, make_state = compile.abstract_state(run)
+  state = make_state(jax.random.key(0))
+  with metrics.MetricWriter(tmp_path, tensorboard=True) as writer:
+    of_health = [(run.health.every_steps, monitors.make_health(run))]
+    ((every, picture),) = monitors.make_pictures(run, of_health, writer)
+    assert every == 50
+    assert picture(state) == {}
+  with PIL.Image.open(tmp_path / 'pictures/tokens.png') as drawn:
+    # 96 pixels each: the image, two masks, two ways to color; 6 images.
+    assert drawn.size == (5 * 100 - 4, 6 * 100 - 4)
+  (events,) = (tmp_path / 'tensorboard').iterdir()
+  assert b'tokens' in events.read_bytes()

@@ -13,12 +13,8 @@ from configs import tiny, visualize
 from ijepa_jax.convert.export import export
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import ijepa, masks
-from ijepa_jax.visualize import (
-  mask_coverage,
-  report,
-  retrieval,
-  token_maps,
-)
+from ijepa_jax.train.pictures import mask_picture, token_maps
+from ijepa_jax.visualize import mask_coverage, report, retrieval
 from ijepa_jax.visualize.page import markup, verdict
 from tests.close import close
 
@@ -38,7 +34,7 @@ def test_coverage_counts_every_draw():
 
 def test_mask_picture_keeps_the_patches_of_the_mask():
   image = np.full((8, 12, 3), 7, np.uint8)
-  picture = mask_coverage.mask_picture(image, np.array([1, 5]), 4)
+  picture = mask_picture.mask_picture(image, np.array([1, 5]), 4)
   assert (picture[:4, 4:8] == 7).all() and (picture[4:, 8:] == 7).all()
   assert (picture == 7).mean() == 2 / 6
 
@@ -53,6 +49,43 @@ def test_principal_colors_follow_the_directions():
   assert abs(red[group == 1].mean() - red[group == 0].mean()) > 200
   constant = token_maps.principal_colors(np.ones((2, 4, 8)))
   assert (constant == 128).all()
+
+
+def test_each_image_has_colors_of_its_own():
+  """Images that differ much from each other do not take each other's colors."""
+  r = np.random.default_rng(0)
+  tokens = r.normal(size=(3, 9, 8)) + 100 * np.arange(3)[:, None, None]
+  among_all = token_maps.principal_colors(tokens)
+  alone = token_maps.own_colors(tokens)
+  assert among_all[..., 0].std(1).max() < 2 < alone[..., 0].std(1).min()
+
+
+def test_overlapping_patches_are_a_finer_grid():
+  """Of an encoder whose token is the mean of its patch, on a ramp."""
+
+  def encode(image):
+    b, h, w, c = image.shape
+    patches = image.reshape(b, h // 8, 8, w // 8, 8, c)
+    return patches.mean((2, 4)).reshape(b, -1, c)
+
+  ramp = np.arange(48, dtype=np.float32)
+  image = np.stack([*np.broadcast_arrays(ramp[:, None], 2 * ramp)], -1)[None]
+  coarse = token_maps.overlapping_tokens(encode, image, 8, 1)
+  close(coarse, encode(image).reshape(1, 6, 6, 2))
+  fine = token_maps.overlapping_tokens(encode, image, 8, 4)
+  assert fine.shape == (1, 24, 24, 2)
+  middle = 2 * np.arange(24) + 0.5  # of each cell, in pixels
+  close(fine[0, 2:-2, 0, 0], middle[2:-2])
+  close(fine[0, 0, 2:-2, 1], 2 * middle[2:-2])
+
+
+def test_windows_are_averaged_over_a_patch():
+  impulse = np.zeros((1, 9, 9, 1))
+  impulse[0, 4, 4] = 1.0
+  smooth = token_maps.average_windows(impulse, 4)
+  kernel = np.array([1, 2, 2, 2, 1]) / 8
+  close(smooth[0, 2:7, 2:7, 0], np.outer(kernel, kernel))
+  close(token_maps.average_windows(np.ones((1, 6, 6, 2)), 2), 1.0)
 
 
 def make_blocks(n=7, m=2, k=3, d=5):

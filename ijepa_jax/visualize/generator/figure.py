@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
-from ijepa_jax.visualize import mask_coverage
+from ijepa_jax.train.pictures import mask_picture
 from ijepa_jax.visualize.generator import blocks
 from ijepa_jax.visualize.generator.readings import Drawn, Judged
 
@@ -45,7 +45,7 @@ def draw_figure(
   )
   for i, row in enumerate(axes):
     box = judged.box(i)
-    context = mask_coverage.mask_picture(
+    context = mask_picture.mask_picture(
       judged.images[i], judged.context[judged.place[i]], patch_size
     )
     shown = [*drawn.samples[i, :seeds], drawn.null[i, 0], drawn.other[i, 0]]

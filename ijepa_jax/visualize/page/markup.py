@@ -8,7 +8,7 @@ import json
 import numpy as np
 from PIL import Image
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1b1b1f;--dim:#5a5a66;
 --line:#d5d5dd;--mark:#c2410c}
 @media(prefers-color-scheme:dark){:root{--bg:#141418;--fg:#ececf1;--dim:#a5a5b2;
@@ -201,7 +201,7 @@ def document(title: str, *sections: str) -> str:
   return (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width,initial-scale=1">'
-    f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>'
+    f'<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>'
     f'<main><h1>{html.escape(title)}</h1>{"".join(sections)}</main>'
     f'<script>{_SCRIPT}</script></body></html>'
   )

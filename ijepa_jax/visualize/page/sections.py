@@ -1,9 +1,11 @@
 """The sections of the page that need no training."""
 
+import jax
 import numpy as np
 
 from ijepa_jax.train import report
-from ijepa_jax.visualize import mask_coverage, retrieval, token_maps
+from ijepa_jax.train.pictures import mask_picture, token_maps
+from ijepa_jax.visualize import mask_coverage, retrieval
 from ijepa_jax.visualize.gallery import Gallery
 from ijepa_jax.visualize.page import markup
 from ijepa_jax.visualize.subject import Subject
@@ -34,7 +36,7 @@ def masks(
   fields = seen.image, seen.context, seen.targets
   for image, context, targets in zip(*(x[:count] for x in fields), strict=True):
     pair = [
-      mask_coverage.mask_picture(image, mask[0], p)
+      mask_picture.mask_picture(image, mask[0], p)
       for mask in (context, targets)
     ]
     figures.append(markup.figure(markup.png(np.hstack(pair), 208)))
@@ -49,20 +51,49 @@ def masks(
 
 
 def colors(model: Subject, seen: Gallery, count: int) -> str:
-  """Tokens as colors, of the first `count` images among all."""
-  of_tokens = token_maps.principal_colors(seen.vectors['tokens'])
+  """Tokens as colors, of `count` images: among all images, and each alone."""
+  tokens_BND = seen.vectors['tokens']
+  image, patch = seen.image[:count], model.method.encoder.patch_size
+  rows, columns = model.grid
+  times = next(k for k in (4, 2, 1) if patch % k == 0)
+  fine = token_maps.overlapping_tokens(
+    jax.jit(lambda x: model.method.targets_of_all(model.target, x)[0]),
+    image,
+    patch,
+    times,
+  )
+  # Without what all images have in common at a place.
+  common = tokens_BND.mean(0).reshape(rows, columns, -1)
+  fine -= common.repeat(times, 0).repeat(times, 1)
+  fine = token_maps.average_windows(fine, times)
+  alone = token_maps.own_colors(fine.reshape(len(fine), -1, fine.shape[-1]))
+  of_all = token_maps.principal_colors(tokens_BND)[:count]
   figures = []
-  for image, color in zip(seen.image[:count], of_tokens, strict=False):
-    pictures = markup.png(image), markup.png(color.reshape(*model.grid, 3))
-    figures += [markup.figure(picture) for picture in pictures]
+  for one, color, own in zip(image, of_all, alone, strict=True):
+    of_one = [
+      markup.figure(markup.png(one)),
+      _colors(color, rows, patch, 'among all'),
+      _colors(own, times * rows, patch // times, 'by itself'),
+    ]
+    figures.append(markup.row(of_one))
   return markup.section(
     'Tokens as colors',
     "The three directions in which the target encoder's tokens differ most "
-    'over all images (PCA), as red, green and blue: patches of one color are '
-    'alike to the encoder, in whatever image. Colors that follow objects speak '
-    'of content; colors that follow the place in every image, of position.',
+    '(PCA), as red, green and blue: patches of one color are alike to the '
+    'encoder. Among all images a color means the same in each of them: colors '
+    'that follow objects speak of content, colors that follow the place in '
+    'every image of position. By itself an image has directions of its own, '
+    'without what is common to a place, and patches that overlap, moved by '
+    'quarters of a patch: it shows the parts of one photograph, where all '
+    'photographs together only tell one from the other.',
     markup.row(figures),
   )
+
+
+def _colors(colors_N3, rows: int, pixels: int, caption: str) -> str:
+  """A grid of colors, a square of so many pixels each."""
+  grid = colors_N3.reshape(rows, -1, 3).repeat(pixels, 0).repeat(pixels, 1)
+  return markup.figure(markup.png(grid), caption)
 
 
 def maps(model: Subject, seen: Gallery, count: int) -> str:
@@ -192,7 +223,7 @@ def health(rows: list[dict], signals: dict[str, float]) -> str:
 
 
 def _block(model, blocks, pixels, row) -> np.ndarray:
-  return mask_coverage.mask_picture(
+  return mask_picture.mask_picture(
     pixels[blocks.image[row]],
     blocks.position[row],
     model.method.encoder.patch_size,
