@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
   c.model.dtype = 'bfloat16'  # of the computation; parameters are float32
   c.model.remat = 'none'  # none, dots (keep products), full (keep nothing)
   c.model.attention = 'xla'  # xla, cudnn (flash attention on NVIDIA GPUs)
-  c.model.unroll = 1  # blocks compiled side by side; >1 may help a CPU
+  c.model.unroll = 1  # blocks in a turn of the loop; all: fast, slow to compile
 
   c.loss = ConfigDict()
   c.loss.kind = 'smooth_l1'  # smooth_l1 (release), l2 (paper); pixels, mae: l2

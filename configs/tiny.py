@@ -13,7 +13,7 @@ of a thin network (benchmarks/recipe_search.py): a batch of 64, an MLP no wider
 than the tokens, a fast EMA.
 """
 
-from configs import base
+from ijepa_jax.configs import base
 
 
 def get_config():

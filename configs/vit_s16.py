@@ -16,6 +16,7 @@ def get_config():
   c = base.get_config()
   c.model.size = 'small'
   c.model.predictor_depth = 6
+  c.model.unroll = 12  # all: see docs/performance.md
   c.total_steps = 300 * STEPS_PER_EPOCH
   c.optim.warmup_steps = 15 * STEPS_PER_EPOCH
   c.data.source = 'tfds'
