@@ -17,7 +17,7 @@ def get_config():
   c = base.get_config()
   c.model.size = 'large'
   c.model.predictor_depth = 12
-  c.model.remat = 'dots'
+  c.model.unroll = 24  # all: see docs/performance.md
   c.total_steps = 600 * STEPS_PER_EPOCH
   c.optim.warmup_steps = 15 * STEPS_PER_EPOCH
   c.optim.start_lr = 1e-4
