@@ -37,6 +37,9 @@ AS_AVX := XLA_FLAGS="$$XLA_FLAGS $(PASSES) --xla_cpu_max_isa=AVX" \
 .PHONY: train see test test-slow test-portable test-oldest lint docs clean \
   its-python
 
+# What was compiled is kept for the next start.
+train see: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
 train: $(VENV)/installed
 	$(BIN)/python main.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
