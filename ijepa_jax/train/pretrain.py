@@ -74,11 +74,8 @@ def _run(config, workdir, watched, this_start) -> State:
     if restored := checkpoints.restore(abstract):
       state, start = restored
       logging.info('Going on from step %d of %s.', start, workdir)
-    elif run.init_from or run.init_optimizer:
-      state = state_from_weights(run, abstract, make_state)
-      start = int(state.step)
     else:
-      state, start = make_state(jax.random.key(run.seed)), 0
+      state, start = _first_state(run, abstract, make_state)
     dataset = run.batches(start)
     _log_sizes(run, state)
     if first_process and start < run.total_steps:
@@ -107,6 +104,14 @@ def _run(config, workdir, watched, this_start) -> State:
         signals=signals,
       )
   return state
+
+
+def _first_state(run: PretrainRun, abstract, make_state):
+  """The state that a run begins with, and the step that it is of."""
+  if run.init_from or run.init_optimizer:
+    state = state_from_weights(run, abstract, make_state)
+    return state, int(state.step)
+  return make_state(jax.random.key(run.seed)), 0
 
 
 def _open_workdir(workdir: str, run: PretrainRun):

@@ -230,7 +230,7 @@ def test_a_run_begins_with_another_methods_encoder(mae, small_run, caplog):
   encoder = params(config, workdir).params['encoder']
   assert_same(jax.device_get(state.params['encoder']), encoder)
   assert_same(jax.device_get(state.target), encoder)
-  assert 'There is no predictor' in caplog.text
+  assert 'has no predictor' in caplog.text
 
 
 def test_the_optimizer_of_another_method(mae, small_run):
