@@ -19,7 +19,7 @@ NUMERIC := $(addprefix tests/,$(addsuffix .py,test_close \
   evals/test_features evals/test_finetune \
   probes/test_linear_heads train/test_health methods/test_ijepa \
   probes/test_knn probes/test_logistic methods/test_parity \
-  models/test_positions methods/optim/test_schedules \
+  models/test_functions models/test_positions methods/optim/test_schedules \
   pretrained/formats/test_release_adamw models/test_vit))
 ISAS ?= native AVX2 AVX
 BEYOND_AVX2 := AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL \
