@@ -206,13 +206,14 @@ def _compile(run: Run, abstract, batch, per_host: int, **known) -> Step:
   module = hlo.parse(text)
   memory = flops.memory_of(step)
   chip = chips.by_kind(run.mesh.devices.flat[0].device_kind)
+  costs = cost.seconds_by_instruction(module, chip) if chip else {}
   return Step(
     peak=memory.peak,
     temporary=memory.temporary,
     collectives=collectives.bytes_by_kind(module),
     seconds=cost.step_seconds(module, chip, per_host),
-    parts=parts.of_step(module, chip) if chip else (),
-    dearest=parts.dearest(text, module, chip) if chip else (),
+    parts=parts.of_step(costs),
+    dearest=parts.dearest(costs, text),
     uncounted_loops=module.uncounted_loops(),
     **known,
   )

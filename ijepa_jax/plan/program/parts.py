@@ -4,8 +4,7 @@ import collections
 import dataclasses
 import heapq
 
-from ijepa_jax.plan.chips import Chip
-from ijepa_jax.plan.program import cost, hlo, lines
+from ijepa_jax.plan.program import hlo, lines
 
 # Part -> a scope of its own, the first that an instruction was traced in. The
 # names are those of jax.named_scope in methods/ and of modules in models/.
@@ -40,24 +39,30 @@ class Part:
   scopes: str = ''
 
 
-def of_step(module: hlo.Module, chip: Chip) -> list[Part]:
-  """The parts of a step, each fusion in the part of what it ends with."""
+def of_step(costs: dict[hlo.Instruction, float]) -> list[Part]:
+  """The parts of a step, each fusion in the part of what it ends with.
+
+  Args:
+    costs: from cost.seconds_by_instruction.
+  """
   totals = collections.Counter()
-  for x, seconds in cost.seconds_by_instruction(module, chip).items():
+  for x, seconds in costs.items():
     names = [part for part, scope in SCOPES.items() if scope in x.op_name]
     totals[names[0] if names else REST] += seconds
   order = [*SCOPES, REST]
   return [Part(k, totals[k]) for k in order if totals[k]]
 
 
-def dearest(text: str, module: hlo.Module, chip: Chip, count: int = 10):
-  """The `count` instructions that take longest: list of Part.
+def dearest(
+  costs: dict[hlo.Instruction, float], text: str, count: int = 10
+) -> list[Part]:
+  """The `count` instructions that take longest.
 
   Args:
-    text: that `module` was read from.
+    costs: from cost.seconds_by_instruction.
+    text: of the program, which has the lines.
   """
   source = lines.Lines(text)
-  costs = cost.seconds_by_instruction(module, chip)
   return [
     Part(x.name, seconds, source.of(x), x.op_name)
     for x, seconds in heapq.nlargest(count, costs.items(), key=lambda c: c[1])

@@ -24,19 +24,21 @@ def text(cpus):
 def test_parts_of_a_step(text):
   """Each is there, and together they are all that the step takes."""
   module, chip = hlo.parse(text), chips.CHIPS['h100']
-  found = {part.name: part.seconds for part in parts.of_step(module, chip)}
+  costs = cost.seconds_by_instruction(module, chip)
+  seconds = {part.name: part.seconds for part in parts.of_step(costs)}
   for name in (
     *('patch embedding', 'target encoder', 'context encoder', 'predictor'),
     *('optimizer', 'EMA of the target', 'loss'),
   ):
-    assert found[name] > 0
-  assert 'other encoders' not in found
-  close(sum(found.values()), cost.step_seconds(module, chip, 1), 1e-9)
+    assert seconds[name] > 0
+  assert 'other encoders' not in seconds
+  close(sum(seconds.values()), cost.step_seconds(module, chip, 1), 1e-9)
 
 
 def test_dearest_instructions(text):
   module, chip = hlo.parse(text), chips.CHIPS['h100']
-  dearest = parts.dearest(text, module, chip, 5)
+  costs = cost.seconds_by_instruction(module, chip)
+  dearest = parts.dearest(costs, text, 5)
   seconds = [part.seconds for part in dearest]
   assert len(seconds) == 5 and seconds == sorted(seconds, reverse=True)
 
