@@ -28,13 +28,13 @@ class Page(html.parser.HTMLParser):
 def site_problems(site: pathlib.Path) -> list[str]:
   """Returns what is wrong with the pages as they were built."""
   pages = {path: Page(path) for path in sorted(site.rglob('*.html'))}
-  found = [] if pages else [f'{site}: there are no pages']
+  problems = [] if pages else [f'{site}: there are no pages']
   for path, page in pages.items():
     name = path.relative_to(site)
     for link in sorted(page.links | page.loads):
       if re.match(r'(\w+:)?//', link):
         if link in page.loads:
-          found.append(f'{name}: {link} is loaded from elsewhere')
+          problems.append(f'{name}: {link} is loaded from elsewhere')
         continue
       if link.startswith('data:') or name.name == '404.html':
         continue
@@ -44,15 +44,15 @@ def site_problems(site: pathlib.Path) -> list[str]:
       )
       target = target / 'index.html' if target.is_dir() else target
       if not target.exists():
-        found.append(f'{name}: {link} leads nowhere')
+        problems.append(f'{name}: {link} leads nowhere')
       elif anchor and target in pages and anchor not in pages[target].ids:
-        found.append(f'{name}: {link} has an anchor that is not there')
+        problems.append(f'{name}: {link} has an anchor that is not there')
   objects = re.findall(r'^::: (\S+)', (ROOT / 'docs/api.md').read_text(), re.M)
   api = site / 'api.html'
   if api.exists():
-    found += [
+    problems += [
       f'api.html: {name} is missing'
       for name in objects
       if name not in pages[api].ids
     ]
-  return found
+  return problems

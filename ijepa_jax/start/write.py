@@ -105,6 +105,8 @@ def recipe(choice: Choice, command: str, base: str) -> str:
     comment = f'  # {reason}' if reason else ''
     lines.append(f'  c.{knob} = {value!r}{comment}')
   body = '\n'.join(lines)
+  # A folder may have any name, and the docstring has it.
+  command = command.replace('\\', r'\\').replace('"', r'\"')
   return (
     f'"""What python -m ijepa_jax.start chose; change what you like.\n\n'
     f'    {command}\n"""\n\n'

@@ -1,8 +1,10 @@
 """From a folder to a recipe: of classes, flat, grey, transparent, broken."""
 
+import ast
 import importlib.util
 import json
 import os
+import shlex
 import sys
 
 import jax
@@ -38,21 +40,23 @@ def classes(tmp_path):
 
 
 def test_survey_of_classes(classes):
-  found = survey.survey_folder(str(classes))
-  first, second, third = found.sentences()
+  surveyed = survey.survey_folder(str(classes))
+  first, second, third = surveyed.sentences()
   assert first.endswith('20 images, 2 classes (cat, dog) of 8 to 12 each.')
   assert second == ('All were opened: the shorter side has 70 pixels; all RGB.')
   assert third.startswith('1 can not be read and are left out: pets/dog/broken')
-  assert choose.can_be_probed(found) and write.needs_links(found)
+  assert choose.can_be_probed(surveyed) and write.needs_links(surveyed)
 
 
 def test_survey_of_a_flat_folder(tmp_path):
   for i in range(3):
     save(tmp_path / f'{i}.png', 'L', (40, 50), seed=i)
-  found = survey.survey_folder(str(tmp_path))
-  assert '3 images, without classes' in found.sentences()[0]
-  assert found.grey and not found.classes and not write.needs_links(found)
-  choice = choose.choose(found, devices=1, cores=4)
+  surveyed = survey.survey_folder(str(tmp_path))
+  assert '3 images, without classes' in surveyed.sentences()[0]
+  assert (
+    surveyed.grey and not surveyed.classes and not write.needs_links(surveyed)
+  )
+  choice = choose.choose(surveyed, devices=1, cores=4)
   assert choice.changes['data.channels'] == 1
   assert choice.changes['data.image_size'] == (32, 32)
   assert choice.changes['data.workers'] == 3
@@ -62,28 +66,30 @@ def test_survey_of_a_flat_folder(tmp_path):
 def test_survey_says_what_is_dropped(tmp_path):
   save(tmp_path / 'a.png', 'RGBA')
   save(tmp_path / 'b.png', size=(100, 200))
-  found = survey.survey_folder(str(tmp_path))
-  words = found.sentences()[1]
+  surveyed = survey.survey_folder(str(tmp_path))
+  words = surveyed.sentences()[1]
   assert '70 to 100 pixels, half of them above 85' in words
   assert '1 RGBA' in words and '(transparency is dropped)' in words
-  assert 'data.channels' not in choose.choose(found, devices=1, cores=1).changes
+  assert (
+    'data.channels' not in choose.choose(surveyed, devices=1, cores=1).changes
+  )
 
 
 def test_survey_of_arrays(tmp_path):
   for i in range(2):
     np.save(tmp_path / f'{i}.npy', np.zeros((60, 60, 5), np.uint8))
-  found = survey.survey_folder(str(tmp_path))
-  assert 'all arrays of 5 channels' in found.sentences()[1]
-  changes = choose.choose(found, devices=1, cores=1).changes
+  surveyed = survey.survey_folder(str(tmp_path))
+  assert 'all arrays of 5 channels' in surveyed.sentences()[1]
+  changes = choose.choose(surveyed, devices=1, cores=1).changes
   assert changes['data.channels'] == len(changes['data.mean']) == 5
 
 
 def test_survey_opens_a_few_of_many(tmp_path):
   for i in range(survey._FEWEST + 4):
     save(tmp_path / f'{i}.png', size=(8, 8))
-  found = survey.survey_folder(str(tmp_path), seconds=0)
-  assert found.opened == survey._FEWEST < len(found)
-  assert found.sentences()[1].startswith('16 of them were opened')
+  surveyed = survey.survey_folder(str(tmp_path), seconds=0)
+  assert surveyed.opened == survey._FEWEST < len(surveyed)
+  assert surveyed.sentences()[1].startswith('16 of them were opened')
 
 
 def test_mistakes_are_said(tmp_path, classes):
@@ -114,19 +120,27 @@ def test_steps_are_bounded_by_time_and_by_epochs(classes):
     assert choice.changes['health.every_steps'] == steps // 20
 
 
+@pytest.mark.parametrize('folder', ['a b', 'new\\x', '\\N', '"""', 'end\\'])
+def test_a_folder_may_have_any_name(folder):
+  command = f'python -m ijepa_jax --workdir={shlex.quote(folder)}'
+  choice = choose.Choice({'data.path': folder}, {}, 10)
+  module = ast.parse(write.recipe(choice, command, 'photos'))
+  assert command in ast.get_docstring(module)
+
+
 def test_links_hold_out_some_of_each_class(classes, tmp_path):
-  found = survey.survey_folder(str(classes))
-  counts = write.link(found, tmp_path / 'links')
+  surveyed = survey.survey_folder(str(classes))
+  counts = write.link(surveyed, tmp_path / 'links')
   assert counts == {'train': 16, 'val': 3}
   held_out = {p.parent.name for p in (tmp_path / 'links/val').rglob('*.png')}
   assert held_out == {'cat', 'dog'}
   linked = list((tmp_path / 'links').rglob('*.*'))
   assert len(linked) == 19 and all(p.is_symlink() for p in linked)
   assert 'broken.jpg' not in [p.name for p in linked]
-  assert write.link(found, tmp_path / 'links') == counts  # once more
+  assert write.link(surveyed, tmp_path / 'links') == counts  # once more
   (tmp_path / 'links/train/mine.png').write_bytes(b'')
   with pytest.raises(UserError, match='is in the way'):
-    write.link(found, tmp_path / 'links')
+    write.link(surveyed, tmp_path / 'links')
 
 
 @pytest.fixture
