@@ -42,8 +42,8 @@ def split(text: str):
 def codes(text: str) -> list[str]:
   """Returns what stands between backticks; lines are joined."""
   paragraphs = re.split(r'\n\s*\n|\n(?=[|#-])', text)
-  codes = [c for p in paragraphs for c in re.findall('`([^`]+)`', p)]
-  return [' '.join(code.split()) for code in codes]
+  quoted = [c for p in paragraphs for c in re.findall('`([^`]+)`', p)]
+  return [' '.join(code.split()) for code in quoted]
 
 
 def included(text: str) -> str:
@@ -105,24 +105,24 @@ def check_page(page: pathlib.Path, text: str):
 
 def problems() -> list[str]:
   """Returns what is wrong with all pages, a sentence each."""
-  problems = [
+  sentences = [
     f'{page.relative_to(ROOT)}: {words}'
     for page in PAGES
     for words in check_page(page, page.read_text())
   ]
   listed = (DOCS / 'recipes.md').read_text()
-  problems += [
+  sentences += [
     f'docs/recipes.md: the recipe {name} is missing'
     for name in recipes.names()
     if name != 'base' and f'`{name}`' not in listed
   ]
   nav = str(yaml.safe_load((ROOT / 'mkdocs.yml').read_text())['nav'])
-  problems += [
+  sentences += [
     f'mkdocs.yml: {page.name} is missing in nav'
     for page in sorted(DOCS.glob('*.md'))
     if f"'{page.name}'" not in nav
   ]
-  return problems
+  return sentences
 
 
 if __name__ == '__main__':
