@@ -194,7 +194,9 @@ def take_turns(other: str) -> dict:
 def estimate(root: pathlib.Path) -> None:
   """Prints a checkout's own plan for --topology, by part."""
   own = [a for a in sys.argv[1:] if a.startswith(('--config', '--topology'))]
-  command = [sys.executable, '-m', 'ijepa_jax.plan', '--parts', *own]
+  if (root / 'ijepa_jax/plan/program/parts.py').exists():  # else an older one
+    own.append('--parts')
+  command = [sys.executable, '-m', 'ijepa_jax.plan', *own]
   print(f'{root}:', flush=True)
   subprocess.run(command, cwd=root, check=True)
 
