@@ -36,7 +36,14 @@ from absl import app, flags, logging
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from benchmarks import comparison_figure, judges, method_costs
-from benchmarks.comparison_settings import BATCH, LR, METHODS, SETTINGS, TRIALS
+from benchmarks.comparison_settings import (
+  BATCH,
+  LR,
+  METHODS,
+  SETTINGS,
+  START,
+  TRIALS,
+)
 from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.runtime import cli, preemption
 from ijepa_jax.train import loop, pretrain
@@ -61,9 +68,9 @@ CROWD = {'count': 'crowd_count', 'distance': 'crowd_distance'}
 DATA = {
   # The crowd is a transfer: no such picture was trained on.
   'scenes': Data(
-    'tiny', {}, {'class': 'scenes_class', 'hue': 'scenes_hue', **CROWD}
+    'tiny', START, {'class': 'scenes_class', 'hue': 'scenes_hue', **CROWD}
   ),
-  'crowd': Data('tiny', {'data.flavour': 'crowd'}, CROWD),
+  'crowd': Data('tiny', START | {'data.flavour': 'crowd'}, CROWD),
   'cifar10': Data(
     'cifar10', {'probe.split': '', 'health.split': ''}, {'class': 'cifar10'}
   ),

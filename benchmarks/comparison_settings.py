@@ -2,6 +2,8 @@
 
 METHODS = 'ijepa', 'pixels', 'mae', 'vicreg'
 LR, BATCH = 'optim.peak_lr', 'batch_size'
+# Of drawn pictures, for all methods; the recipe itself is I-JEPA's best.
+START = {LR: 2e-3, BATCH: 64}
 # What each has in place of the recipe's: the best mean of --search.
 SETTINGS = {
   'scenes': {
@@ -20,8 +22,8 @@ SETTINGS = {
 }
 
 
-# As many of each method, for the same seconds. LR and BATCH are shares of the
-# recipe's.
+# As many of each method, for the same seconds. LR and BATCH are shares of
+# START's or, of CIFAR-10, of the recipe's.
 _PIXELS = (
   *({LR: 1.0}, {LR: 2.0}, {LR: 0.5}),
   *({LR: 1.0, BATCH: 2}, {LR: 0.7, BATCH: 0.5}),

@@ -21,12 +21,15 @@ from configs import tiny
 
 def get_config():
   c = tiny.get_config()
+  c.batch_size = 64
   c.total_steps = 3000
   c.model.depth = 4
 
   # A 5 x 5 block of the 8 x 8 grid from the 39 patches around it.
   c.mask.target_scale = (0.39, 0.39)
 
+  c.optim.start_lr = 2e-4
+  c.optim.peak_lr = 2e-3
   c.optim.warmup_steps = 150
 
   c.data.source = 'folder'

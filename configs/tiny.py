@@ -9,8 +9,8 @@ encoder untrained, on pictures made with another seed; README has the figures.
 What it needed at this size (benchmarks/tiny_seeds.py makes three runs): kernels
 scaled by their fan-in, since patches embedded with 0.02 vanish beside the
 position table; one large target; and, in about the same time, many small steps
-of a thin network (benchmarks/recipe_search.py): a batch of 64, an MLP no wider
-than the tokens, a fast EMA.
+of a thin network (benchmarks/recipe_search.py, benchmarks/compare.py --search):
+a batch of 32, an MLP no wider than the tokens, a fast EMA.
 """
 
 from ijepa_jax.configs import base
@@ -18,8 +18,8 @@ from ijepa_jax.configs import base
 
 def get_config():
   c = base.get_config()
-  c.batch_size = 64
-  c.total_steps = 11_000
+  c.batch_size = 32
+  c.total_steps = 20_000
 
   c.model.size = 'tiny'
   c.model.width = 64
@@ -50,9 +50,9 @@ def get_config():
   c.vicreg.crop_scale = (0.2, 1.0)
   c.vicreg.blur = (0.0,)
 
-  c.optim.start_lr = 2e-4
-  c.optim.peak_lr = 2e-3
-  c.optim.warmup_steps = 550
+  c.optim.start_lr = 1.4e-4
+  c.optim.peak_lr = 1.4e-3
+  c.optim.warmup_steps = 1000
   c.ema.first = 0.99
 
   c.data.source = 'scenes'
@@ -63,7 +63,7 @@ def get_config():
   c.data.crop_ratio = (1.0, 1.0)
   c.data.workers = 0
 
-  c.checkpoint.every_steps = 1100
-  c.probe.every_steps = 1100
-  c.health.every_steps = 275
+  c.checkpoint.every_steps = 2000
+  c.probe.every_steps = 2000
+  c.health.every_steps = 500
   return c
