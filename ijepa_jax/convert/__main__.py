@@ -35,6 +35,12 @@ flags.DEFINE_integer(
   "Attention heads of a .pth.tar file's encoder, if its width is none of the "
   "paper's.",
 )
+flags.DEFINE_string(
+  'license',
+  None,
+  'For the card of a model of your own, such as apache-2.0; by default it says '
+  'that none is chosen yet.',
+)
 
 
 @cli.one_sentence()
@@ -56,6 +62,7 @@ def main(argv):
     step=FLAGS.step,
     optimizer=FLAGS.optimizer,
     heads=FLAGS.heads,
+    license=FLAGS.license,
   )
   print(summary)
 

@@ -19,7 +19,7 @@ from ijepa_jax.convert import model_card, provenance, verify
 from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.methods import from_config
 from ijepa_jax.models import positions
-from ijepa_jax.pretrained import load
+from ijepa_jax.pretrained import load, shipped
 from ijepa_jax.pretrained.formats import huggingface, orbax, release, weights
 from ijepa_jax.runtime import files, locks
 
@@ -35,6 +35,7 @@ def export(
   step: int | None = None,
   optimizer: bool = False,
   heads: int | None = None,
+  license: str | None = None,
 ) -> str:
   """Writes the weights of `source` as `to`, checked, with a model card.
 
@@ -52,6 +53,7 @@ def export(
     step, heads: see load.read_weights.
     optimizer: take AdamW's state along; 'orbax' is then a whole state, from
       which a run of the same recipe goes on.
+    license: of a model of one's own, for the card, such as 'apache-2.0'.
 
   Returns:
     A sentence on what was written.
@@ -60,13 +62,14 @@ def export(
     UserError: something does not fit; with its name. Nothing is left at `out`.
     OSError, checkpointer.CheckpointError: reading or writing failed; the same.
   """
-  source, out = files.resolve(source), _resolve_local(out, to)
+  source, out = shipped.locate(source), _resolve_local(out, to)
   _check_arguments(out, to, which, optimizer)
   loaded = load.read_weights(
     source, step=step, optimizer=optimizer, heads=heads
   )
   loaded.log_notes(source)
   loaded = _select_parts(source, loaded, to, which, optimizer)
+  card = _card(out, loaded, source, to, license)
   expected = verify.tensors_by_written_name(loaded, to)
   out.parent.mkdir(parents=True, exist_ok=True)
   with (
@@ -82,7 +85,7 @@ def export(
       _write(written, loaded, to)
     size = _bytes(written.parent)
     _verify(written, loaded, to, expected, bar)
-    _publish(written, out, loaded, source, to)
+    _publish(written, out, card)
   return _summary(out, loaded, len(expected), size)
 
 
@@ -208,16 +211,20 @@ def _verify(written, loaded, to, expected, bar) -> None:
     bar.update()
 
 
-def _publish(written, out, loaded, source, to) -> None:
-  """Writes the model card, and gives both their names."""
-  card = model_card.render(
+def _card(out, loaded, source, to, license) -> str:
+  return model_card.render(
     loaded,
     source=source,
     name=pathlib.Path(os.path.abspath(out)).name,
     to=to,
     config=loaded.run_config,
     step=loaded.step,
+    chosen_license=license,
   )
+
+
+def _publish(written, out, card: str) -> None:
+  """Writes the model card, and gives both their names."""
   beside = provenance.card_path(written)
   # Names of folders may be of any bytes.
   beside.write_text(card, encoding='utf-8', errors='surrogateescape')

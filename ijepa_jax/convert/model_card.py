@@ -40,6 +40,7 @@ def render(
   to: str,
   config=None,
   step: int = 0,
+  chosen_license: str | None = None,
 ) -> str:
   """Returns the text of the card.
 
@@ -50,11 +51,12 @@ def render(
     to: its format, 'orbax', 'release' or 'huggingface'.
     config: of the run, or `orbax.plain_config`, or None.
     step: steps that the run had finished.
+    chosen_license: see provenance.provenance.
   """
   config = config.to_dict() if config else {}
   trained = 'total_steps' in config
   method = from_config.method_class(config)
-  licence, origin = provenance.provenance(source, config)
+  licence, origin = provenance.provenance(source, config, chosen_license)
   front = {
     **licence,
     'library_name': _LIBRARY[to],

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import yaml
 from etils import epath
 
-from ijepa_jax.runtime import files
+from ijepa_jax.errors import UserError
+from ijepa_jax.pretrained import shipped
 from ijepa_jax.runtime.config import read_config
 
 HEADING = '## Origin and licence'
@@ -37,17 +38,29 @@ def public_name(path) -> str:
   return re.sub(r'[^\w.,:@+ -]', '_', name)
 
 
-def provenance(source, config: Mapping, seen=()) -> tuple[dict, str]:
+def provenance(
+  source, config: Mapping, chosen: str | None = None, seen=()
+) -> tuple[dict, str]:
   """Returns the front matter's licence, and the origin in words.
 
   Args:
     source: path of the weights.
     config: of the run that it is, or `orbax.plain_config`, or {}.
+    chosen: the licence of a model of one's own, such as 'apache-2.0'.
     seen: runs on the way here, should one have begun from itself.
+
+  Raises:
+    UserError: a licence is chosen for what was made from others' weights.
   """
-  source = files.resolve(source)
+  source = shipped.locate(source)
   card = _read_card(source)
   name, licence = f'`{public_name(source)}`', _licence(card)
+  own = 'total_steps' in config and not config.get('init_from')
+  if chosen and (licence or HEADING in card or not own):
+    raise UserError(
+      f'license is {chosen}: {source} is not of your own training alone, and '
+      'its licence is carried over. Leave --license away.'
+    )
   if HEADING in card:
     # Of a card from here: its story is this one's.
     origin = card.split(HEADING)[1].split('\n## ')[0].strip()
@@ -62,12 +75,17 @@ def provenance(source, config: Mapping, seen=()) -> tuple[dict, str]:
     return _OF_THE_SOURCE, f'Converted from `{source}`. {_RELEASED}'
   if first := config.get('init_from'):
     licence, origin = {}, _RELEASED
-    if first not in seen and files.resolve(first).exists():
-      first_config = read_config(files.resolve(first))
-      licence, origin = provenance(first, first_config, (*seen, first))
+    if first not in seen and shipped.locate(first).exists():
+      first_config = read_config(shipped.locate(first))
+      licence, origin = provenance(first, first_config, seen=(*seen, first))
     return licence or _OF_THE_SOURCE, (
       f'Trained with ijepa_jax, beginning with the weights of '
       f'`{public_name(first)}`.\n\nOf those: {origin}'
+    )
+  if chosen:
+    return {'license': chosen}, (
+      f'Trained from scratch with ijepa_jax. Its trainer chose the licence '
+      f'{chosen}.'
     )
   return {'license': 'other', 'license_name': 'not-chosen-yet'}, (
     'Trained from scratch with ijepa_jax, which is Apache-2.0: the licence of '

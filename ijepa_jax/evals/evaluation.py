@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.evals import features, tasks
 from ijepa_jax.evals.advice import doubts
 from ijepa_jax.models import vit
-from ijepa_jax.pretrained import frozen_encoder, load
+from ijepa_jax.pretrained import frozen_encoder, load, shipped
 from ijepa_jax.pretrained.formats import weights
 from ijepa_jax.runtime import files, locks, sharding
 from ijepa_jax.runtime.config_checks import check_numbers
@@ -58,7 +57,7 @@ class Evaluation:
     """Loads the encoder and opens the task.
 
     Args:
-      workdir: '': evals/ in the run, or <file>.evals beside a file.
+      workdir: '': evals/ in the run, or <file>.evals, see shipped.places.
       list_file: of the training images to take, see data/sources/subset.py;
         '': all.
 
@@ -66,16 +65,7 @@ class Evaluation:
       UserError: a value of the config is wrong, or the encoder or the images
         can't be read.
     """
-    if not config.init_from:
-      raise UserError('init_from is empty: set it to the --workdir of a run.')
-    checkpoint = files.resolve(config.init_from)
-    if not checkpoint.exists():
-      raise UserError(f'There is nothing at init_from = {config.init_from}.')
-    if not workdir and checkpoint.is_dir():
-      workdir = checkpoint / 'evals'
-    elif not workdir:
-      workdir = f'{os.fspath(checkpoint)}.evals'
-    workdir = files.resolve(workdir)
+    checkpoint, workdir = shipped.places(config.init_from, workdir, 'evals')
     check_numbers(config)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     decode.limit_pixels(config.data.max_pixels)

@@ -6,8 +6,9 @@
 
 A path is that of a training workdir or an export of python -m
 ijepa_jax.convert (config.json and checkpoints/), of a released .pth.tar file
-(which needs torch), or of a Hugging Face folder. Which model it holds stands in
-it; nothing has to be said twice.
+(which needs torch), or of a Hugging Face folder; or the name of a model that
+comes with the package, see shipped.py. Which model it holds stands in it;
+nothing has to be said twice.
 """
 
 import jax
@@ -18,10 +19,11 @@ from etils import epath
 from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.methods import from_config
 from ijepa_jax.models import vit
+from ijepa_jax.pretrained import shipped
 from ijepa_jax.pretrained.formats import huggingface, orbax, release, weights
 from ijepa_jax.pretrained.frozen_encoder import FrozenEncoder, RawPixels
 from ijepa_jax.pretrained.image_encoder import ImageEncoder
-from ijepa_jax.runtime import files, sharding
+from ijepa_jax.runtime import sharding
 from ijepa_jax.runtime.config import read_config, read_run_config
 
 FORMATS = 'orbax', 'release', 'huggingface'
@@ -35,9 +37,9 @@ def detect_format(path) -> str:
   Raises:
     UserError: there is nothing.
   """
-  path = files.resolve(path)
+  path = shipped.locate(path)
   if not path.exists():
-    raise UserError(f'There is nothing at {path}.')
+    raise UserError(shipped.nothing_at(path))
   if path.is_file():
     return 'release'
   return 'huggingface' if 'model_type' in read_config(path) else 'orbax'
@@ -70,7 +72,7 @@ def read_weights(
     UserError: there is nothing of the kind, or it does not fit.
     checkpointer.CheckpointError: a run's checkpoints are damaged.
   """
-  path = files.resolve(path)
+  path = shipped.locate(path)
   kind = detect_format(path)
   if kind == 'orbax':
     return orbax.read(path, step=step, optimizer=optimizer)
@@ -103,7 +105,8 @@ def load_encoder(
 
   Args:
     path: of a training workdir, an export of python -m ijepa_jax.convert, a
-      released .pth.tar file (which needs torch), a Hugging Face folder.
+      released .pth.tar file (which needs torch), a Hugging Face folder; or one
+      of `pretrained_names()`.
     which: 'target', which the paper evaluates; 'context'; or, of a workdir,
       'untrained', as the run began. Where a path holds one of the two encoders
       alone, as Hugging Face's folders do, it is taken, and a warning says so;
@@ -164,7 +167,7 @@ def load_frozen(
   one_of('which', which, WHICH)
   one_of('pos_embed', pos_embed, POS_EMBED)
   one_of('dtype', dtype, (None, 'float32', 'bfloat16'))
-  path, mesh = files.resolve(path), mesh or sharding.make_mesh()
+  path, mesh = shipped.locate(path), mesh or sharding.make_mesh()
   size = _height_and_width(image_size)
   if detect_format(path) != 'orbax':
     frozen, table = _from_file(path, mesh, which, step, heads, size)

@@ -9,6 +9,7 @@ from absl import logging
 from ijepa_jax.data import decode
 from ijepa_jax.data.sources.subset import Subset
 from ijepa_jax.errors import UserError
+from ijepa_jax.pretrained import shipped
 from ijepa_jax.runtime import files, locks, metrics, sharding
 from ijepa_jax.runtime.config_checks import check_numbers
 from ijepa_jax.runtime.progress import text_table
@@ -46,7 +47,7 @@ def run(config, workdir: str) -> dict:
       f'There are {jax.process_count()} processes, and job visualize takes '
       'one: start it by itself, on as many devices as it sees.'
     )
-  path, out = _places(config, workdir)
+  path, out = shipped.places(config.init_from, workdir, 'visualize')
   check_numbers(config)
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
   decode.limit_pixels(config.data.max_pixels)
@@ -73,20 +74,6 @@ def run(config, workdir: str) -> dict:
   words = [model.name, _words(numbers), *sentences, f'{out}/index.html']
   print('\n' + '\n\n'.join(words))
   return numbers
-
-
-def _places(config, workdir: str):
-  """The path that is looked at, and the folder that is written."""
-  if not config.init_from:
-    raise UserError('init_from is empty: set it to the --workdir of a run.')
-  path = files.resolve(config.init_from)
-  if not path.exists():
-    raise UserError(f'There is nothing at init_from = {config.init_from}.')
-  if workdir:
-    return path, files.resolve(workdir)
-  if path.is_dir():
-    return path, path / 'visualize'
-  return path, path.parent / f'{path.name}.visualize'
 
 
 def _at_once(config, model, seen: gallery.Gallery, path):

@@ -6,6 +6,7 @@ import pytest
 
 from configs import base
 from ijepa_jax.convert import model_card, provenance
+from ijepa_jax.errors import UserError
 from ijepa_jax.pretrained.formats import orbax, weights
 from ijepa_jax.runtime.config import write_config
 from ijepa_jax.runtime.files import atomic_write_text
@@ -163,6 +164,19 @@ def test_begun_from_weights(tmp_path):
   text = card_of(tmp_path, config=begun)
   assert front(text)['license'] == 'cc-by-nc-4.0'
   assert '`first`, whose card says: licence cc-by-nc-4.0' in text
+
+
+def test_a_licence_is_chosen_for_ones_own_alone(tmp_path):
+  options = dict(step=300, chosen_license='apache-2.0')
+  text = card_of(tmp_path, config=config(), **options)
+  assert front(text)['license'] == 'apache-2.0'
+  assert 'license_name' not in front(text) and SCRATCH not in text
+  others = config(init_from='jepa.pth.tar')
+  with pytest.raises(UserError, match='Leave --license away'):
+    card_of(tmp_path, config=others, **options)
+  (tmp_path / 'README.md').write_text('---\nlicense: mit\n---\nWeights.')
+  with pytest.raises(UserError, match='is carried over'):
+    card_of(tmp_path, config=config(), **options)
 
 
 def test_a_cards_licence_is_carried_over(tmp_path):

@@ -7,7 +7,7 @@ from absl import logging
 from ijepa_jax.data import sources
 from ijepa_jax.errors import UserError
 from ijepa_jax.evals import tasks
-from ijepa_jax.runtime import files
+from ijepa_jax.pretrained import shipped
 from ijepa_jax.runtime.config import read_config
 
 _TEST_SPLITS = 'val', 'test', 'validation', 'valid'
@@ -32,7 +32,7 @@ def complete(config):
   config = config.copy_and_resolve_references()
   run = {}
   if not config.data.path:
-    run = read_config(files.resolve(config.init_from))
+    run = read_config(shipped.locate(config.init_from))
   data = run.get('data') or {}
   kind = data.get('source', '')
   if kind == 'scenes':
