@@ -27,16 +27,25 @@ fi
 # Nor does it kill the tasks left when one ends: another may still be writing
 # the checkpoint; and of one that failed the others would end with 143, and a
 # mistake be queued again. They end by themselves; --wait is for hangs.
+#
+# A process that was killed (128 and its signal) and those that lost it (75) made
+# no mistake: they are queued again, but what fails ten times, the last within
+# half an hour, stays ended, such as for too little memory.
 began=$(date +%FT%T)
 rebooted() { # has a node of the job, since it began?
   SLURM_TIME_FORMAT=standard scontrol show nodes "$SLURM_JOB_NODELIST" |
     grep -o 'BootTime=[0-9][^ ]*' | sort | tail -n 1 |
     { read -r last && [[ $last > BootTime=$began ]]; }
 }
+interrupted() { # is that status the end of a killed process, or of its peers?
+  { [ "$1" -eq 75 ] || { [ "$1" -gt 128 ] && [ "$1" -ne 130 ]; }; } &&
+    { [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ] || [ "$SECONDS" -gt 1800 ]; }
+}
 status=0
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 \
   --wait=600 launch/local.sh "$@" || status=$?
-if [ "$status" -eq 143 ] || { [ "$status" -ne 0 ] && rebooted; }; then
+if [ "$status" -eq 143 ] || interrupted "$status" ||
+  { [ "$status" -ne 0 ] && rebooted; }; then
   scontrol requeue "$SLURM_JOB_ID" || true
 fi
 exit "$status"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A SLURM of two nodes on this machine, and launch/slurm.sh on it: a run that is
-# signalled before its time limit, loses each of its nodes once, and is in the
-# end what it is without all that. On Debian as root, by hand; 25 minutes on two
+# signalled before its time limit, loses a process and each of its nodes once, and
+# is in the end what it is without all that. On Debian as root, by hand; 25 minutes on two
 # busy cores:
 #   apt-get install slurm-wlm munge && launch/test_slurm.sh
 # It uses no service of theirs. What it starts ends with it; its folder stays
@@ -46,6 +46,16 @@ kill_node() {
   kill -KILL "${pids[$1]}"
   wait "${pids[$1]}" 2> /dev/null || true
   say "$1 is dead"
+}
+
+kill_task() { # node, run
+  local pid
+  for pid in $(pgrep -f "main.py .*--workdir=$folder/$2 "); do
+    if grep -qz "^SLURMD_NODENAME=$1$" "/proc/$pid/environ"; then
+      kill -KILL "$pid"
+      say "a process on $1 is dead"
+    fi
+  done
 }
 
 say() {
@@ -191,15 +201,19 @@ saved=$(rows disturbed)
 say "$saved steps are saved"
 scontrol update JobId="$job" TimeLimit=60
 await_rows disturbed $((saved + every + 5))
-kill_node n2
+kill_task n2 disturbed
 await Restarts 2
+grep -q 'it was killed, or its machine went down' "$folder/disturbed.out"
+await_rows disturbed $((saved + 2 * every + 10))
+kill_node n2
+await Restarts 3
 start_node n2
 await JobState RUNNING
-await_rows disturbed $((saved + 2 * every + 10))
+await_rows disturbed $((saved + 3 * every + 15))
 kill_node n1 # with the script and process 0
-await Restarts 3
+await Restarts 4
 start_node n1
-ended COMPLETED 0:0 3
+ended COMPLETED 0:0 4
 grep -E 'SIGTERM|Stopped at|Going on|srun: error|JOB .* ON|Step 1 of' \
   "$folder/disturbed.out" | cut -c1-120
 # One run: each step once, with the same numbers.

@@ -10,11 +10,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 ARGUMENTS = ['--config=configs/vit_h14.py', '--workdir=/shared/my runs/h14']
 
 
-def run(folder, status, submitted_in=ROOT, boots=('2001-02-03T04:05:06',)):
+def run(
+  folder, status, submitted_in=ROOT, boots=('2001-02-03T04:05:06',), restarts=0
+):
   """-> what ran, what srun was given, what scontrol was asked to do.
 
   Args:
     boots: when each node of the job was booted.
+    restarts: how often the job was queued again.
   """
   nodes = '; '.join(
     f'echo "  BootTime={boot} SlurmdStartTime=x"' for boot in boots
@@ -34,6 +37,7 @@ def run(folder, status, submitted_in=ROOT, boots=('2001-02-03T04:05:06',)):
     'SLURM_JOB_ID': '17',
     'SLURM_JOB_NODELIST': 'n[1-2]',
     'SLURM_CPUS_PER_TASK': '48',
+    'SLURM_RESTART_COUNT': str(restarts),
     'SLURM_SUBMIT_DIR': str(submitted_in),
   }
   done = subprocess.run(
@@ -49,11 +53,14 @@ def run(folder, status, submitted_in=ROOT, boots=('2001-02-03T04:05:06',)):
   return done, given, asked
 
 
-@pytest.mark.parametrize('status', [0, 1, 134, 137, 143])
-def test_queues_again_what_was_stopped(status, tmp_path):
-  done, given, asked = run(tmp_path, status)
+@pytest.mark.parametrize('restarts', [0, 9, 10])
+@pytest.mark.parametrize('status', [0, 1, 75, 130, 134, 137, 143])
+def test_queues_again_what_was_stopped(status, restarts, tmp_path):
+  """Without end what saved; ten times what was killed, or lost another."""
+  done, given, asked = run(tmp_path, status, restarts=restarts)
   assert done.returncode == status
-  assert asked == (['requeue 17'] if status == 143 else [])
+  again = status == 143 or (status in (75, 134, 137) and restarts < 10)
+  assert asked == (['requeue 17'] if again else [])
   assert given[-3:] == ['launch/local.sh', *ARGUMENTS]
   assert {'--cpus-per-task=48', '--kill-on-bad-exit=0'} <= set(given)
 
@@ -62,7 +69,6 @@ def test_queues_again_what_was_stopped(status, tmp_path):
   ('status', 'boot', 'again'),
   [
     (1, '9999', True),
-    (137, '9999', True),
     (0, '9999', False),
     (1, None, False),
   ],

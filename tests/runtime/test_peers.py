@@ -78,7 +78,7 @@ def test_one_is_killed(three, who):
   for run in three:
     if run is not three[who]:
       status, words = ends(run)
-      assert status == 1
+      assert status == peers.LOST
       assert re.fullmatch(
         rf'\nProcess {who} of 3 on \S+ has gone: it was killed, or its machine '
         'went down, so this one ends; the same command goes on from what is '
@@ -92,10 +92,10 @@ def test_one_is_stopped(three):
   three[2].send_signal(signal.SIGSTOP)
   for run in three[:2]:
     status, words = ends(run)
-    assert status == 1 and re.search(rf'Process 2 of 3 on \S+ {SILENT}', words)
+    assert status == peers.LOST and re.search(rf'Process 2 of 3 on \S+ {SILENT}', words)
   three[2].send_signal(signal.SIGCONT)
   status, words = ends(three[2])
-  assert status == 1 and re.search(rf'This process {SILENT}', words)
+  assert status == peers.LOST and re.search(rf'This process {SILENT}', words)
 
 
 def test_one_ends_by_a_mistake(three):
@@ -151,7 +151,7 @@ def test_a_failed_computation_waits_for_its_reason(three):
   do(three[0], line)
   three[1].kill()
   status, words = ends(three[0])
-  assert status == 1 and 'Process 1 of 3' in words
+  assert status == peers.LOST and 'Process 1 of 3' in words
   assert 'Traceback' not in words
 
 

@@ -23,6 +23,9 @@ from absl import logging
 
 from ijepa_jax.runtime.distributed import environment
 
+# Status of a process that ends since another was lost, no mistake of its own:
+# launch/slurm.sh queues the job again.
+LOST = os.EX_TEMPFAIL
 _BEATS = 10  # signs of life in the time after which silence is loss
 # Seconds for the main thread to end by itself, as where all met one error.
 _GRACE = 5.0
@@ -223,7 +226,7 @@ class Peers:
     who = f'Process {rank} of {self._count} on {host}'
     who = 'This process' if rank == self._rank else who
     words = f'has ended: {words.rstrip(".")}' if status else words
-    exit_with(f'{who} {words}, {_GOES_ON}', status or 1)
+    exit_with(f'{who} {words}, {_GOES_ON}', status or LOST)
 
 
 _active: Peers | None = None
