@@ -49,6 +49,7 @@ sys.path.insert(0, os.environ.get('CHECKOUT', str(HERE)))
 from benchmarks.random_batch import make_batch
 from ijepa_jax.errors import UserError
 from ijepa_jax.plan import chips, flops, plan
+from ijepa_jax.plan.program.compiled import memory_of
 from ijepa_jax.runtime import metrics, sharding
 from ijepa_jax.train import compile, monitors, pretrain
 from ijepa_jax.train.run import make_run
@@ -66,7 +67,7 @@ flags.DEFINE_bool('worker', False, 'To be one of two that take turns.')
 def peak_memory(compiled) -> float:
   """GiB a device: as the allocator saw it, or as the compiler planned it."""
   stats = jax.local_devices()[0].memory_stats() or {}
-  planned = flops.memory_of(compiled).peak
+  planned = memory_of(compiled).peak
   return stats.get('peak_bytes_in_use', planned) / 2**30
 
 

@@ -41,14 +41,13 @@ def run(config, workdir: str) -> dict:
   config = default_task.complete(config)
   evaluation = Evaluation.from_config(config, workdir)
   files.check_checkpoints(evaluation.workdir)
-  sweep, folder = _make_sweep(config, evaluation)
+  sweep = make_sweep(config, evaluation)
+  folder = _folder(config, evaluation, sweep)
   test, column = evaluation.test, evaluation.column
   # Else they would be read after the training alone.
   labels.check(labels.read(test, column), 'test', evaluation.classes)
 
-  def encode(params, image_BHWC):
-    return {'tokens': evaluation.frozen.encode(params, image_BHWC)}
-
+  encode = make_encode(evaluation.frozen)
   cached = None
   if not config.attentive.augment:
     cached = _stored(config, evaluation, encode)
@@ -67,15 +66,31 @@ def run(config, workdir: str) -> dict:
   return report(config, evaluation, accuracy, result)
 
 
-def _make_sweep(config, evaluation):
-  """-> the sweep, and the folder of its probes, see `linear.folder_of`."""
-  c, task, frozen = config.attentive, evaluation.task, evaluation.frozen
+def make_encode(frozen):
+  """Returns (params, image uint8 [B, H, W, C]) -> the sweep's inputs."""
+
+  def encode(params, image_BHWC):
+    return {'tokens': frozen.encode(params, image_BHWC)}
+
+  return encode
+
+
+def make_sweep(config, evaluation) -> head_sweep.AttentiveSweep:
+  """Returns the probes that the job trains."""
+  rates, sizes = _course(config, evaluation)
+  width = _tokens_of_one(evaluation).shape[-1]
+  # V-JEPA's cosine without a warm-up.
+  protocol = head_sweep.Protocol('attentive', 'adamw', **rates, final=0.0)
+  return head_sweep.AttentiveSweep(protocol, {'tokens': width}, **sizes)
+
+
+def _course(config, evaluation) -> tuple[dict, dict]:
+  """Returns the rates and the sizes of the probes."""
+  c = config.attentive
   tokens = _tokens_of_one(evaluation)
   width = tokens.shape[-1]
   heads = max(n for n in range(1, MAX_HEADS + 1) if width % n == 0)
-  # V-JEPA's cosine without a warm-up.
   rates = dict(lrs=tuple(c.lrs), weight_decays=tuple(c.weight_decays))
-  protocol = head_sweep.Protocol('attentive', 'adamw', **rates, final=0.0)
   sizes = dict(
     classes=evaluation.classes,
     examples=len(evaluation.train),
@@ -83,18 +98,24 @@ def _make_sweep(config, evaluation):
     epochs=c.epochs,
     attention_heads=c.heads or heads,
   )
+  return rates, sizes
+
+
+def _folder(config, evaluation, sweep):
+  """Returns the folder of the probes, see `linear.folder_of`."""
+  c, task, frozen = config.attentive, evaluation.task, evaluation.frozen
+  rates, sizes = _course(config, evaluation)
   name = files.name_of(
     kind='attentive heads',
     version=VERSION,
     trained_on=evaluation.depends_on,
-    tokens=list(tokens.shape),
+    tokens=list(_tokens_of_one(evaluation).shape),
     transform=repr(task.transforms(frozen.image_size)[0 if c.augment else 1]),
     anew=bool(c.augment),
     course={**rates, **sizes},
     seed=config.seed,
   )
-  sweep = head_sweep.AttentiveSweep(protocol, {'tokens': width}, **sizes)
-  return sweep, linear.folder_of(evaluation, sweep, name)
+  return linear.folder_of(evaluation, sweep, name)
 
 
 def _tokens_of_one(evaluation) -> jax.ShapeDtypeStruct:

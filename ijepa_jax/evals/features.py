@@ -79,10 +79,6 @@ def extract(
   )
   batch_size = -(-batch_size // mesh.size) * mesh.size
 
-  def run(params, batch):
-    last, last4 = frozen.pooled(params, batch['image'])
-    return {'last': last, 'last4': last4, 'labels': batch['label']}
-
   def make_dataset(start):
     return loader.local_batches(
       source,
@@ -96,7 +92,7 @@ def extract(
     )
 
   store.compute(
-    run,
+    make_rows(frozen),
     frozen.params,
     make_dataset,
     mesh=mesh,
@@ -105,6 +101,16 @@ def extract(
     title='features',
   )
   return Features(**store.read(), key=key)
+
+
+def make_rows(frozen):
+  """Returns (the encoder's params, batch of image and label) -> rows."""
+
+  def rows(params, batch):
+    last, last4 = frozen.pooled(params, batch['image'])
+    return {'last': last, 'last4': last4, 'labels': batch['label']}
+
+  return rows
 
 
 def _make_key(frozen, source, transform) -> str:

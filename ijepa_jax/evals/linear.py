@@ -45,7 +45,8 @@ def run(config, workdir: str) -> dict:
     )
   evaluation = Evaluation.from_config(config, workdir)
   files.check_checkpoints(evaluation.workdir)
-  sweep, folder = _make_sweep(config, evaluation)
+  sweep = make_sweep(config, evaluation)
+  folder = _folder(config, evaluation, sweep)
   test = evaluation.features(config, evaluation.test)
   cached = None
   if not c.augment:
@@ -60,10 +61,7 @@ def run(config, workdir: str) -> dict:
   for x_ND in inputs.values():
     labels.check_features(x_ND, test_y, 'test', evaluation.classes)
 
-  def encode(params, image_BHWC):
-    last, last4 = evaluation.frozen.pooled(params, image_BHWC)
-    return {'last': last, 'last4': last4}
-
+  encode = make_encode(evaluation.frozen)
   with locks.only_writer(folder, wait=True, job=True):
     state = train(config, evaluation, sweep, folder, encode, cached)
   scores = train_heads.accuracies(
@@ -79,12 +77,25 @@ def run(config, workdir: str) -> dict:
   return report(config, evaluation, accuracies, result)
 
 
-def _make_sweep(config, evaluation):
-  """-> the sweep, and the folder of its heads.
+def make_encode(frozen):
+  """Returns (params, image uint8 [B, H, W, C]) -> the sweep's inputs."""
 
-  The folder's name is a hash of all that the heads depend on, so that no sweep
-  goes on with the heads of another.
-  """
+  def encode(params, image_BHWC):
+    last, last4 = frozen.pooled(params, image_BHWC)
+    return {'last': last, 'last4': last4}
+
+  return encode
+
+
+def make_sweep(config, evaluation) -> head_sweep.HeadSweep:
+  """Returns the heads that the job trains."""
+  protocol, rates, sizes = _course(config, evaluation)
+  protocol = head_sweep.get_protocol(protocol, **rates)
+  return head_sweep.HeadSweep(protocol, **sizes)
+
+
+def _course(config, evaluation) -> tuple[str, dict, dict]:
+  """Returns the protocol's name, rates in place of its own, and sizes."""
   c, task, widths = config.linear, evaluation.task, evaluation.widths()
   protocol = c.protocol or task.protocol
   epochs = c.epochs or task.epochs_of(len(evaluation.train))
@@ -99,7 +110,14 @@ def _make_sweep(config, evaluation):
     epochs=epochs,
     milestones=[round(m * epochs / task.epochs) for m in task.milestones],
   )
-  transforms = task.transforms(evaluation.frozen.image_size)
+  return protocol, rates, sizes
+
+
+def _folder(config, evaluation, sweep):
+  """Returns the folder of the heads, see `folder_of`."""
+  protocol, rates, sizes = _course(config, evaluation)
+  c = config.linear
+  transforms = evaluation.task.transforms(evaluation.frozen.image_size)
   name = files.name_of(
     kind='heads',
     version=VERSION,
@@ -110,10 +128,7 @@ def _make_sweep(config, evaluation):
     inputs=list(c.inputs),
     seed=config.seed,
   )
-  sweep = head_sweep.HeadSweep(
-    head_sweep.get_protocol(protocol, **rates), **sizes
-  )
-  return sweep, folder_of(evaluation, sweep, name)
+  return folder_of(evaluation, sweep, name)
 
 
 def default_batch_size(evaluation, limit: int | None = None) -> int:
@@ -222,6 +237,30 @@ def _train_augmented(
   if state is None:
     init, _, _ = train_heads.compiled(sweep, mesh)
     state = init(jax.random.key(config.seed))
+  update = make_update(config, evaluation, sweep, encode)
+  with loader.device_batches(dataset, mesh, 'image', 'label') as batches:
+    return train_heads.run_epochs(
+      sweep,
+      lambda state, batch, step: update(
+        frozen.params, state, batch, jnp.int32(step)
+      ),
+      lambda _: itertools.islice(batches, sweep.steps_per_epoch),
+      state,
+      start=start,
+      on_epoch=on_epoch,
+    )
+
+
+def make_update(config, evaluation, sweep: head_sweep.HeadSweep, encode):
+  """Returns a step of the heads on images, which donates their state.
+
+  (the encoder's params, state, batch of image and label, step) -> the state,
+  and the means that `run_epochs` has.
+
+  Args:
+    config, encode: see `train`.
+  """
+  mesh = evaluation.mesh
   by_rows = sharding.batch_sharding(mesh)
   # The largest number of images at a time that divides the batch.
   pieces = -(-sweep.batch_size // max(config.batch_size, mesh.size))
@@ -246,14 +285,4 @@ def _train_augmented(
     heads = train_heads.ARITHMETIC[sweep.kind]
     return heads.update_heads(sweep, state, inputs, labels_B, step)
 
-  with loader.device_batches(dataset, mesh, 'image', 'label') as batches:
-    return train_heads.run_epochs(
-      sweep,
-      lambda state, batch, step: update(
-        frozen.params, state, batch, jnp.int32(step)
-      ),
-      lambda _: itertools.islice(batches, sweep.steps_per_epoch),
-      state,
-      start=start,
-      on_epoch=on_epoch,
-    )
+  return update

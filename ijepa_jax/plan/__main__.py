@@ -19,7 +19,7 @@ from ijepa_jax.runtime import cli
 
 FLAGS = flags.FLAGS
 recipes.define_flag('config', 'Name of a recipe, or a file that ends in .py.')
-recipes.define_flag('encoder', 'For job finetune: recipe of its encoder.')
+recipes.define_flag('encoder', 'Of an evaluation: recipe of its encoder.')
 flags.DEFINE_string(
   'topology', '', "v5e:8x8, h100:2x8, cpu:8; '': the devices that are here."
 )
@@ -54,17 +54,15 @@ def main(argv):
 def _check(topology) -> None:
   """Refuses what can't be planned, before JAX starts."""
   job, recipe = FLAGS.config.job, FLAGS.config
-  if job == 'finetune':
+  if job == 'visualize':
+    raise UserError(f'job is {job!r}: pre-training and evals are planned.')
+  if job != 'pretrain':
     recipe = FLAGS.encoder
     if recipe is None or FLAGS.search:
       raise UserError(
-        'job is finetune: name the recipe of its encoder, as in '
+        f'job is {job}: name the recipe of its encoder, as in '
         '--encoder=configs/vit_h14.py, and take no --search.'
       )
-  elif job != 'pretrain':
-    raise UserError(
-      f'job is {job!r}: pre-training and finetune are planned, no other yet.'
-    )
   chip = topology.chip
   if chip and chip.platform == 'gpu' and recipe.model.attention == 'cudnn':
     raise UserError(
@@ -110,14 +108,16 @@ def _search(topology, devices):
 
 
 def _planner(topology, devices):
-  from ijepa_jax.plan import fine_tuning, plan, topologies
+  from ijepa_jax.plan import evaluations, plan, topologies
   from ijepa_jax.train import run
 
   per_host = topologies.per_host(topology, devices)
 
   def make_plan(config):
+    if config.job in evaluations.FROZEN:
+      return evaluations.make_plan(config, FLAGS.encoder, devices, per_host)
     if config.job == 'finetune':
-      training = fine_tuning.make_run(config, FLAGS.encoder, devices)
+      training = evaluations.make_run(config, FLAGS.encoder, devices)
     else:
       training = run.make_run(config, devices, open_images=False)
     return plan.make_plan(
@@ -129,7 +129,7 @@ def _planner(topology, devices):
 
 def _title(topology) -> str:
   names = config_flags.get_config_filename(FLAGS['config'])
-  if FLAGS.config.job == 'finetune':
+  if FLAGS.encoder is not None:
     names += f' of {config_flags.get_config_filename(FLAGS["encoder"])}'
   return f'{names} on {topology if topology.name else "what is here"}'
 

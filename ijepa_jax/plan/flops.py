@@ -1,4 +1,4 @@
-"""Floating point operations of a step, and the memory that it takes."""
+"""Floating point operations of a step."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ def model_flops(run: Run, batch) -> float:
   jaxpr = jax.make_jaxpr(jax.value_and_grad(method.loss, has_aux=True))(
     params, target, batch, key
   )
-  return _product_flops(jaxpr.jaxpr)
+  return product_flops(jaxpr.jaxpr)
 
 
 def _without_remat(x):
@@ -42,7 +42,7 @@ def _without_remat(x):
   return dataclasses.replace(x, **changed) if changed else x
 
 
-def _product_flops(jaxpr) -> float:
+def product_flops(jaxpr) -> float:
   """Of all products of a jaxpr, those of loops as often as they run."""
   total = 0.0
   for equation in jaxpr.eqns:
@@ -55,7 +55,7 @@ def _product_flops(jaxpr) -> float:
       kernel, out = equation.invars[1].aval, equation.outvars[0].aval
       features = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
       total += 2 * out.size * kernel.size / features
-    inner = [_product_flops(j) for j in _inner(params)]
+    inner = [product_flops(j) for j in _inner(params)]
     if name == 'cond':
       total += max(inner, default=0)
     else:
@@ -70,26 +70,3 @@ def _inner(params):
       x = getattr(x, 'jaxpr', x)
       if hasattr(x, 'eqns'):
         yield x
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-  """Bytes of a compiled program on each device.
-
-  Attributes:
-    arguments: of what it is given: the state and the batch.
-    temporary: of what it makes besides: activations, gradients.
-    peak: of all at once; a donated argument and what takes its place are one.
-  """
-
-  arguments: int
-  temporary: int
-  peak: int
-
-
-def memory_of(compiled) -> Memory:
-  """What the compiler planned for a program of jax.stages.Compiled."""
-  plan = compiled.memory_analysis()
-  arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
-  peak = arguments + plan.output_size_in_bytes + temporary
-  return Memory(arguments, temporary, peak - plan.alias_size_in_bytes)

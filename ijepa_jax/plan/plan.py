@@ -2,15 +2,14 @@
 
 import collections
 import dataclasses
+import functools
 import math
 import os
-import re
-import time
 
 import jax
 
 from ijepa_jax.plan import chips, flops
-from ijepa_jax.plan.program import collectives, cost, hlo, parts
+from ijepa_jax.plan.program.compiled import Step, compile_step
 from ijepa_jax.plan.program.parts import Part
 from ijepa_jax.train import compile
 from ijepa_jax.train.run import Run
@@ -24,7 +23,6 @@ KEYS = (
 )
 # Of a GPU's memory, as launch/ sets it; JAX's own is .75.
 _GPU_SHARE = 0.9
-_UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,38 +99,11 @@ class Plan:
     return {key: getattr(self, key) for key in KEYS} | {'parts': seconds}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-  """A step that was compiled for one shape of a batch, or refused.
-
-  Attributes:
-    share: of the run's steps.
-    flops: of the model.
-    compile_seconds: also where it was refused.
-    fits: whether the compiler made it.
-    peak, limit, temporary: bytes of a device; of a refusal what was said.
-    collectives, seconds, parts, dearest, uncounted_loops: see Plan.
-  """
-
-  share: float
-  flops: float
-  compile_seconds: float
-  fits: bool = True
-  peak: int | None = None
-  limit: int | None = None
-  temporary: int | None = None
-  collectives: dict[str, float] = dataclasses.field(default_factory=dict)
-  seconds: float | None = None
-  parts: list[Part] = ()
-  dearest: list[Part] = ()
-  uncounted_loops: int = 0
-
-
 def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
   """Compiles the step of a training for its devices, and reads what it takes.
 
   Args:
-    run: from train/run.py or fine_tuning.py, for devices that are here, or for
+    run: from train/run.py or evaluations.py, for devices that are here, or for
       those of topologies.devices.
     per_host: devices that share a host.
     all_shapes: compile every shape of masks, not the costliest alone; the peak
@@ -146,28 +117,56 @@ def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
   words = f'all {len(counts)}, as drawn'
   if not all_shapes:
     count, _, batch = max(counts, key=lambda c: c[0])
-    words = f'{_describe(batch)}, the costliest of {len(counts)}'
+    words = f'{describe(batch)}, the costliest of {len(counts)}'
     counts = [(count, 1.0, batch)]
+
+  def compile_for(batch):
+    (step,) = compile.compile_steps(run, abstract, [batch]).values()
+    return step
+
+  device = run.mesh.devices.flat[0]
   steps = [
-    _compile(run, abstract, batch, per_host, share=share, flops=count)
+    compile_step(
+      functools.partial(compile_for, batch),
+      *(device, per_host),
+      share=share,
+      flops=count,
+    )
     for count, share, batch in counts
   ]
-  device = run.mesh.devices.flat[0]
+  return of_steps(
+    steps,
+    run.mesh,
+    shapes=words,
+    state_bytes_per_chip=state_bytes(abstract),
+    accumulate=run.accumulate,
+    batch_size=run.batch_size,
+    total_steps=run.total_steps,
+  )
+
+
+def of_steps(steps: list[Step], mesh, *, batch_size: int, **known) -> Plan:
+  """Returns the plan of steps that were compiled.
+
+  Args:
+    steps: of one program, for the shapes of its batches.
+    mesh: devices that they are for.
+    batch_size: images of a step.
+    **known: other fields of Plan.
+  """
+  device = mesh.devices.flat[0]
   chip = chips.by_kind(device.device_kind)
   largest = max(steps, key=lambda step: (not step.fits, step.peak or 0))
   memory = largest.limit or memory_per_chip(device)
   costliest = max(steps, key=lambda step: step.flops)
   fits = largest.fits and (memory is None or largest.peak <= memory)
-  known = fits and all(step.seconds for step in steps)
+  timed = fits and all(step.seconds for step in steps)
   return Plan(
     platform=device.platform,
     kind=device.device_kind,
-    chips=run.mesh.size,
-    mesh=dict(run.mesh.shape),
-    images_per_chip=run.batch_size // run.mesh.size,
-    accumulate=run.accumulate,
-    shapes=words,
-    state_bytes_per_chip=state_bytes(abstract),
+    chips=mesh.size,
+    mesh=dict(mesh.shape),
+    images_per_chip=batch_size // mesh.size,
     temporary_bytes_per_chip=largest.temporary,
     peak_bytes_per_chip=largest.peak,
     memory_per_chip=memory,
@@ -176,62 +175,15 @@ def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
     collectives=_mean_collectives(steps),
     flops=sum(step.share * step.flops for step in steps),
     estimated_step_seconds=(
-      sum(step.share * step.seconds for step in steps) if known else None
+      sum(step.share * step.seconds for step in steps) if timed else None
     ),
     parts=costliest.parts,
     dearest=costliest.dearest,
     uncounted_loops=max(step.uncounted_loops for step in steps),
-    batch_size=run.batch_size,
-    total_steps=run.total_steps,
-    peak_flops=chip and chip.flops * run.mesh.size,
-  )
-
-
-def _compile(run: Run, abstract, batch, per_host: int, **known) -> Step:
-  """Compiles a step for one shape of a batch, and reads it.
-
-  Args:
-    **known: fields of Step.
-  """
-  began = time.perf_counter()
-  try:
-    (step,) = compile.compile_steps(run, abstract, [batch]).values()
-  except jax.errors.JaxRuntimeError as error:
-    if (amounts := out_of_memory(str(error))) is None:
-      raise
-    known['compile_seconds'] = time.perf_counter() - began
-    return Step(fits=False, peak=amounts[0], limit=amounts[1], **known)
-  known['compile_seconds'] = time.perf_counter() - began
-  text = step.as_text()
-  module = hlo.parse(text)
-  memory = flops.memory_of(step)
-  chip = chips.by_kind(run.mesh.devices.flat[0].device_kind)
-  costs = cost.seconds_by_instruction(module, chip) if chip else {}
-  return Step(
-    peak=memory.peak,
-    temporary=memory.temporary,
-    collectives=collectives.bytes_by_kind(module),
-    seconds=cost.step_seconds(module, chip, per_host),
-    parts=parts.of_step(costs),
-    dearest=parts.dearest(costs, text),
-    uncounted_loops=module.uncounted_loops(),
+    batch_size=batch_size,
+    peak_flops=chip and chip.flops * mesh.size,
     **known,
   )
-
-
-def out_of_memory(message: str) -> tuple[int | None, int | None] | None:
-  """Bytes that are needed and that there are, of a compiler's refusal.
-
-  Returns:
-    None: it refused for another reason.
-  """
-  if not re.search(r'RESOURCE_EXHAUSTED|[Oo]ut of memory', message):
-    return None
-  amounts = [
-    round(float(number) * _UNITS[unit])
-    for number, unit in re.findall(r'\b(\d[\d.]*)([KMGT])i?B?\b', message)
-  ]
-  return tuple(amounts[:2]) if len(amounts) > 1 else (None, None)
 
 
 def state_bytes(abstract) -> int:
@@ -271,7 +223,7 @@ def shapes_as_drawn(run: Run) -> list[tuple[float, dict]]:
   return list(zip(shares, batches, strict=True))
 
 
-def _describe(batch) -> str:
+def describe(batch) -> str:
   """The shapes of a batch but for its rows: 'context 1x64, targets 4x42'."""
   return ', '.join(
     f'{k} {"x".join(map(str, x.shape[1:]))}' for k, x in batch.items()

@@ -169,5 +169,5 @@ def test_attention_heads_by_default(small_run, images, tmp_path):
   for which, heads in (('target', 8), ('pixels', 12)):
     config = make_config(small_run, images, which=which)
     evaluation = attentive.Evaluation.from_config(config, tmp_path)
-    sweep, _ = attentive._make_sweep(config, evaluation)
+    sweep = attentive.make_sweep(config, evaluation)
     assert sweep.attention_heads == heads

@@ -12,17 +12,18 @@ import pytest
 
 from configs import tiny, vit_l16
 from configs.evals import finetune_full
+from ijepa_jax import recipes
 from ijepa_jax.errors import UserError
 from ijepa_jax.plan import (
   chips,
-  fine_tuning,
+  evaluations,
   flops,
   plan,
   search,
   table,
   topologies,
 )
-from ijepa_jax.plan.program import parts
+from ijepa_jax.plan.program import compiled, parts
 from ijepa_jax.train import compile
 from ijepa_jax.train.run import make_run
 from tests.close import close
@@ -125,7 +126,7 @@ def test_operations_of_fine_tuning(cpus):
   """A forward pass, and two for its gradient; of images alone none."""
   recipe, c = vit_l16.get_config(), finetune_full.get_config()
   c.finetune.batch_size = 8
-  run = fine_tuning.make_run(c, recipe, cpus)
+  run = evaluations.make_run(c, recipe, cpus)
   assert run.total_steps == 50 * (1_281_167 // 8)
   ((_, batch),) = plan.shapes_as_drawn(run)
   embed = 2 * 196 * 768 * 1024
@@ -134,7 +135,30 @@ def test_operations_of_fine_tuning(cpus):
   close(flops.model_flops(run, batch), 8 * image, 0.001)
   c.task = 'cifar10'
   with pytest.raises(UserError, match='imagenet and imagenet_1pct'):
-    fine_tuning.make_run(c, recipe, cpus)
+    evaluations.make_run(c, recipe, cpus)
+
+
+@pytest.mark.parametrize(
+  ('job', 'changes', 'batch', 'steps'),
+  [
+    ('linear', {}, 16_384, 50 * (1_281_167 // 16_384)),
+    ('linear', {'linear.augment': False}, 256, -(-1_331_167 // 256)),
+    ('attentive', {}, 1024, 20 * (1_281_167 // 1024)),
+    ('knn', {'batch_size': 100}, 104, -(-1_331_167 // 104)),
+    ('logistic', {}, 256, -(-62_811 // 256)),
+  ],
+)
+def test_a_frozen_encoders_jobs(cpus, job, changes, batch, steps):
+  """A forward pass of each image; the heads come on top."""
+  recipe, config = tiny.get_config(), recipes.load(f'evals/{job}')
+  config.update_from_flattened_dict(changes)
+  result = evaluations.make_plan(config, recipe, cpus[:8], 8)
+  assert (result.batch_size, result.total_steps) == (batch, steps)
+  image = 3 * transformer(36, 64, 1, 64) + 2 * 36 * 192 * 64
+  assert result.flops > 0.99 * batch * image
+  if batch < 1000:
+    close(result.flops, batch * image, 0.01)
+  assert result.fits and result.peak_bytes_per_chip > batch / 8 * 48 * 48 * 3
 
 
 @pytest.mark.parametrize('method', ['mae', 'vicreg'])
@@ -169,7 +193,7 @@ def test_operations_of_every_method(cpus, method):
   ],
 )
 def test_out_of_memory(text, amounts):
-  assert plan.out_of_memory(text) == amounts
+  assert compiled.out_of_memory(text) == amounts
 
 
 def test_what_does_not_fit_is_a_plan(cpus, monkeypatch):

@@ -92,7 +92,9 @@ def test_one_is_stopped(three):
   three[2].send_signal(signal.SIGSTOP)
   for run in three[:2]:
     status, words = ends(run)
-    assert status == peers.LOST and re.search(rf'Process 2 of 3 on \S+ {SILENT}', words)
+    assert status == peers.LOST and re.search(
+      rf'Process 2 of 3 on \S+ {SILENT}', words
+    )
   three[2].send_signal(signal.SIGCONT)
   status, words = ends(three[2])
   assert status == peers.LOST and re.search(rf'This process {SILENT}', words)
