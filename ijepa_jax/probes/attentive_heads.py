@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from ijepa_jax.methods.optim import adamw
-from ijepa_jax.models import transformer
+from ijepa_jax.models import functions, transformer
 from ijepa_jax.probes import labels
 from ijepa_jax.probes.head_sweep import AttentiveSweep
 
@@ -165,7 +165,7 @@ def logits(params, x_BND: jax.Array, heads: int) -> jax.Array:
   y_BD = jnp.einsum('bhd,dhk->bhk', pooled_BHD, value_DHK).reshape(b, d)
   z_BD = params['query'] + y_BD + params['value']['bias']
   hidden = _dense(params['fc1'], _norm(params['norm1'], z_BD))
-  hidden = jax.nn.gelu(hidden, approximate=False)
+  hidden = functions.gelu(hidden)
   z_BD = z_BD + _dense(params['fc2'], hidden)
   return _dense(params['classifier'], _norm(params['norm2'], z_BD))
 
