@@ -95,6 +95,9 @@ def test_a_run_goes_on_from_an_export(trained, cpus, tmp_path, caplog):
   assert 'kept whole, says path = /private/images.' in caplog.text
   assert 'init_from = /private/of/mine/first.' in caplog.text
   assert '/private' not in (out / 'README.md').read_text()
+  for path in out.rglob('*'):
+    if path.is_file():
+      assert str(tmp_path).encode() not in path.read_bytes(), path
 
 
 def test_the_same_by_way_of_torch(trained, cpus, tmp_path):
