@@ -83,6 +83,11 @@ def test_state_is_arithmetic(planned, cpus):
   assert plan.state_bytes(whole) == sum(
     x.size * x.dtype.itemsize for x in jax.tree.leaves(whole)
   )
+  c = wide(1)
+  c.optim.mu_dtype = 'bfloat16'  # two bytes less of each trained parameter
+  less, _ = compile.abstract_state(make_run(c, cpus, open_images=False))
+  count = sum(x.size for x in jax.tree.leaves(shapes))
+  assert plan.state_bytes(whole) - plan.state_bytes(less) == 2 * count
 
 
 def test_what_is_printed(planned):
