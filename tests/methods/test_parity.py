@@ -25,6 +25,13 @@ def test_release_numbers(golden):
   assert [row for row in rows if not row[1] <= row[2]] == []
 
 
+def test_release_numbers_in_bfloat16(golden):
+  rows = list(parity.comparisons(golden, 'bfloat16'))
+  assert len(rows) == 14
+  assert [row for row in rows if not row[1] <= row[2]] == []
+  assert max(error for _, error, _ in rows) > parity.FLOAT32
+
+
 def test_parity_notices_a_difference(golden, tmp_path):
   wrong = dict(golden)
   wrong['init/encoder/blocks.0.mlp.fc1.bias'] = (
