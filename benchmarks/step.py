@@ -1,7 +1,7 @@
 """One page of truth: what a step of a config takes, here or on other chips.
 
     python benchmarks/step.py --config=configs/vit_b16.py \
-        --config.batch_size=128 [--steps=20] [--loop=200]
+        --config.batch_size=128 [--steps=20] [--shapes=1] [--loop=200]
     python benchmarks/step.py --config=configs/tiny.py --against=../before
     python benchmarks/step.py --config=configs/vit_b16.py --topology=v5e:2x2 \
         --config.batch_size=256 [--against=../before]
@@ -9,8 +9,10 @@
 On the devices that are here: for each shape of masks that the config can draw,
 compile seconds, milliseconds a step on a batch that is on the device already,
 images/s, peak memory and model-FLOPs utilisation; then their average, shapes
-weighted by how often they are drawn. With --loop, that many steps of the real
-training loop are run on the config's data in a temporary folder, and its
+weighted by how often they are drawn, or of --shapes=1 that alone which is drawn
+most. The loss is of the last step on one batch of noise: settings that should
+compute the same come to about the same. With --loop, that many steps of the
+real training loop are run on the config's data in a temporary folder, and its
 images/s, its share of time spent waiting for data, the number of compilations
 after the first tenth and the cost of the signals of health at the config's
 interval are told.
@@ -57,6 +59,7 @@ from ijepa_jax.train.run import make_run
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
 flags.DEFINE_integer('steps', 20, 'Timed steps of each shape.')
+flags.DEFINE_integer('shapes', 0, 'Of masks, those drawn most; 0: all.')
 flags.DEFINE_integer('loop', 0, 'Steps of the real loop to run; 0: none.')
 flags.DEFINE_string('topology', '', 'Chips that are not there, as v5e:2x2.')
 flags.DEFINE_string('against', '', 'Root of another checkout.')
@@ -83,7 +86,8 @@ def time_steps(config) -> dict:
   chip = chips.by_kind(device.device_kind)
   rows = []
   state = make_state(jax.random.key(0))
-  for drawn, shapes in plan.shapes_as_drawn(run):
+  drawn_most = sorted(plan.shapes_as_drawn(run), key=lambda x: -x[0])
+  for drawn, shapes in drawn_most[: FLAGS.shapes or None]:
     shape = shapes['context'].shape[-1], shapes['targets'].shape[-1]
     start = time.perf_counter()
     (step,) = compile.compile_steps(run, abstract, [shapes]).values()
@@ -93,7 +97,7 @@ def time_steps(config) -> dict:
     jax.block_until_ready(state)
     start = time.perf_counter()
     for _ in range(FLAGS.steps):
-      state, _ = step(state, batch)
+      state, out = step(state, batch)
     jax.block_until_ready(state)
     step_seconds = (time.perf_counter() - start) / FLAGS.steps
     count = flops.model_flops(run, shapes)
@@ -106,21 +110,25 @@ def time_steps(config) -> dict:
         'step_ms': 1e3 * step_seconds,
         'images_per_second': config.batch_size / step_seconds,
         'peak_gib': peak_memory(step),
+        'loss': float(out['loss']),
         'model_tflops': count / step_seconds / run.mesh.size / 1e12,
       }
     )
     print(json.dumps({k: round(v, 3) for k, v in rows[-1].items()}), flush=True)
   share = np.array([row['drawn'] for row in rows])
+  share /= share.sum()
   seconds = (share * [row['step_ms'] for row in rows]).sum() / 1e3
   tflops = (share * [r['model_tflops'] * r['step_ms'] for r in rows]).sum()
   total = {
     'device': device.device_kind,
+    'platform': device.platform,
     'devices': run.mesh.size,
     'jax': jax.__version__,
     'batch_size': config.batch_size,
     'compile_seconds': sum(row['compile_seconds'] for row in rows),
     'images_per_second': config.batch_size / seconds,
     'peak_gib': max(row['peak_gib'] for row in rows),
+    'loss': rows[-1]['loss'],
     'model_tflops_a_device': tflops / seconds / 1e3,
   }
   if chip:

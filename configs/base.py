@@ -100,6 +100,7 @@ def get_config() -> ConfigDict:
   c.optim.b1 = 0.9
   c.optim.b2 = 0.999
   c.optim.eps = 1e-8
+  c.optim.mu_dtype = 'float32'  # of AdamW's first moment; bfloat16: half of it
   c.optim.clip_norm = 0.0  # of the whole gradient; 0 is off
   c.optim.schedule_scale = 1.0  # schedules last this times total_steps
 

@@ -173,6 +173,7 @@ def _training(c: Mapping, step: int, method) -> str:
     data += f', those listed in `{provenance.public_name(d["list_file"])}`'
   colors = ', '.join(f'{k} {d[k]:g}' for k in _COLORS if d.get(k))
   scale = o.get('schedule_scale', 1)
+  mu_dtype = o.get('mu_dtype')  # older configs lack it
   rows = {
     'data': data,
     'crops': f'{_range(d["crop_scale"])} of the area'
@@ -182,7 +183,8 @@ def _training(c: Mapping, step: int, method) -> str:
     + (f', of schedules {scale:g} times as long' if scale != 1 else ''),
     'batch size': f'{c["batch_size"]} images',
     'AdamW': f'betas {o["b1"]:g} and {o["b2"]:g}'
-    + (f', gradients clipped to {o["clip_norm"]:g}' if o['clip_norm'] else ''),
+    + (f', gradients clipped to {o["clip_norm"]:g}' if o['clip_norm'] else '')
+    + (', first moment in bfloat16' if mu_dtype == 'bfloat16' else ''),
     'learning rate': f'{o["start_lr"]:g} to {o["peak_lr"]:g} in '
     f'{o["warmup_steps"]} steps, then to {o["final_lr"]:g}',
     'weight decay': f'{o["weight_decay"]:g} to {o["final_weight_decay"]:g}, '

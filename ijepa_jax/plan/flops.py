@@ -18,7 +18,7 @@ def model_flops(run: Run, batch) -> float:
     run: of any method.
     batch: of jax.ShapeDtypeStruct, from `Method.batch_shapes`.
   """
-  method = _without_remat(run.method)
+  method = _in_products(run.method)
   key = jax.eval_shape(lambda: jax.random.key(0))
   params = jax.eval_shape(
     lambda key: method.init_params(key, run.image_shape), key
@@ -30,14 +30,14 @@ def model_flops(run: Run, batch) -> float:
   return product_flops(jaxpr.jaxpr)
 
 
-def _without_remat(x):
-  """A method whose modules compute nothing again."""
+def _in_products(x):
+  """A method whose modules compute nothing again, and fuse no product."""
   if hasattr(x, 'remat'):
-    return x.clone(remat='none')
+    return x.clone(remat='none', attention='xla')
   if not dataclasses.is_dataclass(x) or hasattr(x, 'clone'):
     return x
   fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
-  changed = {k: _without_remat(v) for k, v in fields.items()}
+  changed = {k: _in_products(v) for k, v in fields.items()}
   changed = {k: v for k, v in changed.items() if v is not fields[k]}
   return dataclasses.replace(x, **changed) if changed else x
 

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import from_config
-from ijepa_jax.methods.method import Method
 from ijepa_jax.methods.train_step import State
+from ijepa_jax.pretrained.formats import orbax
 from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
 from ijepa_jax.runtime.config import read_config, write_config
@@ -65,7 +65,7 @@ def _run(config, workdir, watched, this_start) -> State:
     saved = checkpoints.steps()
     log_plan(run, max(saved, default=0))
     if saved:
-      require_same_function(earlier_config, run.method)
+      require_same_function(earlier_config, run)
     # Before anything is compiled: the images may be no such.
     probe, signals = monitors.make_probe(run), monitors.make_health(run)
     all_monitors = monitors.make_monitors(run, probe, signals)
@@ -208,21 +208,28 @@ def note_images(workdir, source, start: int) -> None:
     files.atomic_write_text(path, json.dumps(history, indent=2))
 
 
-def require_same_function(earlier_config: dict, method: Method) -> None:
-  """Refuses to resume with settings that change the output but no array.
+def require_same_function(earlier_config: dict, run: PretrainRun) -> None:
+  """Refuses to resume with settings of which the arrays say nothing, or little.
 
   Args:
     earlier_config: the workdir's config.json; {} where it is lost.
-    method: of the run that goes on.
+    run: that goes on.
 
   Raises:
-    UserError: the method, heads, mean or std are others.
+    UserError: the method, heads, mean, std or mu_dtype are others.
   """
   if not earlier_config:
     return
-  earlier = from_config.make_method(ConfigDict(earlier_config))
-  before = {'method': earlier.name, **earlier.settings()}
-  for name, value in {'method': method.name, **method.settings()}.items():
+
+  def settings(method, mu_dtype):
+    own = {'method': method.name, **method.settings()}
+    return own | {'optim.mu_dtype': mu_dtype}
+
+  earlier = ConfigDict(earlier_config)
+  before = settings(
+    from_config.make_method(earlier), orbax.mu_dtype_of(earlier)
+  )
+  for name, value in settings(run.method, run.mu_dtype).items():
     if value != before[name]:
       raise UserError(
         f'{name} is {value}, and the run in --workdir was trained with '

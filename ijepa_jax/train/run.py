@@ -93,6 +93,7 @@ class PretrainRun(Run):
     checkpoint: arguments of checkpointer.Checkpointer.
     probe, health: what looks at the run.
     init_from, init_optimizer: weights to begin with.
+    mu_dtype: of AdamW's first moment.
     tensorboard: whether scalars are written for it too.
     model: the section of the config, as it is written in an export.
     config_json: the config that config.json keeps.
@@ -108,6 +109,7 @@ class PretrainRun(Run):
   health: HealthSettings
   init_from: str
   init_optimizer: bool
+  mu_dtype: str
   tensorboard: bool
   model: Mapping[str, Any]
   config_json: str
@@ -157,6 +159,7 @@ def make_run(config, devices=None, *, open_images: bool = True) -> PretrainRun:
   total = int(config.optim.schedule_scale * config.total_steps)
   method = from_config.make_method(config, total)
   lr, weight_decay = _make_schedules(config.optim, total)
+  mu_dtype = one_of('optim.mu_dtype', config.optim.mu_dtype, adamw.MU_DTYPES)
   if open_images:
     decode.limit_pixels(d.max_pixels)  # in this process
     source = open_source() if source is None else source
@@ -165,8 +168,10 @@ def make_run(config, devices=None, *, open_images: bool = True) -> PretrainRun:
     tx=adamw.adamw(
       lr=lr,
       weight_decay=weight_decay,
+      mu_dtype=mu_dtype,
       **_pick(config.optim, 'b1', 'b2', 'eps', 'clip_norm'),
     ),
+    mu_dtype=mu_dtype,
     schedules={'lr': lr, 'weight_decay': weight_decay},
     mesh=mesh,
     image_shape=(*d.image_size, d.channels),

@@ -1,5 +1,6 @@
 """The released PyTorch code's numbers, through benchmarks/parity.py."""
 
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -23,6 +24,14 @@ def test_release_numbers(golden):
   rows = list(parity.comparisons(golden))
   assert len(rows) == 20
   assert [row for row in rows if not row[1] <= row[2]] == []
+
+
+def test_release_numbers_in_bfloat16(golden):
+  """Of one pass and its gradients; the command makes the steps too."""
+  rows = list(itertools.islice(parity.comparisons(golden, 'bfloat16'), 12))
+  assert rows[-1][0] == 'gradients of key biases'
+  assert [row for row in rows if not row[1] <= row[2]] == []
+  assert max(error for _, error, _ in rows) > parity.FLOAT32
 
 
 def test_parity_notices_a_difference(golden, tmp_path):

@@ -1,5 +1,6 @@
 """What is planned is what the training compiles, and what arithmetic says."""
 
+import dataclasses
 import json
 import math
 import os
@@ -84,6 +85,11 @@ def test_state_is_arithmetic(planned, cpus):
   assert plan.state_bytes(whole) == sum(
     x.size * x.dtype.itemsize for x in jax.tree.leaves(whole)
   )
+  c = wide(1)
+  c.optim.mu_dtype = 'bfloat16'  # two bytes less of each trained parameter
+  less, _ = compile.abstract_state(make_run(c, cpus, open_images=False))
+  count = sum(x.size for x in jax.tree.leaves(shapes))
+  assert plan.state_bytes(whole) - plan.state_bytes(less) == 2 * count
 
 
 def test_what_is_printed(planned):
@@ -119,7 +125,17 @@ def test_operations_are_the_model_s(cpus):
     transformer(context + k, 384, 6, 1536) + k * project
   )
   expected = encoder(196) + 3 * (encoder(context) + predictor)
-  close(flops.model_flops(run, batch), c.batch_size * expected, 0.01)
+  count = flops.model_flops(run, batch)
+  close(count, c.batch_size * expected, 0.01)
+  # A kernel of cuDNN is no product, but does the same ones.
+  method = run.method
+  fused = {
+    name: getattr(method, name).clone(attention='cudnn')
+    for name in ('encoder', 'predictor')
+  }
+  method = dataclasses.replace(method, **fused)
+  run = dataclasses.replace(run, method=method)
+  assert flops.model_flops(run, batch) == count
 
 
 def test_operations_of_fine_tuning(cpus):

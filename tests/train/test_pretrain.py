@@ -41,7 +41,7 @@ def make_config(**changes):
   c.probe.every_steps = c.health.every_steps = 0
   c.model.depth = 2
   c.mask.sampler = 'rasterized'
-  c.optim.warmup_steps = 5
+  c.optim.start_lr, c.optim.peak_lr, c.optim.warmup_steps = 2e-4, 2e-3, 5
   c.checkpoint.every_steps = 10
   c.log.tensorboard = False
   c.update_from_flattened_dict(changes)
@@ -402,6 +402,7 @@ def test_a_disk_that_is_full(straight, tmp_path, monkeypatch):
     ({'checkpoint.keep_last': 0}, 'keep_last is 0'),
     ({'data.crop_scale': (0.5, 0.3)}, 'crop_scale is'),
     ({'optim.weight_decay_schedule': 'step'}, "'step'.*cosine, linear"),
+    ({'optim.mu_dtype': 'float16'}, '^optim.mu_dtype .*one of float32, bf'),
     ({'checkpoint.keep_best': 'probe/class'}, 'keep_best is .*none, with'),
     ({'loss.kind': 'l1'}, "'l1'"),
     ({'optim.peak_lr': -1.0}, r'optim\.peak_lr is -1\.0: take 0 or more'),

@@ -6,6 +6,10 @@ import optax
 
 from ijepa_jax.methods.optim.schedules import Schedule
 
+# What the first moment may be kept in. The second one is in float32: a step
+# moves it by a thousandth, which bfloat16 would round away.
+MU_DTYPES = 'float32', 'bfloat16'
+
 
 def layer_scales(params, depth: int, decay: float):
   """The factor of each parameter's learning rate, a tree like `params`.
@@ -55,6 +59,7 @@ def adamw(
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
+  mu_dtype: str = 'float32',
   clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
   """AdamW with decoupled weight decay, both rates scheduled.
@@ -62,6 +67,7 @@ def adamw(
   Args:
     lr, weight_decay: functions of the step, counted from 1.
     b1, b2, eps: Adam's.
+    mu_dtype: of MU_DTYPES, in which the first moment is kept between steps.
     clip_norm: clip the global gradient norm to this; 0 is off (release).
   """
   # optax counts its updates from 0.
@@ -72,6 +78,7 @@ def adamw(
       b1=b1,
       b2=b2,
       eps=eps,
+      mu_dtype=mu_dtype,
       weight_decay=lambda count: weight_decay(count + 1),
       mask=decayed,
     )

@@ -78,7 +78,8 @@ def read(
     ]
   if 'opt_state' in tree:
     state, get = tree['opt_state'], optax.tree_utils.tree_get
-    moments = weights.Optimizer(step, get(state, 'mu'), get(state, 'nu'))
+    mu = jax.tree.map(lambda x: x.astype(np.float32), get(state, 'mu'))
+    moments = weights.Optimizer(step, mu, get(state, 'nu'))
   tables = _read_tables(epath.Path(path) / POSITION_TABLES, sizes, params)
   return weights.Weights(sizes, params, tables, notes, moments, config, step)
 
@@ -173,6 +174,7 @@ def write(path, loaded: weights.Weights, config: ConfigDict, step: int):
   tree = nested(loaded.params)
   if loaded.optimizer:
     _, mu, nu = loaded.optimizer
+    mu = jax.tree.map(lambda x: x.astype(mu_dtype_of(config)), mu)
     count = np.asarray(step, np.int32)
     opt_state = optax.tree_utils.tree_set(
       _opt_state(tree['params'], config), count=count, mu=mu, nu=nu
@@ -241,7 +243,13 @@ def _opt_state(params, config):
   tx = adamw.adamw(
     lr=lambda step: 0.0,
     weight_decay=lambda step: 0.0,
-    # Clipping alone changes what the state is made of.
+    # These two alone change what the state is made of.
+    mu_dtype=mu_dtype_of(config),
     clip_norm=config.optim.clip_norm,
   )
   return jax.eval_shape(tx.init, params)
+
+
+def mu_dtype_of(config) -> str:
+  """Returns the type of AdamW's first moment in the checkpoints of a config."""
+  return config.optim.get('mu_dtype', 'float32')  # older configs lack it

@@ -71,7 +71,8 @@ class Optimizer(NamedTuple):
   Attributes:
     step: updates that it has finished.
     mu, nu: first and second moments over the parameters, {'encoder',
-      'predictor'}, trees of float32 NumPy arrays as in `Weights.params`.
+      'predictor'}, trees of float32 NumPy arrays as in `Weights.params`,
+      whatever type the run keeps the first one in.
   """
 
   step: int

@@ -72,6 +72,23 @@ def test_adamw_by_hand():
     close(p, theirs[path], TRAINED)
 
 
+def test_first_moment_in_bfloat16():
+  """It is kept in 8 bits, and a step is made with what was not yet rounded."""
+  params = {'kernel': jnp.ones(3)}
+  grad = {'kernel': jnp.array([0.1, -0.3, 1.7])}
+  rates = dict(lr=lambda s: 0.1, weight_decay=lambda s: 0.0)
+  whole, half = (adamw.adamw(**rates, mu_dtype=x) for x in adamw.MU_DTYPES)
+  update, state = half.update(grad, half.init(params), params)
+  expected, exact = whole.update(grad, whole.init(params), params)
+  close(update['kernel'], expected['kernel'])
+  get = optax.tree_utils.tree_get
+  mu, nu = get(state, 'mu')['kernel'], get(state, 'nu')['kernel']
+  assert (mu.dtype, nu.dtype) == (jnp.bfloat16, jnp.float32)
+  np.testing.assert_array_equal(
+    mu, get(exact, 'mu')['kernel'].astype(jnp.bfloat16)
+  )
+
+
 def test_clipping():
   params = {'kernel': jnp.ones(4)}
   for clip, expected in ((0.0, 2.0), (1.0, 1.0)):
