@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from ijepa_jax import recipes
 from ijepa_jax.errors import one_of
-from ijepa_jax.plan.plan import out_of_memory
+from ijepa_jax.plan.program.compiled import out_of_memory
 from ijepa_jax.runtime import cli
 
 FLAGS = flags.FLAGS
