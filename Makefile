@@ -34,8 +34,8 @@ AS_AVX := XLA_FLAGS="$$XLA_FLAGS $(PASSES) --xla_cpu_max_isa=AVX" \
   NPY_DISABLE_CPU_FEATURES="$(BEYOND_AVX2) AVX2 FMA3 X86_V3" \
   OPENBLAS_CORETYPE=Sandybridge ATEN_CPU_CAPABILITY=default
 
-.PHONY: train see test test-slow test-portable test-oldest lint docs clean \
-  its-python
+.PHONY: train see test test-slow test-portable test-oldest lint docs notebooks \
+  clean its-python
 
 # What was compiled is kept for the next start.
 train see: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
@@ -104,6 +104,10 @@ $(VENV)/installed-dev: setup.py | its-python
 $(VENV)/installed-docs: setup.py | its-python
 	$(BIN)/pip install --quiet --editable '.[docs]'
 	touch $(VENV)/installed $@
+
+# Executes them, or NOTEBOOKS=see, and keeps their outputs.
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python notebooks/execute.py $(NOTEBOOKS)
 
 clean:
 	rm -rf .venv .venv-oldest .cache build site *.egg-info

@@ -101,13 +101,12 @@ class Run:
     return 'good', ['Healthy: no alarm.']
 
   def curves(self) -> bytes:
-    """A PNG, drawn again where there are new steps."""
-    if self._curves[0] != self._stamp:
+    """A PNG, drawn again where there are new steps or the last report."""
+    drawn_of = self._stamp, self._levels()
+    if self._curves[0] != drawn_of:
       rows = thin(self.rows, _MOST_ROWS)
-      self._curves = (
-        self._stamp,
-        report.draw_curves(rows, levels=self._levels()),
-      )
+      picture = report.draw_curves(rows, levels=drawn_of[1])
+      self._curves = drawn_of, picture
     return self._curves[1]
 
   def picture(self) -> epath.Path:

@@ -73,6 +73,16 @@ def test_a_run_is_read_again_as_it_grows(two):
   assert good.latest()['probe/class'] == 0.75
 
 
+def test_curves_are_drawn_again_with_the_report(two):
+  """It comes after the last step, with the levels of the untrained encoder."""
+  _, good, _ = two
+  before = good.curves()
+  assert good.curves() is before
+  rows = {'encoder, untrained': {'probe/class': 0.3}}
+  (good.path / 'report.json').write_text(json.dumps(rows))
+  assert good.curves() != before
+
+
 def test_rows_are_thinned_except_those_of_monitors():
   rows = [{'step': step} for step in range(100)]
   rows[51]['health/rankme'] = 1.0
