@@ -127,22 +127,21 @@ def test_features(small_run, tmp_path, monkeypatch):
 
 def test_see(small_run, tmp_path, monkeypatch):
   """On a run, with few steps."""
-  run = tmp_path / 'run'
-  shutil.copytree(small_run, run)
-  line = 'config.init_from = str(run)'
+  line = 'config.init_from = RUN'
   small = (
     'config.visualize.update(images=24, judged=8, sample_steps=2)\n'
     'config.generator.update(width=16, depth=1, heads=2)'
   )
   *_, figure, tables = execute(
     *('see', tmp_path, monkeypatch, [(line, f'{line}\n{small}')]),
-    IJEPA_RUN=run,
+    IJEPA_RUN=small_run,
+    IJEPA_OUT=tmp_path / 'out',
     IJEPA_STEPS=4,
   )
   (picture,) = pictures_of(figure)
   assert picture.std() > 20
   assert 'no vector' in text_of(tables)
-  assert (run / 'visualize/index.html').exists()
+  assert (tmp_path / 'out/index.html').exists()
 
 
 def test_all_are_installed_alike():
