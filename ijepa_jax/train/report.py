@@ -6,10 +6,9 @@ import json
 import re
 
 import jax
-import matplotlib
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib import ticker
+from matplotlib.figure import Figure
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.probes import verdict
@@ -117,7 +116,6 @@ def _measure(state, probe, signals) -> tuple[dict, list[str]]:
   return values, list(signals.alarms(health).values())
 
 
-matplotlib.use('Agg')  # No screen on a cluster.
 # Of the table, where there is no probe.
 _SIGNALS = 'health/rankme', 'health/token_cosine', 'health/image_cosine'
 _STYLES = ':', '--', '-.'  # of levels
@@ -173,9 +171,9 @@ def draw_curves(
     raise UserError('There is nothing to draw: no step has been recorded.')
   columns = min(3, len(panels))
   grid = -(-len(panels) // columns), columns
-  figure, axes = plt.subplots(
-    *grid, figsize=(4 * columns, 2.8 * grid[0]), squeeze=False
-  )
+  # Not of pyplot, whose windows and state are the caller's.
+  figure = Figure(figsize=(4 * columns, 2.8 * grid[0]))
+  axes = figure.subplots(*grid, squeeze=False)
   for axis, (label, names) in zip(axes.flat, panels, strict=False):
     _panel(axis, rows, names, levels or {})
     axis.set_title(label, fontsize=10)
@@ -193,7 +191,6 @@ def draw_curves(
   figure.tight_layout()
   file = io.BytesIO()
   figure.savefig(file, format='png', dpi=110)
-  plt.close(figure)
   return file.getvalue()
 
 

@@ -29,6 +29,7 @@ def make_run(folder, steps=1000, **last):
   folder.mkdir(parents=True)
   config = tiny.get_config()
   config.total_steps, config.batch_size = 11_000, 64
+  config.optim.warmup_steps = 550
   (folder / 'config.json').write_text(config.to_json_best_effort())
   rows = [
     {'step': step, 'loss': 1 / step, 'images_per_second': 640.0}

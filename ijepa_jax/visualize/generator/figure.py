@@ -3,8 +3,9 @@
 import io
 import logging
 
+import matplotlib
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ijepa_jax.train.pictures import mask_picture
@@ -37,12 +38,8 @@ def draw_figure(
   titles = ['image', 'context', *(f'sample {s + 1}' for s in range(seeds))]
   titles += ['no vector', "other's\nvector", 'mean\n(L2)', 'nearest\nreal']
   h, w = judged.images.shape[1:3]
-  figure, axes = plt.subplots(
-    count,
-    len(titles),
-    figsize=(_INCH * len(titles), _INCH * h / w * count + 0.35),
-    squeeze=False,
-  )
+  figure = Figure((_INCH * len(titles), _INCH * h / w * count + 0.35))
+  axes = figure.subplots(count, len(titles), squeeze=False)
   for i, row in enumerate(axes):
     box = judged.box(i)
     context = mask_picture.mask_picture(
@@ -62,14 +59,13 @@ def draw_figure(
   figure.subplots_adjust(wspace=0.04, hspace=0.04)
   out = {}
   logging.getLogger('fontTools').setLevel(logging.WARNING)
-  with plt.rc_context({'pdf.fonttype': 42}):
+  with matplotlib.rc_context({'pdf.fonttype': 42}):
     for kind in 'png', 'pdf':
       file = io.BytesIO()
       # Without dates the same figure is the same file.
       dated = {'CreationDate': None} if kind == 'pdf' else None
       figure.savefig(file, format=kind, dpi=300, metadata=dated)
       out[kind] = file.getvalue()
-  plt.close(figure)
   return out
 
 
