@@ -23,9 +23,7 @@ from absl import logging
 
 from ijepa_jax.runtime.distributed import environment
 
-# Status of a process that ends since another was lost, no mistake of its own:
-# launch/slurm.sh queues the job again.
-LOST = os.EX_TEMPFAIL
+LOST = os.EX_TEMPFAIL  # by which launch/slurm.sh queues the job again
 _BEATS = 10  # signs of life in the time after which silence is loss
 # Seconds for the main thread to end by itself, as where all met one error.
 _GRACE = 5.0
