@@ -54,7 +54,6 @@ def render(
     chosen_license: see provenance.provenance.
   """
   config = config.to_dict() if config else {}
-  trained = 'total_steps' in config
   method = from_config.method_class(config)
   licence, origin = provenance.provenance(source, config, chosen_license)
   front = {
@@ -70,7 +69,7 @@ def render(
     _architecture(loaded),
     _pictures(loaded),
     '\n'.join(f'- {note}' for note in loaded.notes),
-    _training(config, step, method) if trained else '',
+    _training(config, step, method) if 'total_steps' in config else '',
     results.render(source),
     _how_to_load(loaded, to, name, method),
     f'{provenance.HEADING}\n\n{origin}',
@@ -173,7 +172,6 @@ def _training(c: Mapping, step: int, method) -> str:
     data += f', those listed in `{provenance.public_name(d["list_file"])}`'
   colors = ', '.join(f'{k} {d[k]:g}' for k in _COLORS if d.get(k))
   scale = o.get('schedule_scale', 1)
-  mu_dtype = o.get('mu_dtype')  # older configs lack it
   rows = {
     'data': data,
     'crops': f'{_range(d["crop_scale"])} of the area'
@@ -184,7 +182,7 @@ def _training(c: Mapping, step: int, method) -> str:
     'batch size': f'{c["batch_size"]} images',
     'AdamW': f'betas {o["b1"]:g} and {o["b2"]:g}'
     + (f', gradients clipped to {o["clip_norm"]:g}' if o['clip_norm'] else '')
-    + (', first moment in bfloat16' if mu_dtype == 'bfloat16' else ''),
+    + (', first moment in bfloat16' if o.get('mu_dtype') == 'bfloat16' else ''),
     'learning rate': f'{o["start_lr"]:g} to {o["peak_lr"]:g} in '
     f'{o["warmup_steps"]} steps, then to {o["final_lr"]:g}',
     'weight decay': f'{o["weight_decay"]:g} to {o["final_weight_decay"]:g}, '
