@@ -155,15 +155,7 @@ def test_all_are_installed_alike():
   assert len(set(pairs)) == 1
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    *NAMES[:-1],
-    pytest.param(
-      'see', marks=pytest.mark.xfail(reason='has none yet', strict=True)
-    ),
-  ],
-)
+@pytest.mark.parametrize('name', NAMES)
 def test_outputs_are_kept_and_small(name):
   notebook = read(name)
   data = [o.get('data', {}) for o in notebooks.outputs(notebook)]
