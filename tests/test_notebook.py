@@ -42,7 +42,7 @@ def execute(name, tmp_path, monkeypatch, changes=(), **environment):
   for old, new in changes:
     (cell,) = (c for c in notebook.cells if old in c.source)
     cell.source = cell.source.replace(old, new)
-  notebooks.execute(notebook, timeout=240)
+  notebooks.execute(notebook, timeout=600)  # of a busy machine
   return [c for c in notebook.cells if c.cell_type == 'code']
 
 
