@@ -25,8 +25,7 @@ from ijepa_jax.runtime.distributed import environment
 
 LOST = os.EX_TEMPFAIL  # by which launch/slurm.sh queues the job again
 _BEATS = 10  # signs of life in the time after which silence is loss
-# Seconds for the main thread to end by itself, as where all met one error.
-_GRACE = 5.0
+_GRACE = 5.0  # seconds for the main thread to end by itself
 _FAREWELL = 1.0  # seconds for the others to read the last words
 # Of process 0: JAX aborts the others, with a dump of stacks, once it is gone.
 _LAST_ONE = _GRACE + 2 * _FAREWELL
@@ -214,9 +213,10 @@ class Peers:
     if self._rank == 0:
       self.say(rank=rank, host=host, words=words, status=status)
     self.gone.set()
-    # After a signal, which all have heard, this one may still be saving.
-    patience = {0: _FAREWELL, 1: _GRACE}.get(status, self._seconds)
-    until = time.monotonic() + patience
+    # After a signal, which all have heard, this one may still be saving; and of
+    # process 0 the others read first: JAX aborts them once it is gone.
+    lost = 0.0 if self._rank else _FAREWELL
+    until = time.monotonic() + {0: lost, 1: _GRACE}.get(status, self._seconds)
     while time.monotonic() < until:
       if self.ending:
         return
