@@ -129,7 +129,7 @@ def _planner(topology, devices):
 
 def _title(topology) -> str:
   names = config_flags.get_config_filename(FLAGS['config'])
-  if FLAGS.encoder is not None:
+  if FLAGS.config.job != 'pretrain':
     names += f' of {config_flags.get_config_filename(FLAGS["encoder"])}'
   return f'{names} on {topology if topology.name else "what is here"}'
 

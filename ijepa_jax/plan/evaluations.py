@@ -68,8 +68,10 @@ def make_evaluation(config, recipe, devices: list) -> Evaluation:
     devices: to run on.
 
   Raises:
-    UserError: the task is not one of IMAGES.
+    UserError: the task is not one of IMAGES, or no encoder is judged.
   """
+  if config.which == 'pixels':
+    raise UserError('which is pixels: the plan is of an encoder.')
   default = 'imagenet_1pct' if config.job == 'logistic' else 'imagenet'
   task = config.task or default
   if task not in IMAGES:

@@ -19,7 +19,8 @@ FOLDER = epath.Path(__file__).parent / 'shipped'
 
 def pretrained_names() -> list[str]:
   """Returns the names of the models that `load_encoder` takes, sorted."""
-  return sorted(path.name for path in FOLDER.iterdir())
+  folders = (path.parent for path in FOLDER.glob('*/config.json'))
+  return sorted(folder.name for folder in folders)
 
 
 def locate(path) -> epath.Path:
@@ -60,6 +61,9 @@ def places(init_from: str, workdir: str, kind: str) -> tuple:
   path = locate(init_from)
   if not path.exists():
     raise UserError(nothing_at(f'init_from = {init_from}'))
-  if not workdir and path.is_dir() and path.parent != FOLDER:
-    return path, path / kind
-  return path, files.resolve(workdir or f'{init_from}.{kind}')
+  if workdir:
+    return path, files.resolve(workdir)
+  if path.parent == FOLDER:
+    return path, files.resolve(f'{path.name}.{kind}')
+  beside = path.parent / f'{path.name}.{kind}'
+  return path, path / kind if path.is_dir() else beside

@@ -78,7 +78,9 @@ def read(
     ]
   if 'opt_state' in tree:
     state, get = tree['opt_state'], optax.tree_utils.tree_get
-    mu = jax.tree.map(lambda x: x.astype(np.float32), get(state, 'mu'))
+    mu = jax.tree.map(
+      lambda x: x.astype(np.float32, copy=False), get(state, 'mu')
+    )
     moments = weights.Optimizer(step, mu, get(state, 'nu'))
   tables = _read_tables(epath.Path(path) / POSITION_TABLES, sizes, params)
   return weights.Weights(sizes, params, tables, notes, moments, config, step)
@@ -189,8 +191,8 @@ def write(path, loaded: weights.Weights, config: ConfigDict, step: int):
   folder = epath.Path(path) / 'checkpoints'
   with checkpointer.Checkpointer(folder) as checkpoints:
     checkpoints.save(step, tree)
-  # Orbax asks only whether it is there, and writes into it where: a folder of
-  # whoever hands the model on.
+  # Orbax asks only whether this file exists, and writes the folder's path into
+  # it, which an export must not tell.
   for mark in pathlib.Path(folder).rglob('commit_success.txt'):
     mark.write_text('Checkpoint commit was successful.')
 

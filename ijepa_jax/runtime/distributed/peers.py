@@ -213,8 +213,8 @@ class Peers:
     if self._rank == 0:
       self.say(rank=rank, host=host, words=words, status=status)
     self.gone.set()
-    # After a signal, which all have heard, this one may still be saving; and of
-    # process 0 the others read first: JAX aborts them once it is gone.
+    # After a signal, which all have heard, this one may still be saving. The
+    # others read the words of process 0 first: JAX aborts them once it is gone.
     lost = 0.0 if self._rank else _FAREWELL
     until = time.monotonic() + {0: lost, 1: _GRACE}.get(status, self._seconds)
     while time.monotonic() < until:
