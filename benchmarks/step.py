@@ -51,10 +51,14 @@ sys.path.insert(0, os.environ.get('CHECKOUT', str(HERE)))
 from benchmarks.random_batch import make_batch
 from ijepa_jax.errors import UserError
 from ijepa_jax.plan import chips, flops, plan
-from ijepa_jax.plan.program.compiled import memory_of
 from ijepa_jax.runtime import metrics, sharding
 from ijepa_jax.train import compile, monitors, pretrain
 from ijepa_jax.train.run import make_run
+
+try:
+  from ijepa_jax.plan.program.compiled import memory_of
+except ImportError:  # --against an older checkout
+  from ijepa_jax.plan.flops import memory_of
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)

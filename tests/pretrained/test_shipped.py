@@ -67,6 +67,26 @@ def test_a_job_leaves_the_package_as_it_is(elsewhere, images):
   assert files_of(shipped.FOLDER) == before
 
 
+def test_places_of_results(elsewhere):
+  """In a run, beside a file, and never in the package."""
+  (elsewhere / 'run').mkdir()
+  (elsewhere / 'a.pth.tar').write_text('')
+  shown = shipped.FOLDER / 'tiny-scenes'
+  for given, expected in {
+    'run': 'run/evals',
+    'run/': 'run/evals',
+    'a.pth.tar': 'a.pth.tar.evals',
+    'a.pth.tar/': 'a.pth.tar.evals',
+    'tiny-scenes': 'tiny-scenes.evals',
+    str(shown): 'tiny-scenes.evals',
+  }.items():
+    path, out = shipped.places(given, '', 'evals')
+    assert path.exists()
+    assert str(out) == str(elsewhere / expected)
+  _, out = shipped.places('run', 'other', 'evals')
+  assert str(out) == str(elsewhere / 'other')
+
+
 def test_a_folder_of_that_name_goes_before(elsewhere):
   assert load.detect_format('tiny-scenes') == 'orbax'
   (elsewhere / 'tiny-scenes').write_text('')
