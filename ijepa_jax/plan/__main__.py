@@ -27,6 +27,7 @@ flags.DEFINE_integer('slices', 1, 'TPU slices of that topology.')
 flags.DEFINE_bool('json', False, 'End with one line, an object.')
 flags.DEFINE_bool('parts', False, 'Say which parts of a step take how long.')
 flags.DEFINE_bool('all_shapes', False, 'Compile every shape of masks.')
+flags.DEFINE_bool('quick', False, 'Compile few blocks, and reckon the rest.')
 flags.DEFINE_bool('search', False, 'Find the mesh, remat and accumulation.')
 
 
@@ -58,10 +59,10 @@ def _check(topology) -> None:
     raise UserError(f'job is {job!r}: pre-training and evals are planned.')
   if job != 'pretrain':
     recipe = FLAGS.encoder
-    if recipe is None or FLAGS.search:
+    if recipe is None or FLAGS.search or FLAGS.quick:
       raise UserError(
         f'job is {job}: name the recipe of its encoder, as in '
-        '--encoder=configs/vit_h14.py, and take no --search.'
+        '--encoder=configs/vit_h14.py, and take no --search and no --quick.'
       )
   chip = topology.chip
   if chip and chip.platform == 'gpu' and recipe.model.attention == 'cudnn':
@@ -121,7 +122,10 @@ def _planner(topology, devices):
     else:
       training = run.make_run(config, devices, open_images=False)
     return plan.make_plan(
-      training, per_host=per_host, all_shapes=FLAGS.all_shapes
+      training,
+      per_host=per_host,
+      all_shapes=FLAGS.all_shapes,
+      quick=FLAGS.quick,
     )
 
   return make_plan

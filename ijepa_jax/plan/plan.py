@@ -8,7 +8,7 @@ import os
 
 import jax
 
-from ijepa_jax.plan import chips, flops
+from ijepa_jax.plan import chips, flops, shallow
 from ijepa_jax.plan.program.compiled import Step, compile_step
 from ijepa_jax.plan.program.parts import Part
 from ijepa_jax.train import compile
@@ -51,6 +51,7 @@ class Plan:
     uncounted_loops: of which the program does not tell how often they run.
     batch_size, total_steps: of the recipe.
     peak_flops: a second, of all chips; None: unknown.
+    reckoned: from which shallow steps, in words; '': all was compiled.
   """
 
   platform: str
@@ -75,6 +76,7 @@ class Plan:
   batch_size: int
   total_steps: int
   peak_flops: float | None
+  reckoned: str = ''
 
   @property
   def images_per_second(self) -> float | None:
@@ -96,10 +98,13 @@ class Plan:
 
   def as_json(self) -> dict:
     seconds = {part.name: part.seconds for part in self.parts}
-    return {key: getattr(self, key) for key in KEYS} | {'parts': seconds}
+    known = {key: getattr(self, key) for key in KEYS}
+    return known | {'parts': seconds, 'reckoned': self.reckoned}
 
 
-def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
+def make_plan(
+  run: Run, *, per_host: int, all_shapes: bool = False, quick: bool = False
+) -> Plan:
   """Compiles the step of a training for its devices, and reads what it takes.
 
   Args:
@@ -108,31 +113,34 @@ def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
     per_host: devices that share a host.
     all_shapes: compile every shape of masks, not the costliest alone; the peak
       is then of the largest, and what is summed is their mean as drawn.
+    quick: compile a few blocks, and reckon the rest, see shallow.py.
   """
   abstract, _ = compile.abstract_state(run)
-  counts = [
-    (flops.model_flops(run, batch), share, batch)
-    for share, batch in shapes_as_drawn(run)
+  shapes = [
+    {'batch': b, 'share': share, 'count': flops.model_flops(run, b)}
+    for share, b in shapes_as_drawn(run)
   ]
-  words = f'all {len(counts)}, as drawn'
+  words = f'all {len(shapes)}, as drawn'
   if not all_shapes:
-    count, _, batch = max(counts, key=lambda c: c[0])
-    words = f'{describe(batch)}, the costliest of {len(counts)}'
-    counts = [(count, 1.0, batch)]
-
-  def compile_for(batch):
-    (step,) = compile.compile_steps(run, abstract, [batch]).values()
-    return step
+    costliest = max(shapes, key=lambda shape: shape['count'])
+    words = f'{describe(costliest["batch"])}, the costliest of {len(shapes)}'
+    shapes = [costliest | {'share': 1.0}]
 
   device = run.mesh.devices.flat[0]
+
+  def step_of(run, batch, share, count):
+    def make():
+      abstract, _ = compile.abstract_state(run)
+      (step,) = compile.compile_steps(run, abstract, [batch]).values()
+      return step
+
+    return compile_step(make, device, per_host, share=share, flops=count)
+
   steps = [
-    compile_step(
-      functools.partial(compile_for, batch),
-      *(device, per_host),
-      share=share,
-      flops=count,
-    )
-    for count, share, batch in counts
+    shallow.step(run, functools.partial(step_of, **shape))
+    if quick
+    else step_of(run, **shape)
+    for shape in shapes
   ]
   return of_steps(
     steps,
@@ -142,6 +150,7 @@ def make_plan(run: Run, *, per_host: int, all_shapes: bool = False) -> Plan:
     accumulate=run.accumulate,
     batch_size=run.batch_size,
     total_steps=run.total_steps,
+    reckoned=shallow.words(run) if quick else '',
   )
 
 

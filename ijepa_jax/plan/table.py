@@ -17,6 +17,7 @@ def table(plan: Plan, title: str) -> str:
     'batch': plan.shapes,
     'operations': f'{plan.flops / 1e12:.3g} TFLOP of the model a step',
     'compiled in': f'{plan.compile_seconds:.0f} s',
+    'reckoned from': plan.reckoned,
     'state': f'{_amount(plan.state_bytes_per_chip)} a chip',
   }
   if plan.temporary_bytes_per_chip is not None:
@@ -27,6 +28,7 @@ def table(plan: Plan, title: str) -> str:
   if plan.estimated_step_seconds is not None:
     rows['estimate'] = _estimate(plan)
     rows['whole run'] = _whole_run(plan)
+  rows = {k: v for k, v in rows.items() if v}
   width = max(map(len, rows))
   lines = [f'{k:<{width}}  {v}' for k, v in rows.items()]
   return '\n'.join([title, *lines, '', made_of(plan)])
@@ -43,7 +45,8 @@ def parts(plan: Plan) -> str:
     return f'{1e3 * part.seconds:10.4g} ms {share:>7}  '
 
   lines = [row(part) + part.name for part in plan.parts]
-  lines += ['', 'The dearest instructions:']
+  if plan.dearest:
+    lines += ['', 'The dearest instructions:']
   for part in plan.dearest:
     scopes = part.scopes.rpartition('closed_call/')[2].split('/')
     lines.append(f'{row(part)}{part.line or "-"}  {"/".join(scopes[-3:])}')
