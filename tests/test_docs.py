@@ -1,13 +1,8 @@
 """The pages: what they name exists, and what does not is told."""
 
-import subprocess
-import sys
-
-import numpy as np
-import PIL.Image
 import pytest
 
-from docs import check, check_site
+from docs import check, check_site, run_commands
 
 
 def test_the_pages():
@@ -67,31 +62,25 @@ def test_the_site(tmp_path):
   ]
 
 
-SHORT = {
-  'tiny': 'total_steps=4 data.count=64 probe.every_steps=4 '
-  'probe.train_count=64 probe.test_count=32',
-  'visualize': 'generator.total_steps=0 visualize.images=24',
-}
-
-
 @pytest.mark.slow
-def test_the_first_hour(tmp_path, monkeypatch):
-  """Its blocks, one after the other, in an empty folder, with few steps."""
-  for name in 'a.jpg', 'b.jpg':
-    PIL.Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / name)
-  monkeypatch.setenv('PYTHONPATH', str(check.ROOT))
-  monkeypatch.setenv('IJEPA_JAX_CACHE', str(tmp_path))
-  page = check.ROOT / 'docs/first_hour.md'
-  _, text = page.read_text().split('## Train a toy')
-  blocks, _ = check.split(text)
-  assert [language for language, _ in blocks] == ['sh', 'sh', 'python']
-  for language, block in blocks:
-    command = [sys.executable, '-c', block]
-    if language == 'sh':
-      command = block.split()
-      recipe = command[3].removeprefix('--config=')
-      command[0] = sys.executable
-      command += [f'--config.{knob}' for knob in SHORT[recipe].split()]
-    subprocess.run(command, cwd=tmp_path, check=True)
-  assert (tmp_path / 'runs/tiny/curves.png').exists()
-  assert (tmp_path / 'runs/tiny/visualize/index.html').exists()
+def test_the_commands_run(tmp_path):
+  """Of all pages, in an empty folder, with few steps."""
+  assert run_commands.run_pages(check.PAGES, tmp_path) == []
+
+
+def test_what_is_run_of_a_page(tmp_path):
+  page = tmp_path / 'a.md'
+  page.write_text(
+    '```sh\nlaunch/local.sh \\\n    --config=configs/tiny.py  # here\n'
+    'python -m ijepa_jax --config=evals/knn --config.init_from=runs/a\n'
+    'sbatch launch/slurm.sh\n```\n```python\nimport ijepa_jax\n'
+    "e = ijepa_jax.load_encoder('runs/b')\n```\n"
+  )
+  train, judge, submit, python = run_commands.commands_of(page)
+  assert train == ('launch/local.sh', '--config=configs/tiny.py')
+  assert '--config.total_steps=4' in run_commands.shortened(train)
+  assert '--config.total_steps=4' not in run_commands.shortened(judge)
+  assert run_commands.missing(judge, tmp_path) == ['runs/a']
+  assert run_commands.missing(python, tmp_path) == ['runs/b']
+  assert 'cluster' in run_commands.reason_not_to_run(submit)
+  assert not any(map(run_commands.reason_not_to_run, (train, judge, python)))

@@ -19,7 +19,7 @@ KEYS = (
   *('platform', 'kind', 'chips', 'mesh', 'images_per_chip'),
   *('state_bytes_per_chip', 'peak_bytes_per_chip', 'memory_per_chip', 'fits'),
   *('compile_seconds', 'collectives', 'flops', 'estimated_step_seconds'),
-  *('images_per_second', 'mfu'),
+  *('images_per_second', 'mfu', 'reckoned'),
 )
 # Of a GPU's memory, as launch/ sets it; JAX's own is .75.
 _GPU_SHARE = 0.9
@@ -98,8 +98,7 @@ class Plan:
 
   def as_json(self) -> dict:
     seconds = {part.name: part.seconds for part in self.parts}
-    known = {key: getattr(self, key) for key in KEYS}
-    return known | {'parts': seconds, 'reckoned': self.reckoned}
+    return {key: getattr(self, key) for key in KEYS} | {'parts': seconds}
 
 
 def make_plan(
