@@ -18,7 +18,12 @@ SETTINGS = {
     'mae': {},
     'vicreg': {'vicreg.covariance': 10.0},
   },
-  'cifar10': {method: {} for method in METHODS},
+  'cifar10': {
+    'ijepa': {LR: 2e-3},
+    'pixels': {LR: 2.8e-3, BATCH: 64},
+    'mae': {LR: 2.8e-3, BATCH: 64},
+    'vicreg': {LR: 2.8e-3, BATCH: 64},
+  },
 }
 
 
