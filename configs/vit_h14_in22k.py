@@ -3,7 +3,8 @@
     python main.py --config=configs/vit_h14_in22k.py --workdir=runs/h14_in22k \
         --config.data.path=/data/imagenet22k
 
-Hardware: 64 A100 80GB (32 images each) or a TPU v4-128; batch 2048 over all.
+Hardware: 16 to 64 A100 or H100 80GB, as configs/vit_h14.py, or a TPU v4-128;
+batch 2048 over all.
 Cost: not stated in the paper.
 Aims at: the released IN22k-vith14 checkpoint; linear transfer in the paper's
 appendix.
