@@ -143,7 +143,7 @@ def make_folder(folder: pathlib.Path) -> None:
   for root in 'images', 'my/images', 'tiles':
     for k, pixels in enumerate(pictures):
       split = 'val' if k % 4 == 3 else 'train'
-      path = folder / root / split / 'ab'[k % 2] / f'{k}.jpg'
+      path = folder / root / split / 'ab'[k % 8 < 4] / f'{k}.jpg'
       path.parent.mkdir(parents=True, exist_ok=True)
       PIL.Image.fromarray(pixels).resize((96, 80)).save(path)
   prepare_imagenet(folder / 'tfds', pictures)
