@@ -2,8 +2,9 @@
 
     python main.py --config=configs/mae_b16.py --workdir=runs/mae_b16
 
-Hardware: 8 GPUs of 40 GB or a TPU v4-16; batch 4096 over all of them, or
---config.accumulate=2 and more, which is the same to rounding.
+Hardware: 8 GPUs of 80 GB (40 GiB of each by the planner); batch 4096 over all
+of them, or --config.accumulate=2 and more where there is less, which is the
+same to rounding.
 Cost: an image costs the encoder of 49 of its 196 patches and the decoder, 8
 blocks of width 512, of all 196, with their gradients; I-JEPA's encoders see
 about 50 with a gradient and 196 without one. The paper names 31 hours on 128
@@ -29,6 +30,7 @@ def get_config():
   c = base.get_config()
   c.method = 'mae'
   c.model.size = 'base'
+  c.model.unroll = 12  # all: see docs/performance.md
   c.batch_size = 4096
   c.total_steps = 1600 * STEPS_PER_EPOCH
 

@@ -30,6 +30,7 @@ def get_config():
   c.method = 'vicreg'
   c.batch_size = 1024
   c.model.size = 'small'
+  c.model.unroll = 12  # all: see docs/performance.md
   c.total_steps = 100 * STEPS_PER_EPOCH
 
   c.vicreg.regularizer = 'sigreg'

@@ -2,7 +2,8 @@
 
     python main.py --config=configs/vicreg_b16.py --workdir=runs/vicreg_b16
 
-Hardware: 8 GPUs of 80 GB or a TPU v4-32; batch 2048 over all of them at once.
+Hardware: 8 GPUs of 80 GB (56 GiB of each by the planner) or a TPU v4-32; batch
+2048 over all of them at once.
 Cost: four times that of configs/vicreg_s16.py, which names the sources.
 Aims at: nothing published with a ViT; see there for a ResNet-50.
 """

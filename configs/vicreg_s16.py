@@ -2,8 +2,9 @@
 
     python main.py --config=configs/vicreg_s16.py --workdir=runs/vicreg_s16
 
-Hardware: 8 GPUs of 40 GB or a TPU v4-16; batch 2048 over all of them at once:
-its statistics are of the whole batch, so `accumulate` can't cut it up.
+Hardware: 8 GPUs of 40 GB (28 GiB of each by the planner); batch 2048 over all
+of them at once: its statistics are of the whole batch, so `accumulate` can't
+cut it up.
 Cost: a step encodes two full views of each image with their gradients, 392
 patches, where I-JEPA's has about 50 with and 196 without; the projector has
 137 M parameters, the encoder 22 M. See docs/hardware.md.
@@ -27,6 +28,7 @@ def get_config():
   c = base.get_config()
   c.method = 'vicreg'
   c.model.size = 'small'
+  c.model.unroll = 12  # all: see docs/performance.md
   c.total_steps = 300 * STEPS_PER_EPOCH
 
   c.optim.start_lr = 0.0
