@@ -107,7 +107,7 @@ def shortened(words: tuple[str, ...]) -> list[str]:
     return words
   recipe = re.sub(r'^configs/|\.py$', '', named[0])
   job = check.check_commands.parse_config(recipe).job
-  return words + [f'--config.{knob}' for knob in SHORT[job]]
+  return words + [f'--config.{knob}' for knob in SHORT.get(job, ())]
 
 
 def inputs(words: tuple[str, ...]) -> list[str]:

@@ -30,8 +30,7 @@ def step(run: Run, compile_step: Callable[[Run], Step]) -> Step:
     A step without `dearest`; the first of the shallow ones that does not fit,
     without its peak.
   """
-  depths = blocks(run)
-  few = {k: min(BLOCKS, depth) for k, depth in depths.items()}
+  depths, few = blocks(run), few_blocks(run)
   base = compile_step(with_blocks(run, few))
   if not base.fits:
     return dataclasses.replace(base, peak=None)
@@ -53,12 +52,19 @@ def blocks(run: Run) -> dict[str, int]:
   return {k: x.depth for k, x in fields.items() if hasattr(x, 'depth')}
 
 
+def few_blocks(run: Run) -> dict[str, int]:
+  """Blocks of the shallowest step: as many as its targets are made of."""
+  least = max(BLOCKS, getattr(run.method, 'target_layers', 1))
+  return {k: min(least, depth) for k, depth in blocks(run).items()}
+
+
 def words(run: Run) -> str:
   """From which shallow steps a step is reckoned: 'encoder 2 and 3 of 24'."""
+  few = few_blocks(run)
   return ', '.join(
-    f'{name} {BLOCKS} and {BLOCKS + 1} of {depth} blocks'
+    f'{name} {few[name]} and {few[name] + 1} of {depth} blocks'
     for name, depth in blocks(run).items()
-    if depth > BLOCKS + 1
+    if depth > few[name] + 1
   )
 
 

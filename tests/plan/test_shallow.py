@@ -36,6 +36,15 @@ def test_lines_are_followed(cpus):
   assert step.parts == deep.parts
 
 
+def test_targets_of_several_layers(cpus):
+  """The shallowest step still has the blocks that its targets are made of."""
+  c = vit_h14.get_config()
+  c.loss.target_layers = 4
+  run = make_run(c, cpus[:1], open_images=False)
+  assert shallow.step(run, linear_step).seconds == linear_step(run).seconds
+  assert shallow.words(run).startswith('encoder 4 and 5 of 32 blocks')
+
+
 def test_what_does_not_fit(cpus):
   run = make_run(vit_h14.get_config(), cpus[:1], open_images=False)
 
