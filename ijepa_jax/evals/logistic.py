@@ -3,10 +3,10 @@
 import numpy as np
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.evals.advice import default_task
+from ijepa_jax.evals.advice import default_task, doubts
 from ijepa_jax.evals.evaluation import Evaluation, report
 from ijepa_jax.probes import logistic
-from ijepa_jax.probes.labels import few_shot_subset
+from ijepa_jax.probes.labels import HELD_OUT_SHARE, few_shot_subset
 
 
 def run(config, workdir: str) -> dict:
@@ -56,5 +56,8 @@ def run(config, workdir: str) -> dict:
     'l2': result.l2,
     'held_out': result.held_out,
     'training_examples': len(rows),
+    'advice': doubts.of_held_out(
+      result.held_out, result.accuracy, round(HELD_OUT_SHARE * len(rows))
+    ),
   }
   return report(config, evaluation, {'logistic': result.accuracy}, details)

@@ -130,6 +130,12 @@ class Result:
     """How the penalty was chosen, as a sentence; '' if there was only one."""
     if not self.held_out:
       return ''
+    equal = list(self.held_out.values()).count(max(self.held_out.values()))
+    if equal > 1:
+      return (
+        f'The penalty, {self.l2:g}, is the greatest of {equal} that are '
+        'equally good on held-out training images, so these do not choose.'
+      )
     return (
       f'The penalty, {self.l2:g}, is the best of {len(self.held_out)}, chosen '
       'on held-out training images.'

@@ -20,6 +20,16 @@ def test_a_sweep_that_ends_too_early():
   assert 'One learning rate was tried' in alone
 
 
+def test_test_images_of_another_kind():
+  held_out = {0.01: 1.0, 0.1: 0.99}
+  (sentence,) = doubts.of_held_out(held_out, 0.795, 320)
+  assert 'held out 100.0' in sentence and 'test images 79.5' in sentence
+  assert doubts.of_held_out(held_out, 0.92, 320) == []
+  # Of ten images a difference of a fifth is noise.
+  assert doubts.of_held_out(held_out, 0.795, 10) == []
+  assert doubts.of_held_out({}, 0.5, 0) == []
+
+
 def test_heads_of_several_rates_are_as_good():
   """Of a sweep's best; one that has diverged has no accuracy."""
   heads = [

@@ -130,6 +130,13 @@ def test_logistic_on_any_devices(cpus):
   assert one.held_out[one.l2] == max(one.held_out.values())
 
 
+def test_the_note_says_where_penalties_are_equally_good():
+  note = logistic.Result(0.8, 0.1, {0.01: 0.9, 0.1: 0.9, 1.0: 0.5})
+  assert 'greatest of 2 that are equally good' in note.selection_note
+  note = logistic.Result(0.8, 0.1, {0.01: 0.8, 0.1: 0.9, 1.0: 0.5})
+  assert '0.1, is the best of 3' in note.selection_note
+
+
 def test_penalty_is_chosen_on_held_out_examples():
   """More features than examples: no penalty is worse; the test is not seen."""
   x, y = features(n=260, d=100, noise=4.0)

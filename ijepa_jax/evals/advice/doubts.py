@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from ijepa_jax.probes import verdict
 
+# Of accuracy, beside noise: images of one kind do not differ by as much.
+_SHIFT = 0.1
+
 # What the rows of a result are, for a line below its table.
 ROWS = {
   'knn': 'the nearest training images vote; nothing is trained',
@@ -63,6 +66,28 @@ def of_sweep(sweep, result: Mapping) -> list[str]:
   if len(best) > 1:
     return []
   return of_rates(sweep.kind, sweep.protocol.lrs, *best)
+
+
+def of_held_out(
+  held_out: Mapping[float, float], test: float, images: int
+) -> list[str]:
+  """Says where test images are much harder than held-out training images.
+
+  Args:
+    held_out: penalty -> accuracy of training images that were held out, in
+      [0, 1]; empty if none were.
+    test: accuracy of the test images, in [0, 1].
+    images: that were held out, from which the noise follows.
+  """
+  best = max(held_out.values(), default=0.0)
+  if best - test <= _SHIFT + 2 * verdict.accuracy_margin(max(images, 1)):
+    return []
+  return [
+    f'Of training images that were held out {100 * best:.1f} are right, of the '
+    f'test images {100 * test:.1f}: the test images are of another kind, or '
+    'the training images are near copies of one another. A penalty that suits '
+    'the first need not suit the second; compare with knn and linear.'
+  ]
 
 
 def of_simpler(result: Mapping, folder, images: int) -> list[str]:
