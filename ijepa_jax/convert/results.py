@@ -8,6 +8,7 @@ from absl import logging
 from etils import epath
 
 from ijepa_jax.convert import provenance
+from ijepa_jax.probes import verdict
 
 
 def render(source) -> str:
@@ -75,20 +76,10 @@ def _num_candidates(result: dict, name: str) -> int:
   return sum(name == 'linear' or head.split()[0] == layers for head in heads)
 
 
-def _report_rows(report: dict) -> Iterator[list]:
-  """Yields the head and the rows of a training report."""
+def _report_rows(report: dict) -> list[list[str]]:
+  """Returns the head and the rows of a training report."""
   rows = {k: v for k, v in report.items() if isinstance(v, dict)}
-  columns = list(dict.fromkeys(k for row in rows.values() for k in row))
-  yield ['', *(c.removeprefix('probe/').replace('/', ' ') for c in columns)]
-  for name, row in rows.items():
-    percent = [100 if c.startswith(('probe/', 'knn/')) else 1 for c in columns]
-    yield [
-      name,
-      *(
-        f'{n * row[c]:.1f}' if c in row else '-'
-        for n, c in zip(percent, columns, strict=True)
-      ),
-    ]
+  return verdict.table_of(rows)
 
 
 def markdown_table(rows) -> str:

@@ -5,6 +5,7 @@ docs/health.md says how it is decided.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 RANK_CHANGE = 0.1  # of RankMe, as a share of the untrained encoder's
@@ -53,7 +54,7 @@ def judge(
     if name not in untrained:
       continue
     change = _change(name, value, untrained[name], margin)
-    before = _number(name, untrained[name])
+    before = format_metric(name, untrained[name])
     words = f'{_shown(name, value)} (untrained {before})'
     # Where there are labels a rank alone is no gain.
     if change > 0 and (is_accuracy(name) or not labelled):
@@ -62,7 +63,7 @@ def judge(
       worse.append(words)
     if name in pixels and value < pixels[name] - margin:
       behind.append(
-        f'{_shown(name, value)} (pixels {_number(name, pixels[name])})'
+        f'{_shown(name, value)} (pixels {format_metric(name, pixels[name])})'
       )
   word = 'mixed'
   if alarms or (not better and (worse or room)):
@@ -100,6 +101,26 @@ def is_accuracy(name: str) -> bool:
   return name.split('/')[0] in _NAMES
 
 
+def table_of(rows: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+  """Cells of a table: a row a name, a column a metric; the head first."""
+  columns = list(dict.fromkeys(k for row in rows.values() for k in row))
+  names = [re.sub('^(probe|health)/', '', c) for c in columns]
+  head = ['', *(re.sub('[/_]', ' ', name) for name in names)]
+  return [head] + [
+    [name, *(format_metric(c, row.get(c)) for c in columns)]
+    for name, row in rows.items()
+  ]
+
+
+def format_metric(name: str, value: float | None) -> str:
+  """An accuracy in %, a cosine with two decimals; '-': not measured."""
+  if value is None:
+    return '-'
+  if is_accuracy(name):
+    return f'{100 * value:.1f}'
+  return f'{value:.2f}' if 'cosine' in name else f'{value:.1f}'
+
+
 def _change(name: str, value: float, before: float, margin: float) -> int:
   """1: better than before; -1: worse; 0: neither, or it can't be said."""
   if is_accuracy(name):
@@ -119,13 +140,7 @@ def _shown(name: str, value: float) -> str:
   title = f'{_NAMES[kind]} {label}' if is_accuracy(name) else name
   title = {_TOKENS: 'cosine of tokens'}.get(name, title)
   title = 'RankMe' if name in _RANKS else title
-  return f'{title} {_number(name, value)}'
-
-
-def _number(name: str, value: float) -> str:
-  if is_accuracy(name):
-    return f'{100 * value:.1f}'
-  return f'{value:.2f}' if name == _TOKENS else f'{value:.1f}'
+  return f'{title} {format_metric(name, value)}'
 
 
 def _listed(measures: list[str]) -> str:

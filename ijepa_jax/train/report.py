@@ -3,7 +3,6 @@
 import fnmatch
 import io
 import json
-import re
 
 import jax
 import numpy as np
@@ -18,22 +17,7 @@ from ijepa_jax.runtime.progress import text_table
 
 def format_table(rows: dict[str, dict[str, float]]) -> str:
   """A small text table: a row a name, a column a metric, accuracies in %."""
-  columns = list(dict.fromkeys(k for row in rows.values() for k in row))
-  names = [re.sub('^(probe|health)/', '', c) for c in columns]
-  header = [re.sub('[/_]', ' ', name) for name in names]
-  cells = [
-    [name, *(_cell(c, row.get(c)) for c in columns)]
-    for name, row in rows.items()
-  ]
-  return text_table([['', *header], *cells])
-
-
-def _cell(column: str, value: float | None) -> str:
-  if value is None:
-    return '-'
-  if verdict.is_accuracy(column):
-    return f'{100 * value:.1f}'
-  return f'{value:.2f}' if 'cosine' in column else f'{value:.1f}'
+  return text_table(verdict.table_of(rows))
 
 
 def report(

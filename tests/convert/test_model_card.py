@@ -104,7 +104,11 @@ def test_evaluations(tmp_path, caplog):
     'evals/other.json': {'task': 'imagenet'},
     'report.json': {
       'raw pixels': {'probe/class': 0.495},
-      'target encoder, trained': {'probe/class': 0.685, 'rankme': 26.3},
+      'target encoder, trained': {
+        'probe/class': 0.685,
+        'rankme': 26.3,
+        'health/token_cosine': 0.853,
+      },
       'seconds': 259.0,
     },
   }
@@ -116,9 +120,9 @@ def test_evaluations(tmp_path, caplog):
     '| task | what | encoder | ours | paper |',
     '| imagenet | linear | step 300, target encoder | 72.9 | 72.9 |',
     '| imagenet | linear_last | step 300, target encoder | 70.0 | - |',
-    '|  | class | rankme |',
-    '| raw pixels | 49.5 | - |',
-    '| target encoder, trained | 68.5 | 26.3 |',
+    '|  | class | rankme | token cosine |',
+    '| raw pixels | 49.5 | - | - |',
+    '| target encoder, trained | 68.5 | 26.3 | 0.85 |',
   ):
     assert line in lines
   assert caplog.text.count('left out of the card') == 2
