@@ -38,11 +38,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 from benchmarks import comparison_figure, judges, method_costs
 from benchmarks.comparison_settings import (
   BATCH,
-  LR,
   METHODS,
   SETTINGS,
   START,
   TRIALS,
+  changes_of,
 )
 from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.runtime import cli, preemption
@@ -221,9 +221,7 @@ class Comparison:
     trials, configs, recipe = {}, {}, self.recipe()
     for method, several in TRIALS.items():
       for trial in several:
-        changes = trial | {LR: recipe.optim.peak_lr * trial[LR]}
-        if BATCH in trial:
-          changes[BATCH] = round(recipe.batch_size * trial[BATCH])
+        changes = changes_of(trial, recipe)
         name = ','.join(f'{knob}={x:g}' for knob, x in changes.items())
         # Nothing else that is tried changes what a step costs, and two
         # measurements of the same differ by a tenth and more.

@@ -38,7 +38,7 @@ TRIALS = {
   'ijepa': (
     *({LR: 1.0}, {LR: 2.0}, {LR: 0.5}),
     *({LR: 1.5, BATCH: 2}, {LR: 0.7, BATCH: 0.5}),
-    {LR: 1.0, 'ema.first': 0.97},
+    {LR: 1.0, 'ema.first': 0.98},  # between those of the recipes
   ),
   'pixels': _PIXELS,
   'mae': _PIXELS,
@@ -48,3 +48,11 @@ TRIALS = {
     {LR: 1.0, 'vicreg.covariance': 10.0},
   ),
 }
+
+
+def changes_of(trial: dict, recipe) -> dict:
+  """A trial with its rate and its batch as they are, not as shares."""
+  changes = trial | {LR: recipe.optim.peak_lr * trial[LR]}
+  if BATCH in trial:
+    changes[BATCH] = round(recipe.batch_size * trial[BATCH])
+  return changes

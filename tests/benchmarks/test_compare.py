@@ -75,6 +75,13 @@ def test_all_methods_are_there(data):
     config = comparison.config(method, changes, steps=200, seed=1)
     assert from_config.make_method(config).name == method
     assert config.checkpoint.every_steps == config.checkpoint.keep_every == 50
+    # A trial that is the recipe itself would leave the method one less.
+    recipe = comparison.recipe()
+    trials = [
+      comparison.config(method, compare.changes_of(trial, recipe)).to_json()
+      for trial in compare.TRIALS[method]
+    ]
+    assert len(set(trials)) == len(trials)
 
 
 def test_it_goes_on(tmp_path, fakes, monkeypatch):
