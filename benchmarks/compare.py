@@ -12,9 +12,9 @@ are judged alike: multinomial logistic regression on the average pool, its
 penalty chosen on held-out training images; kNN, best of its ks; the last also
 by an attentive probe. The untrained encoder and raw pixels stand beside them.
 
-Writes <workdir>/<data>/costs.json, table.md and figure.png (figure and table
-after each seed), and a run's accuracies in <method>/<seed>/accuracies.json. A
-stopped command goes on where it was.
+Writes <workdir>/<data>/costs.json, table.md and figure.png after each seed, and
+a run's accuracies in <method>/<seed>/accuracies.json. A stopped command goes on
+where it was.
 
     python benchmarks/compare.py --data=scenes --search
 
@@ -89,6 +89,7 @@ class Comparison:
     equal: 'seconds' or 'flops', of all methods.
     points: checkpoints that are judged.
     attentive: whether the last ones are judged by attentive probes too.
+    methods: that are trained; what a step costs is measured of all.
     turns: arguments of method_costs.seconds.
   """
 
@@ -99,6 +100,7 @@ class Comparison:
   equal: str = 'seconds'
   points: int = 4
   attentive: bool = True
+  methods: tuple[str, ...] = METHODS
   turns: tuple[tuple[str, int], ...] = ()
 
   @property
@@ -166,18 +168,20 @@ class Comparison:
     return {k: points * max(1, round(n / points)) for k, n in steps.items()}
 
   def run(self, seeds: int) -> str:
-    """Trains and judges all, and writes the table and the figure."""
+    """Trains and judges; of all methods writes the table and the figure."""
     settings = SETTINGS[self.data]
     configs = {m: self.config(m, settings[m]) for m in METHODS}
     costs = self.costs(configs, method_costs.measure)
     steps = self.steps(costs)
-    results = {method: [] for method in METHODS}
-    levels = {'raw pixels': [], 'untrained': []}
+    results = {method: [] for method in self.methods}
+    levels, text = {'raw pixels': [], 'untrained': []}, ''
     for seed in range(seeds):
-      for method in METHODS:
+      for method in self.methods:
         run = self.folder / method / str(seed)
         config = self.config(method, settings[method], steps[method], seed)
         results[method].append(self._train_and_judge(run, config))
+      if set(self.methods) < set(METHODS):
+        continue  # whoever has the others' runs too makes the table
       run = self.folder / 'ijepa' / str(seed)
       if not seed:
         levels['raw pixels'].append(self._level(run, 'pixels'))
@@ -233,6 +237,8 @@ class Comparison:
     lines = [f'| method | settings | {" | ".join(self.tasks)} | mean |']
     lines.append('|---' * (3 + len(self.tasks)) + '|')
     for (method, name), (changes, cost) in trials.items():
+      if method not in self.methods:
+        continue
       steps = round(share * self.budget / costs[cost])
       config = self.config(method, changes, steps, seed=1000)
       # Of another length it is another run.
@@ -269,11 +275,12 @@ def main(_):
     equal=FLAGS.equal,
     points=FLAGS.points,
     attentive=FLAGS.attentive,
+    methods=tuple(one_of('method', m, METHODS) for m in FLAGS.methods),
   )
+  run, value = comparison.run, FLAGS.seeds
   if FLAGS.search:
-    print(f'\n{comparison.search(FLAGS.share)}')
-  else:
-    print(f'\n{comparison.run(FLAGS.seeds)}\n\n{comparison.folder}/figure.png')
+    run, value = comparison.search, FLAGS.share
+  print(f'\n{run(value)}\n\n{comparison.folder}')
 
 
 if __name__ == '__main__':
@@ -284,6 +291,7 @@ if __name__ == '__main__':
   flags.DEFINE_enum('equal', 'seconds', ['seconds', 'flops'], 'Of all methods.')
   flags.DEFINE_integer('seeds', 3, 'Of each method.')
   flags.DEFINE_integer('points', 4, 'Checkpoints that are judged.')
+  flags.DEFINE_list('methods', list(METHODS), 'Train these alone, no table.')
   flags.DEFINE_bool('attentive', True, 'Attentive probes of the last ones.')
   flags.DEFINE_bool('search', False, "Try each method's TRIALS instead.")
   flags.DEFINE_float('share', 0.25, 'Of the budget, for each trial.')

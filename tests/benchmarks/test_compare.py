@@ -128,7 +128,20 @@ def test_search(tmp_path, fakes):
   assert row in text
   fakes.clear()
   assert comparison.search(0.25) == text
-  assert not fakes
+  alone = dataclasses.replace(comparison, methods=('mae',))
+  assert alone.search(0.25).count('| mae |') == len(compare.TRIALS['mae'])
+  assert not fakes and '| ijepa |' not in alone.search(0.25)
+
+
+def test_methods_alone(tmp_path, fakes):
+  """Two processes share the methods; the whole command reads all of them."""
+  comparison = compare.Comparison('crowd', tmp_path, budget=40.0)
+  for methods in ('ijepa', 'mae'), ('pixels', 'vicreg'):
+    assert not dataclasses.replace(comparison, methods=methods).run(1)
+  assert len(fakes) == 4 * (1 + 4)
+  fakes.clear()
+  assert '| vicreg | 1 |' in comparison.run(1)
+  assert len(fakes) == 2  # the levels
 
 
 def test_costs():
