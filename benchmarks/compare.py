@@ -38,43 +38,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 from benchmarks import comparison_figure, judges, method_costs
 from benchmarks.comparison_settings import (
   BATCH,
+  DATA,
   METHODS,
   SETTINGS,
-  START,
   TRIALS,
   changes_of,
 )
 from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.runtime import cli, preemption
 from ijepa_jax.train import loop, pretrain
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-  """Images of a recipe, and the tasks that encoders are judged by.
-
-  Attributes:
-    recipe: a module of configs.
-    changes: of the recipe, knob -> value.
-    tasks: name in the table -> task, see evals/tasks.py.
-  """
-
-  recipe: str
-  changes: dict
-  tasks: dict[str, str]
-
-
-CROWD = {'count': 'crowd_count', 'distance': 'crowd_distance'}
-DATA = {
-  # The crowd is a transfer: no such picture was trained on.
-  'scenes': Data(
-    'tiny', START, {'class': 'scenes_class', 'hue': 'scenes_hue', **CROWD}
-  ),
-  'crowd': Data('tiny', START | {'data.flavour': 'crowd'}, CROWD),
-  'cifar10': Data(
-    'cifar10', {'probe.split': '', 'health.split': ''}, {'class': 'cifar10'}
-  ),
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,41 @@
-"""Settings of each method in compare.py, and the trials of its --search."""
+"""What compare.py compares on, with which settings and which trials of them."""
+
+import dataclasses
 
 METHODS = 'ijepa', 'pixels', 'mae', 'vicreg'
 LR, BATCH = 'optim.peak_lr', 'batch_size'
 # Of drawn pictures, for all methods; the recipe itself is I-JEPA's best.
 START = {LR: 2e-3, BATCH: 64}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Images of a recipe, and the tasks that encoders are judged by.
+
+  Attributes:
+    recipe: a module of configs.
+    changes: of the recipe, knob -> value.
+    tasks: name in the table -> task, see evals/tasks.py.
+  """
+
+  recipe: str
+  changes: dict
+  tasks: dict[str, str]
+
+
+CROWD = {'count': 'crowd_count', 'distance': 'crowd_distance'}
+DATA = {
+  # The crowd is a transfer: no such picture was trained on.
+  'scenes': Data(
+    'tiny', START, {'class': 'scenes_class', 'hue': 'scenes_hue', **CROWD}
+  ),
+  'crowd': Data('tiny', START | {'data.flavour': 'crowd'}, CROWD),
+  'cifar10': Data(
+    'cifar10', {'probe.split': '', 'health.split': ''}, {'class': 'cifar10'}
+  ),
+}
+
+
 # What each has in place of the recipe's: the best mean of --search.
 SETTINGS = {
   'scenes': {
