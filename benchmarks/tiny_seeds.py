@@ -1,7 +1,8 @@
 """What `make train` learns, over several seeds.
 
     python benchmarks/tiny_seeds.py [--seeds=3] [--workdir=runs/seeds]
-    python benchmarks/tiny_seeds.py --method=vicreg --workdir=runs/vicreg_seeds
+    python benchmarks/tiny_seeds.py --method=vicreg --steps=4000 \
+        --workdir=runs/vicreg_seeds
 
 Runs configs/tiny.py with seeds 0, 1, ..., and prints each run's table and their
 mean: probes of held-out pictures, RankMe and seconds. A stopped command goes on
@@ -23,6 +24,7 @@ from ijepa_jax.train.report import format_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('seeds', 3, 'Runs.')
+flags.DEFINE_integer('steps', 0, "Of each run; 0: the recipe's.")
 flags.DEFINE_string('method', 'ijepa', 'ijepa, pixels, mae or vicreg.')
 flags.DEFINE_string('workdir', 'runs/seeds', 'Folder of the runs.')
 
@@ -40,6 +42,10 @@ def main(_):
   for seed in range(FLAGS.seeds):
     config = tiny.get_config()
     config.method, config.seed = FLAGS.method, seed
+    if FLAGS.steps:
+      config.total_steps = FLAGS.steps
+      config.optim.warmup_steps = FLAGS.steps // 20
+      config.probe.every_steps = config.checkpoint.every_steps = FLAGS.steps
     workdir = pathlib.Path(FLAGS.workdir) / str(seed)
     if not finished(config, workdir):
       pretrain.run(config, workdir)
