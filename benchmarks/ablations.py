@@ -5,8 +5,9 @@
 
 Trains every row of configs/ablations with seeds 0, 1, ... on the recipe's
 images, with the paper's blocks as shares of the smaller grid, and prints each
-table: the paper's 1% linear, the online probe here (a linear one on the average
-pool, learned from 5000 images), and Spearman's rank correlation of the two.
+table: the paper's 1% linear, the online probes here (linear and kNN on the
+average pool, learned from 5000 images), and Spearman's rank correlation of the
+first two.
 
 A stopped command goes on where it was, and a finished run is not made again;
 the tables are written after each seed, to <workdir>/<recipe>-<steps>/tables.md.
@@ -87,14 +88,14 @@ def plan(recipe: str, steps: int, path: str) -> dict[str, dict]:
   return tables
 
 
-def accuracy(workdir: pathlib.Path, label: str) -> float | None:
-  """Of the finished run in a workdir, in %; None: it is not finished."""
+def accuracies(workdir: pathlib.Path, label: str) -> tuple[float, float] | None:
+  """By a linear probe and by kNN, in %; None: the run is not finished."""
   path = workdir / 'report.json'
   if not path.exists():
     return None
   report = json.loads(path.read_text())
   (trained,) = (v for k, v in report.items() if k.endswith(', trained'))
-  return 100 * trained[f'probe/{label}']
+  return 100 * trained[f'probe/{label}'], 100 * trained[f'knn/{label}']
 
 
 def train(workdir: pathlib.Path, config) -> None:
@@ -110,17 +111,19 @@ def format_table(title: str, rows: dict) -> str:
   """A table in Markdown, and whether it has the paper's order.
 
   Args:
-    rows: row -> (published, accuracies of the seeds so far), in %.
+    rows: row -> (published, `accuracies` of the seeds so far); the order is
+      that of the linear probe, as the paper's.
   """
   lines = [
-    f'| {title} | paper, 1% linear | here | seeds |',
-    '|---|---|---|---|',
+    f'| {title} | paper, 1% linear | linear | kNN | seeds |',
+    '|---|---|---|---|---|',
   ]
   for row, (published, scores) in rows.items():
+    cells = [mean_and_spread([s[kind] for s in scores]) for kind in (0, 1)]
     lines.append(
-      f'| {row} | {published} | {mean_and_spread(scores)} | {len(scores)} |'
+      f'| {row} | {published} | {" | ".join(cells)} | {len(scores)} |'
     )
-  finished = [(p, s) for p, s in rows.values() if s]
+  finished = [(p, [s[0] for s in x]) for p, x in rows.values() if x]
   if len(finished) > 1:
     published, scores = zip(*finished, strict=True)
     words = f'{_rank(published, map(statistics.mean, scores)):.2f}'
@@ -147,11 +150,11 @@ def run(recipe, tables, steps: int, seeds: int, path: str, workdir) -> str:
   for seed in range(seeds):
     for name, config in runs.items():
       place = folder / name / str(seed)
-      if accuracy(place, LABELS[recipe]) is None:
+      if accuracies(place, LABELS[recipe]) is None:
         config = config.copy_and_resolve_references()
         config.seed = seed
         train(place, config)
-      if (score := accuracy(place, LABELS[recipe])) is not None:
+      if (score := accuracies(place, LABELS[recipe])) is not None:
         scores[name].append(score)
     text = '\n\n'.join(
       format_table(table, {k: (p, scores[n]) for k, (p, n, _) in rows.items()})

@@ -90,5 +90,5 @@ def draw(results, levels, costs, path) -> None:
   figure.legend(handles, labels, ncols=beside, loc='upper center')
   inches = 0.15 + 0.25 * -(-len(labels) // beside)
   figure.tight_layout(rect=(0, 0, 1, 1 - inches / figure.get_figheight()))
-  figure.savefig(path, dpi=110)
+  figure.savefig(path, dpi=110, bbox_inches='tight')
   plt.close(figure)
