@@ -113,7 +113,7 @@ class MakeBatch:
         failures.append((element['key'], str(error)))
         rng = self._rng(g)  # as if nothing had been drawn
     raise UserError(
-      f'{len(failures)} images in a row can not be read, the first of them '
+      f'{len(failures)} images in a row cannot be read, the first of them '
       f'{failures[0][0]} ({failures[0][1]}): repair or remove them.'
     )
 

@@ -38,7 +38,7 @@ class _Failures:
     self.max_share = max_share
     self.images = 0  # in the batches so far
     self.count = 0  # of them that had to be replaced
-    self.reasons = {}  # key -> why it can not be read
+    self.reasons = {}  # key -> why it cannot be read
 
   def __call__(self, batch: dict) -> dict:
     self.images += len(batch['image'])
@@ -54,7 +54,7 @@ class _Failures:
       if self.max_share:
         limit = f'more than data.max_bad_share = {self.max_share:g}'
       raise UserError(
-        f'{self.count} of {self.images} images can not be read '
+        f'{self.count} of {self.images} images cannot be read '
         f'({", ".join(names)}), {limit}: repair or remove them; the log has '
         'all names and reasons.'
       )

@@ -153,7 +153,7 @@ def map_in_processes(
           future.result()
         if bad.value > max_bad:
           raise UserError(
-            f'{bad.value} of {images.value} images can not be read, more than '
+            f'{bad.value} of {images.value} images cannot be read, more than '
             'max_bad_share allows: the log names them.'
           )
     return [future.result() for future in futures]

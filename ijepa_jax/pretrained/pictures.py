@@ -59,7 +59,7 @@ class PictureReader:
           picture = decode.upright(picture, self._decodable())
       return self._transform(picture)
     except (OSError, ValueError, decode.BadImage) as error:
-      raise UserError(f'{name} can not be read: {error}') from error
+      raise UserError(f'{name} cannot be read: {error}') from error
 
   def _from_array(self, picture) -> Image.Image | np.ndarray:
     """Returns a PIL image where the channels are to be changed."""

@@ -45,7 +45,7 @@ class StoredArrays:
   ):
     if files.is_url(cache_dir):
       raise UserError(
-        f'Arrays can not be kept in {cache_dir}: set cache_dir to a folder of '
+        f'Arrays cannot be kept in {cache_dir}: set cache_dir to a folder of '
         'this machine.'
       )
     self.folder = pathlib.Path(files.resolve(cache_dir)) / key

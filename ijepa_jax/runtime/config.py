@@ -24,7 +24,7 @@ def read_run_config(workdir) -> ConfigDict:
   except (OSError, ValueError, TypeError, RecursionError) as error:
     reason = type(error).__name__
   raise UserError(
-    f'{workdir} is no training workdir, its config.json can not be read or is '
+    f'{workdir} is no training workdir, its config.json cannot be read or is '
     f'not of a run of pre-training ({reason}): give the --workdir of a run, or '
     'a file that holds an I-JEPA.'
   )

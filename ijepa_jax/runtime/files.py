@@ -112,7 +112,7 @@ def check_checkpoints(path, *, save: bool = True) -> None:
   text = os.fspath(path)
   if match := (_LOST_AT_SAVE if save else _LOST).search(text):
     raise UserError(
-      f'{text!r} has {match[0]!r}, with which checkpoints can not be '
+      f'{text!r} has {match[0]!r}, with which checkpoints cannot be '
       f'{"saved" if save else "read"}: take a path without *, ?, [, '
       'backslashes and bytes that are no UTF-8.'
     )

@@ -77,7 +77,7 @@ def _enter_by_job(stack, path, place, wait):
   if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(
     np.int32(refusal is not None)
   ):
-    refusal = refusal or Busy(f'Process 0 can not write to {place}.')
+    refusal = refusal or Busy(f'Process 0 cannot write to {place}.')
   if refusal:
     raise refusal
 

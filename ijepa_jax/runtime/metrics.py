@@ -105,7 +105,7 @@ class MetricWriter:
       self._file.write(line + '\n')
     except OSError as error:
       raise UserError(
-        f'{self._file.name} can not be written ({error.strerror}): make room, '
+        f'{self._file.name} cannot be written ({error.strerror}): make room, '
         'and the same command goes on from the newest checkpoint.'
       ) from error
     for name, value in row.items() if self._board else ():

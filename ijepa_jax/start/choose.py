@@ -83,7 +83,7 @@ def choose(survey: Survey, *, devices: int, cores: int) -> Choice:
   choice.set('data.workers', min(8, max(cores - 1, 0)))
   if survey.bad_share:
     share = round(min(1.0, 2 * survey.bad_share + 0.01), 3)
-    reason = f'{survey.bad_share:.1%} of those opened can not be read'
+    reason = f'{survey.bad_share:.1%} of those opened cannot be read'
     choice.set('data.max_bad_share', share, reason)
   return choice
 

@@ -64,7 +64,7 @@ def make_server(runs: list[Run], host: str, port: int):
     return http.server.ThreadingHTTPServer((host, port), Handler)
   except OSError as error:
     raise UserError(
-      f'{host}:{port} can not be listened at ({error.strerror}): take another '
+      f'{host}:{port} cannot be listened at ({error.strerror}): take another '
       '--port.'
     ) from error
 

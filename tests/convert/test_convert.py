@@ -83,7 +83,7 @@ def test_names_of_folders(small_run, tmp_path, monkeypatch, name):
 @pytest.mark.parametrize('name', ['lr[1e-3]', 'a*b?', 'back\\slash', b'\xff'])
 def test_names_that_checkpoints_can_not_have(small_run, tmp_path, name):
   name = os.fsdecode(name)
-  with pytest.raises(UserError, match='checkpoints can not be saved'):
+  with pytest.raises(UserError, match='checkpoints cannot be saved'):
     export.export(small_run, tmp_path / name, 'orbax')
   assert not list(tmp_path.iterdir())
   export.export(small_run, tmp_path / name, 'huggingface')

@@ -56,5 +56,5 @@ def test_a_picture_cut_short_is_told(encoder, photos, tmp_path):
   path = tmp_path / 'half.png'
   path.write_bytes(photos[0].read_bytes()[:90])
   for picture, name in ((path, 'half.png'), (PIL.Image.open(path), '2')):
-    with pytest.raises(UserError, match=f'{name} can not be read'):
+    with pytest.raises(UserError, match=f'{name} cannot be read'):
       encoder.features([*photos[:2], picture])

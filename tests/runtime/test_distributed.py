@@ -430,7 +430,7 @@ def test_others_that_are_not_found(started, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('rank', 'words'),
-  [(0, 'process 0 is there, others are not'), (1, 'process 0 can not be rea')],
+  [(0, 'process 0 is there, others are not'), (1, 'process 0 cannot be rea')],
 )
 def test_one_alone_is_told_so(rank, words):
   """Where JAX by itself would dump its stack and abort."""

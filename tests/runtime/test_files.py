@@ -61,7 +61,7 @@ def test_what_is_saved_is_there(name, tmp_path):
 def test_a_path_that_orbax_would_lose_is_refused(name, tmp_path):
   """Before anything is written, at whichever depth it stands."""
   folder = f'{tmp_path}/{name}/checkpoints'
-  with pytest.raises(UserError, match='checkpoints can not be'):
+  with pytest.raises(UserError, match='checkpoints cannot be'):
     save(folder)
   assert not list(tmp_path.iterdir())
 

@@ -124,7 +124,7 @@ def clock(monkeypatch):
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='not on Linux')
 def test_a_full_disk(tmp_path):
   with (
-    pytest.raises(UserError, match=r'full can not be written \(No space.*room'),
+    pytest.raises(UserError, match=r'full cannot be written \(No space.*room'),
     metrics.MetricWriter(tmp_path, tensorboard=False) as writer,
   ):
     writer._file.close()

@@ -532,7 +532,7 @@ def test_other_images_after_a_stop(straight, tmp_path, caplog):
 
 @pytest.mark.parametrize('name', ['lr[1e-3]', 'a*', 'a\\b'])
 def test_a_workdir_that_would_lose_its_checkpoints(name, tmp_path):
-  with pytest.raises(UserError, match='checkpoints can not be saved'):
+  with pytest.raises(UserError, match='checkpoints cannot be saved'):
     pretrain.run(make_config(), f'{tmp_path}/{name}')
   assert not list(tmp_path.iterdir())
 

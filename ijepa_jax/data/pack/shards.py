@@ -95,7 +95,7 @@ class _Writer:
       return function(*args)
     except RuntimeError as error:
       reason = str(error).split(';')[0]
-      raise UserError(f'{self._path} can not be written: {reason}.') from error
+      raise UserError(f'{self._path} cannot be written: {reason}.') from error
 
 
 def manifest(source, plan: dict, parts: list[dict]) -> dict:

@@ -99,7 +99,7 @@ def _write(path, records):
 def rendered_images(flavour, seed, count, processes=None):
   """Returns images 0..count-1 of a flavour and seed; drawn once, then read.
 
-  They are kept in files.cache_dir(); if that can not be written, a warning is
+  They are kept in files.cache_dir(); if that cannot be written, a warning is
   given and they stay in memory. Safe when several processes ask at once: each
   draws the same bytes, and the file appears whole or not at all.
 

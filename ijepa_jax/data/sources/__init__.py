@@ -76,7 +76,7 @@ def make_source(
     raise UserError(f'The data source {kind!r} needs a path: set data.path.')
   elif '://' in path and kind in ('folder', 'huggingface'):
     raise UserError(
-      f'The data source {kind!r} can not read {path}: pack its images with '
+      f'The data source {kind!r} cannot read {path}: pack its images with '
       'python -m ijepa_jax.data.pack and take arrayrecord, or mount the bucket.'
     )
   else:

@@ -122,7 +122,7 @@ def read_keys(folder: str) -> list[str]:
   try:
     return json.loads(gzip.decompress(read(path)))
   except (OSError, EOFError, ValueError, zlib.error) as error:
-    raise UserError(f'{path} can not be read ({error}): copy it again.') from (
+    raise UserError(f'{path} cannot be read ({error}): copy it again.') from (
       error
     )
 

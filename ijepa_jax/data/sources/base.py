@@ -74,7 +74,7 @@ def stamp(path) -> tuple[int, int, int]:
   """Returns size and times of a file: others if its bytes may have changed.
 
   The time of the last change can be set to anything: rsync and mv keep that of
-  the original. The time of the change of the file's entry can not be set.
+  the original. The time of the change of the file's entry cannot be set.
   """
   try:
     stat = os.stat(path)

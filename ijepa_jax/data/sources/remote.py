@@ -60,7 +60,7 @@ def _as_user_error(url):
     reason = str(error).rstrip('.')
     if isinstance(error, ImportError) and extra:
       reason = f"pip install 'ijepa_jax[{extra}]'"
-    raise UserError(f'{url} can not be read: {reason}.') from error
+    raise UserError(f'{url} cannot be read: {reason}.') from error
 
 
 def download_shards(url: str, shards: list[dict], ending: str) -> list[str]:

@@ -103,7 +103,7 @@ def _read_names(path: str) -> list[str]:
       names = [line.strip().removeprefix('./').strip('/') for line in file]
   except OSError as error:
     raise UserError(
-      f'The list {path} can not be read ({error.strerror}): check its path.'
+      f'The list {path} cannot be read ({error.strerror}): check its path.'
     ) from error
   names = list(dict.fromkeys(filter(None, names)))
   if not names:

@@ -92,7 +92,7 @@ class TFDS(ReopenedAfterPickling):
       with files.atomic_write(path) as temporary:
         temporary.write_text(json.dumps(names))
     except OSError as error:
-      logging.warning('%s can not be written: %s.', path, error.strerror)
+      logging.warning('%s cannot be written: %s.', path, error.strerror)
     return names
 
   def _record(self, index):

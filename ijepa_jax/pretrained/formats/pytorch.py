@@ -102,7 +102,7 @@ def read(torch, path):
   except Exception as error:
     # A hostile pickle can make its reader fail in any way.
     raise UserError(
-      f'{path} can not be read as a file of PyTorch ({type(error).__name__}).'
+      f'{path} cannot be read as a file of PyTorch ({type(error).__name__}).'
     ) from error
 
 
@@ -239,7 +239,7 @@ def _split_one_table(table: dict, path, notes: list[str]) -> dict[str, dict]:
     raise UserError(
       f'{path} holds networks whose names begin with '
       f'{", ".join(map(repr, every))}: which are the context and the target '
-      'encoder can not be known, so save them under the keys encoder and '
+      'encoder cannot be known, so save them under the keys encoder and '
       'target_encoder.'
     )
   return names

@@ -42,7 +42,7 @@ def read_safetensors(path) -> dict[str, np.ndarray]:
     with safetensors.safe_open(path, 'numpy') as file:
       return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   except OSError as error:
-    raise UserError(f'{path} can not be read: {error}.') from error
+    raise UserError(f'{path} cannot be read: {error}.') from error
   except (safetensors.SafetensorError, ValueError, AttributeError) as error:
     # The last two are NumPy's, of more axes or of a type than it has.
     raise UserError(
@@ -121,7 +121,7 @@ def only_network(
     prefixes = ', '.join(repr(prefix) for prefix in sorted(by_prefix))
     raise UserError(
       f'{title} holds {len(by_prefix)} encoders, whose names begin with '
-      f'{prefixes}: which is wanted can not be known, so save one of them '
+      f'{prefixes}: which is wanted cannot be known, so save one of them '
       'alone.'
     )
   if not by_prefix:

@@ -64,7 +64,7 @@ def use(folder: str) -> None:
   folder = folder and os.fspath(files.resolve(folder))
   _set('compilation_cache_dir', folder)
   # The autotuner's own folder would be part of the name of every entry, and XLA
-  # can not write it to a bucket.
+  # cannot write it to a bucket.
   _set('persistent_cache_enable_xla_caches', 'none')
   _set('persistent_cache_min_entry_size_bytes', -1)
   _set('persistent_cache_min_compile_time_secs', _NEVER if problem else 0.0)

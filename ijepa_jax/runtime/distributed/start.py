@@ -35,7 +35,7 @@ def initialize(
 
   Raises:
     UserError: arguments or variables that are incomplete or name no process of
-      the job; several processes that do not say where they are, or can not
+      the job; several processes that do not say where they are, or cannot
       reach one another; GPUs that do not divide over them.
   """
   by_hand = None
@@ -104,7 +104,7 @@ def _what_is_missing(address: str) -> str:
     with socket.create_connection(environment.split_address(address), 5.0):
       return 'process 0 is there, others are not; start all of them'
   except (OSError, ValueError) as error:
-    return f'process 0 can not be reached ({error})'
+    return f'process 0 cannot be reached ({error})'
 
 
 def _check_devices(count: int | None) -> None:
@@ -112,7 +112,7 @@ def _check_devices(count: int | None) -> None:
   if count not in (None, jax.process_count()):
     raise UserError(
       f'{count} processes were started and JAX joins {jax.process_count()}: '
-      'the devices of the kind that is used can not be joined.'
+      'the devices of the kind that is used cannot be joined.'
     )
   counts = collections.Counter(d.process_index for d in jax.devices())
   if len(set(counts.values())) > 1:

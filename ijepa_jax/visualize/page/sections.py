@@ -177,7 +177,7 @@ def retrieval_section(
     'Each predicted block, one vector, is looked for among real blocks by '
     'cosine: how often its own is first, and among the first ten (in brackets: '
     'by chance), and the median rank. Among the same position in all images '
-    'the position can not help: what is above chance is content. The last row '
+    'the position cannot help: what is above chance is content. The last row '
     'is a control and must not be above chance. Below: the nearest blocks of '
     'other images.',
     markup.table(['', 'first', 'first ten', 'median rank'], rows),

@@ -342,7 +342,7 @@ def test_bad_images_are_left_out_and_named(tmp_path):
   assert manifest['count'] == 6
   assert [key for key, _ in manifest['skipped']] == ['2', '5']
   assert [e['key'] for e in opened(tmp_path / 'out')] == list('013467')
-  with pytest.raises(UserError, match=r'2 of \d images can not be read'):
+  with pytest.raises(UserError, match=r'2 of \d images cannot be read'):
     run(ImageList(images), tmp_path / 'few', max_bad_share=0.001)
   with pytest.raises(UserError, match='packed in part only'):
     opened(tmp_path / 'few')
@@ -566,7 +566,7 @@ def test_buckets_that_can_not_be_read(packed, remote, monkeypatch):
   with pytest.raises(UserError, match='its SHA-256 is not the one'):
     opened(path)
   remote.rm(name)
-  with pytest.raises(UserError, match='array_record can not be read'):
+  with pytest.raises(UserError, match='array_record cannot be read'):
     opened(path)
   remote.pipe(name, content)
   assert len(opened(path)) == 10

@@ -560,7 +560,7 @@ def test_a_folder_that_can_not_be_read(tmp_path, monkeypatch):
     return scandir(path)
 
   monkeypatch.setattr(os, 'scandir', refusing)
-  with pytest.raises(UserError, match=r'tree/b can not be read \(Permission'):
+  with pytest.raises(UserError, match=r'tree/b cannot be read \(Permission'):
     tree(tmp_path)
 
 
@@ -593,7 +593,7 @@ def test_list_of_names(tmp_path):
     path.write_text(text)
     with pytest.raises(UserError, match=match):
       subset.indices_from_list(keys, str(path))
-  with pytest.raises(UserError, match=r'can not be read \(No such'):
+  with pytest.raises(UserError, match=r'cannot be read \(No such'):
     subset.indices_from_list(keys, str(tmp_path / 'none'))
 
 

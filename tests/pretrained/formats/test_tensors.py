@@ -100,5 +100,5 @@ def test_damaged(path, make):
   path.write_bytes(make(path.read_bytes()))
   with pytest.raises(UserError, match=r'a\.safetensors'):
     tensors.read_safetensors(path)
-  with pytest.raises(UserError, match='can not be read'):
+  with pytest.raises(UserError, match='cannot be read'):
     tensors.read_safetensors(path.parent / 'nowhere')

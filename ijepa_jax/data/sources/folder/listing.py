@@ -217,7 +217,7 @@ def _scan_folder(root, folder):
   except OSError as error:
     # Without this folder the classes would be others.
     raise UserError(
-      f'{os.path.join(root, folder)} can not be read ({error.strerror}): make '
+      f'{os.path.join(root, folder)} cannot be read ({error.strerror}): make '
       'it readable, or move it away.'
     ) from error
   return modified, files, folders, links, skipped
@@ -256,7 +256,7 @@ def _save_listing(root, tree) -> None:
       np.savez(file, made_of=_listing_key(root), **vars(tree))
   except OSError as error:
     logging.warning(
-      'The next start will look through %s again: %s can not be written (%s); '
+      'The next start will look through %s again: %s cannot be written (%s); '
       'set IJEPA_JAX_CACHE to a folder that can.',
       root,
       cache_dir(),
