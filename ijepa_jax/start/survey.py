@@ -129,7 +129,7 @@ class Survey:
     names = [f'{k} ({v})' for k, v in list(self.unreadable.items())[:_SHOWN]]
     more = ', ...' if len(self.unreadable) > _SHOWN else ''
     return [
-      f'{len(self.unreadable):,} can not be read and are left out: '
+      f'{len(self.unreadable):,} unreadable, left out: '
       f'{", ".join(names)}{more}.'
     ]
 

@@ -44,7 +44,7 @@ def test_survey_of_classes(classes):
   first, second, third = surveyed.sentences()
   assert first.endswith('20 images, 2 classes (cat, dog) of 8 to 12 each.')
   assert second == ('All were opened: the shorter side has 70 pixels; all RGB.')
-  assert third.startswith('1 cannot be read and are left out: pets/dog/broken')
+  assert third.startswith('1 unreadable, left out: pets/dog/broken')
   assert choose.can_be_probed(surveyed) and write.needs_links(surveyed)
 
 
