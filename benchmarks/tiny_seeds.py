@@ -19,14 +19,9 @@ from absl import app, flags, logging
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
 from configs import tiny
+from ijepa_jax.runtime import cli, preemption
 from ijepa_jax.train import pretrain
 from ijepa_jax.train.report import format_table
-
-FLAGS = flags.FLAGS
-flags.DEFINE_integer('seeds', 3, 'Runs.')
-flags.DEFINE_integer('steps', 0, "Of each run; 0: the recipe's.")
-flags.DEFINE_string('method', 'ijepa', 'ijepa, pixels, mae or vicreg.')
-flags.DEFINE_string('workdir', 'runs/seeds', 'Folder of the runs.')
 
 
 def finished(config, workdir: pathlib.Path) -> bool:
@@ -37,19 +32,25 @@ def finished(config, workdir: pathlib.Path) -> bool:
   return known == json.loads(config.to_json_best_effort())
 
 
-def main(_):
+def make_config(method: str, seed: int, steps: int):
+  """The recipe by a method; `steps` 0: as many as it has."""
+  config = tiny.get_config()
+  config.method, config.seed = method, seed
+  if steps:
+    config.total_steps = steps
+    config.optim.warmup_steps = steps // 20
+    config.probe.every_steps = config.checkpoint.every_steps = steps
+  return config
+
+
+def run(method: str, seeds: int, steps: int, workdir) -> str:
+  """Trains what is not trained yet; returns the table of means, as text."""
   reports = []
-  for seed in range(FLAGS.seeds):
-    config = tiny.get_config()
-    config.method, config.seed = FLAGS.method, seed
-    if FLAGS.steps:
-      config.total_steps = FLAGS.steps
-      config.optim.warmup_steps = FLAGS.steps // 20
-      config.probe.every_steps = config.checkpoint.every_steps = FLAGS.steps
-    workdir = pathlib.Path(FLAGS.workdir) / str(seed)
-    if not finished(config, workdir):
-      pretrain.run(config, workdir)
-    reports.append(json.loads((workdir / 'report.json').read_text()))
+  for seed in range(seeds):
+    config, place = make_config(method, seed, steps), workdir / str(seed)
+    if not finished(config, place):
+      pretrain.run(config, place)
+    reports.append(json.loads((place / 'report.json').read_text()))
   # Of the last start: a run that was stopped took longer.
   seconds = [report['seconds_since_last_start'] for report in reports]
   mean = {
@@ -62,12 +63,24 @@ def main(_):
   for seed, report in enumerate(reports):
     (trained,) = (row for k, row in report.items() if k.endswith(', trained'))
     mean[f'trained, seed {seed}'] = trained
-  print(
-    f'\nMean of {FLAGS.seeds} seeds, {statistics.mean(seconds):.0f} s each:\n\n'
+  return (
+    f'Mean of {seeds} seeds, {statistics.mean(seconds):.0f} s each:\n\n'
     f'{format_table(mean)}'
   )
 
 
+@cli.one_sentence()
+def main(_):
+  workdir = pathlib.Path(FLAGS.workdir)
+  print(f'\n{run(FLAGS.method, FLAGS.seeds, FLAGS.steps, workdir)}')
+
+
 if __name__ == '__main__':
+  FLAGS = flags.FLAGS
+  flags.DEFINE_integer('seeds', 3, 'Runs.')
+  flags.DEFINE_integer('steps', 0, "Of each run; 0: the recipe's.")
+  flags.DEFINE_string('method', 'ijepa', 'ijepa, pixels, mae or vicreg.')
+  flags.DEFINE_string('workdir', 'runs/seeds', 'Folder of the runs.')
   logging.set_verbosity(logging.INFO)
-  app.run(main)
+  with preemption.job():
+    app.run(main)
