@@ -61,7 +61,7 @@ class Comparison:
     equal: 'seconds' or 'flops', of all methods.
     points: checkpoints that are judged.
     attentive: whether the last ones are judged by attentive probes too.
-    methods: that are trained; what a step costs is measured of all.
+    methods: that are trained; without any, only what a step costs is measured.
     turns: arguments of method_costs.seconds.
   """
 
@@ -116,7 +116,8 @@ class Comparison:
       measure: what measures them, see method_costs.py.
 
     Raises:
-      UserError: the runs in the folder are of others.
+      UserError: the runs in the folder are of others, or nothing is measured
+        yet and this is one of several processes.
     """
     path = self.folder / 'costs.json'
     now = {k: json.loads(c.to_json_best_effort()) for k, c in configs.items()}
@@ -127,6 +128,12 @@ class Comparison:
       raise UserError(
         f'The runs in {self.folder} were of another {", ".join(other)}: take '
         'another --workdir.'
+      )
+    known = 'costs' in json.loads(path.read_text())
+    if not known and 0 < len(self.methods) < len(METHODS):
+      raise UserError(
+        'What a step costs is not measured yet, and would be by each process '
+        'beside the others: start once with --methods= and no name.'
       )
     return judges.remember(path, 'costs', measure, configs, **dict(self.turns))
 
@@ -263,7 +270,7 @@ if __name__ == '__main__':
   flags.DEFINE_enum('equal', 'seconds', ['seconds', 'flops'], 'Of all methods.')
   flags.DEFINE_integer('seeds', 3, 'Of each method.')
   flags.DEFINE_integer('points', 4, 'Checkpoints that are judged.')
-  flags.DEFINE_list('methods', list(METHODS), 'Train these alone, no table.')
+  flags.DEFINE_list('methods', list(METHODS), 'To train; none: measure.')
   flags.DEFINE_bool('attentive', True, 'Attentive probes of the last ones.')
   flags.DEFINE_bool('search', False, "Try each method's TRIALS instead.")
   flags.DEFINE_float('share', 0.25, 'Of the budget, for each trial.')

@@ -136,7 +136,10 @@ def test_search(tmp_path, fakes):
 def test_methods_alone(tmp_path, fakes):
   """Two processes share the methods; the whole command reads all of them."""
   comparison = compare.Comparison('crowd', tmp_path, budget=40.0)
-  for methods in ('ijepa', 'mae'), ('pixels', 'vicreg'):
+  alone = dataclasses.replace(comparison, methods=('mae',))
+  with pytest.raises(UserError, match='is not measured yet'):
+    alone.run(1)
+  for methods in (), ('ijepa', 'mae'), ('pixels', 'vicreg'):
     assert not dataclasses.replace(comparison, methods=methods).run(1)
   assert len(fakes) == 4 * (1 + 4)
   fakes.clear()
