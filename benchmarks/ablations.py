@@ -25,7 +25,7 @@ from scipy import stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
-from benchmarks.spread import mean_and_spread
+from benchmarks.seeds import finished, mean_and_spread
 from ijepa_jax.runtime import cli, preemption
 from ijepa_jax.train import loop, pretrain
 
@@ -88,12 +88,9 @@ def plan(recipe: str, steps: int, path: str) -> dict[str, dict]:
   return tables
 
 
-def accuracies(workdir: pathlib.Path, label: str) -> tuple[float, float] | None:
-  """By a linear probe and by kNN, in %; None: the run is not finished."""
-  path = workdir / 'report.json'
-  if not path.exists():
-    return None
-  report = json.loads(path.read_text())
+def accuracies(workdir: pathlib.Path, label: str) -> tuple[float, float]:
+  """Of a finished run, by a linear probe and by kNN, in %."""
+  report = json.loads((workdir / 'report.json').read_text())
   (trained,) = (v for k, v in report.items() if k.endswith(', trained'))
   return 100 * trained[f'probe/{label}'], 100 * trained[f'knn/{label}']
 
@@ -150,12 +147,12 @@ def run(recipe, tables, steps: int, seeds: int, path: str, workdir) -> str:
   for seed in range(seeds):
     for name, config in runs.items():
       place = folder / name / str(seed)
-      if accuracies(place, LABELS[recipe]) is None:
-        config = config.copy_and_resolve_references()
-        config.seed = seed
+      config = config.copy_and_resolve_references()
+      config.seed = seed
+      if not finished(config, place):
         train(place, config)
-      if (score := accuracies(place, LABELS[recipe])) is not None:
-        scores[name].append(score)
+      if finished(config, place):
+        scores[name].append(accuracies(place, LABELS[recipe]))
     text = '\n\n'.join(
       format_table(table, {k: (p, scores[n]) for k, (p, n, _) in rows.items()})
       for table, rows in chosen.items()

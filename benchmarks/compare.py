@@ -21,6 +21,10 @@ where it was.
 tries each method's TRIALS, equally many, for a share of the budget's seconds
 each and with seed 1000, and prints what they come to on held-out training
 images, by which SETTINGS are chosen: by no test image.
+
+Several processes, such as one pinned to each core, share a comparison or a
+search: --methods= with no name measures the costs, then each process has its
+own --methods=ijepa,mae, and at last the whole command makes the table.
 """
 
 import dataclasses
@@ -74,6 +78,11 @@ class Comparison:
   attentive: bool = True
   methods: tuple[str, ...] = METHODS
   turns: tuple[tuple[str, int], ...] = ()
+
+  @property
+  def whole(self) -> bool:
+    """Whether this process has all methods, and so makes the tables."""
+    return set(self.methods) == set(METHODS)
 
   @property
   def tasks(self) -> dict[str, str]:
@@ -130,7 +139,7 @@ class Comparison:
         'another --workdir.'
       )
     known = 'costs' in json.loads(path.read_text())
-    if not known and 0 < len(self.methods) < len(METHODS):
+    if not known and self.methods and not self.whole:
       raise UserError(
         'What a step costs is not measured yet, and would be by each process '
         'beside the others: start once with --methods= and no name.'
@@ -159,8 +168,8 @@ class Comparison:
         run = self.folder / method / str(seed)
         config = self.config(method, settings[method], steps[method], seed)
         results[method].append(self._train_and_judge(run, config))
-      if set(self.methods) < set(METHODS):
-        continue  # whoever has the others' runs too makes the table
+      if not self.whole:
+        continue
       run = self.folder / 'ijepa' / str(seed)
       if not seed:
         levels['raw pixels'].append(self._level(run, 'pixels'))
@@ -227,7 +236,8 @@ class Comparison:
       )
       cells = [f'{100 * x:.1f}' for x in (*scores, statistics.mean(scores))]
       lines.append(f'| {method} | {name} | {" | ".join(cells)} |')
-      (self.folder / 'search.md').write_text('\n'.join(lines) + '\n')
+      if self.whole:
+        (self.folder / 'search.md').write_text('\n'.join(lines) + '\n')
     return '\n'.join(lines)
 
   def _try(self, run: pathlib.Path, config) -> list[float]:

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks import judges
-from benchmarks.spread import mean_and_spread
+from benchmarks.seeds import mean_and_spread
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt

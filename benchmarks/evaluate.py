@@ -18,7 +18,7 @@ from absl import app, flags, logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
-from benchmarks.spread import mean_and_spread
+from benchmarks.seeds import mean_and_spread
 from ijepa_jax.runtime import cli
 
 FLAGS = flags.FLAGS

@@ -18,18 +18,11 @@ from absl import app, flags, logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/
 
+from benchmarks.seeds import finished
 from configs import tiny
 from ijepa_jax.runtime import cli, preemption
 from ijepa_jax.train import pretrain
 from ijepa_jax.train.report import format_table
-
-
-def finished(config, workdir: pathlib.Path) -> bool:
-  """Whether this very config has its report; another one's is no result."""
-  if not (workdir / 'report.json').exists():
-    return False
-  known = json.loads((workdir / 'config.json').read_text())
-  return known == json.loads(config.to_json_best_effort())
 
 
 def make_config(method: str, seed: int, steps: int):

@@ -90,8 +90,8 @@ def _count_correct(params, x_ND, y_N) -> jax.Array:
 def quick_probe(train_ND, train_y, test_ND, test_y, *, classes: int) -> float:
   """Returns the test accuracy of a linear probe, in [0, 1].
 
-  The penalty is chosen on the first fifth of the training examples, and its
-  regression is not fitted again on all of them.
+  The penalty, of equals the least, is chosen on the first fifth of the training
+  examples, and its regression is not fitted again on all of them.
 
   Args:
     train_ND, test_ND: float32 features; the training rows in random order.
@@ -134,7 +134,7 @@ class Result:
     if equal > 1:
       return (
         f'The penalty, {self.l2:g}, is the greatest of {equal} that are '
-        'equally good on held-out training images, so these do not choose.'
+        'equally good on held-out training images.'
       )
     return (
       f'The penalty, {self.l2:g}, is the best of {len(self.held_out)}, chosen '

@@ -86,6 +86,7 @@ def test_tables_and_going_on(tmp_path, monkeypatch):
     trained = {'probe/class': score.get(place.parent.name, 0.4)}
     trained['knn/class'] = 0.3
     place.mkdir(parents=True)
+    (place / 'config.json').write_text(config.to_json_best_effort())
     report = {'encoder, untrained': {}, 'target encoder, trained': trained}
     (place / 'report.json').write_text(json.dumps(report))
 
@@ -100,6 +101,9 @@ def test_tables_and_going_on(tmp_path, monkeypatch):
   # The paper's ranks 4 1 3 2 and these, 4 1.5 1.5 3.
   assert 'with the paper: 0.63; of single seeds 0.63 to 0.63.' in text
   assert (tmp_path / 'tiny-100/tables.md').read_text() == text + '\n'
+  monkeypatch.setattr(ablations, 'SMALL', ablations.SMALL | {'batch_size': 16})
+  with pytest.raises(UserError, match='of another batch_size: take another'):
+    ablations.run(*arguments)
 
 
 @pytest.mark.slow

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from benchmarks import tiny_seeds
+from ijepa_jax.errors import UserError
 
 
 def test_mean_and_going_on(tmp_path, monkeypatch):
-  """A run that is finished is not made again; of other steps it is."""
+  """A run that is finished is not made again, nor taken for another one."""
   made = []
 
   def run(config, workdir):
@@ -30,8 +33,8 @@ def test_mean_and_going_on(tmp_path, monkeypatch):
   assert rows['encoder, trained'] == '55.0'
   assert rows['trained, seed 1'] == '60.0'
   assert tiny_seeds.run('mae', 2, 100, tmp_path) == text and len(made) == 2
-  tiny_seeds.run('mae', 1, 0, tmp_path)
-  assert made[2:] == [('mae', 0, 20_000)]
+  with pytest.raises(UserError, match='was of another total_steps, optim'):
+    tiny_seeds.run('mae', 1, 0, tmp_path)
 
 
 def test_shorter_runs_are_whole_recipes():
