@@ -29,6 +29,7 @@ def get_config():
   c.model.patch_size = 8
   c.model.predictor_width = 32
   c.model.predictor_depth = 1
+  c.model.unroll = 4  # all, of what is built on this too: docs/performance.md
   c.model.init = 'fan_in'
   c.model.dtype = 'float32'
 

@@ -86,6 +86,7 @@ class DiT(nn.Module):
       (3, 3),
       dtype=self.dtype,
       kernel_init=nn.initializers.zeros,
+    dot_general=functions.dense_product,
       name='last_seam',
     )(y)
     return x + y.astype(jnp.float32)
@@ -119,6 +120,7 @@ def _zeros(name: str, features: int, module: DiT) -> nn.Dense:
     features,
     dtype=module.dtype,
     kernel_init=nn.initializers.zeros,
+    dot_general=functions.dense_product,
     name=name,
   )
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ijepa_jax.models import transformer
+from ijepa_jax.models import functions, transformer
 
 
 class Projector(nn.Module):
@@ -43,6 +43,7 @@ class Projector(nn.Module):
         dtype=self.dtype,
         kernel_init=transformer.INITS['fan_in'],
         promote_dtype=transformer.gather_weights,
+        dot_general=functions.dense_product,
         name=f'fc{i + 1}',
       )(x_VBD).astype(jnp.float32)
     return x_VBD

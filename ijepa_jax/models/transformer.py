@@ -66,6 +66,7 @@ def dense(name: str, features: int, module: nn.Module) -> nn.Dense:
     dtype=module.dtype,
     kernel_init=module.kernel_init,
     promote_dtype=gather_weights,
+    dot_general=functions.dense_product,
     name=name,
   )
 

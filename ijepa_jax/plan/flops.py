@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+from jax.interpreters import partial_eval
 
 from ijepa_jax.train.run import Run
 
@@ -27,7 +28,11 @@ def model_flops(run: Run, batch) -> float:
   jaxpr = jax.make_jaxpr(jax.value_and_grad(method.loss, has_aux=True))(
     params, target, batch, key
   )
-  return product_flops(jaxpr.jaxpr)
+  # Without the gradient of the images, which functions.linear names and no one
+  # computes.
+  outputs = [True] * len(jaxpr.jaxpr.outvars)
+  used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, outputs)
+  return product_flops(used)
 
 
 def _in_products(x):

@@ -1,10 +1,11 @@
-"""GELU and attention beside float64 and JAX's own."""
+"""GELU, linear layers and attention beside float64 and JAX's own."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ijepa_jax.models import functions
 from tests.close import close
@@ -24,6 +25,22 @@ def test_gelu_and_its_slope():
   exact = z * 0.5 * (1 + np.vectorize(math.erf)(z / 2**0.5))
   error = np.abs(np.asarray(y, np.float64) - exact)
   assert (error <= 2.0**-8 * np.abs(exact) + 1e-6).all()
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_linear_is_a_product_and_its_gradients(dtype):
+  keys = jax.random.split(jax.random.key(0), 3)
+  x, kernel, dy = (
+    jax.random.normal(key, shape, dtype)
+    for key, shape in zip(keys, [(2, 3, 5, 8), (8, 4), (2, 3, 5, 4)])
+  )
+  y, back = jax.vjp(functions.linear, x, kernel)
+  expected, back_of_expected = jax.vjp(jnp.matmul, x, kernel)
+  tolerance = 1e-6 if dtype == jnp.float32 else 2e-2
+  pairs = zip((y, *back(dy)), (expected, *back_of_expected(dy)))
+  for got, wanted in pairs:
+    assert got.dtype == dtype and got.shape == wanted.shape
+    close(got.astype(jnp.float32), wanted.astype(jnp.float32), tolerance)
 
 
 def test_attention_is_that_of_jax():
