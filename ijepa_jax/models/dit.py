@@ -86,7 +86,6 @@ class DiT(nn.Module):
       (3, 3),
       dtype=self.dtype,
       kernel_init=nn.initializers.zeros,
-    dot_general=functions.dense_product,
       name='last_seam',
     )(y)
     return x + y.astype(jnp.float32)
