@@ -85,7 +85,9 @@ class MetricWriter:
     self._file = path.open('a', buffering=1, encoding='utf-8')
     if tensorboard:
       import tensorboardX  # late, since it takes a fifth of a second
+      from tensorboardX.proto.summary_pb2 import Summary
 
+      self._summary = Summary
       self._board = tensorboardX.SummaryWriter(
         str(local / 'tensorboard'), purge_step=start_step + 1, flush_secs=30
       )
@@ -108,9 +110,14 @@ class MetricWriter:
         f'{self._file.name} cannot be written ({error.strerror}): make room, '
         'and the same command goes on from the newest checkpoint.'
       ) from error
-    for name, value in row.items() if self._board else ():
-      if value is not None:
-        self._board.add_scalar(name, value, step)
+    if self._board:
+      # One event a step: add_scalar makes one a number, in six times the time.
+      values = [
+        self._summary.Value(tag=name, simple_value=value)
+        for name, value in row.items()
+        if value is not None
+      ]
+      self._board.file_writer.add_summary(self._summary(value=values), step)
 
   def picture(self, name: str, step: int, image_HWC: np.ndarray) -> None:
     """Writes a picture, uint8 [H, W, 3], over the one of an earlier step."""

@@ -30,17 +30,16 @@ def test_gelu_and_its_slope():
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_linear_is_a_product_and_its_gradients(dtype):
   keys = jax.random.split(jax.random.key(0), 3)
-  x, kernel, dy = (
-    jax.random.normal(key, shape, dtype)
-    for key, shape in zip(keys, [(2, 3, 5, 8), (8, 4), (2, 3, 5, 4)])
-  )
+  x = jax.random.normal(keys[0], (2, 3, 5, 8), dtype)
+  kernel = jax.random.normal(keys[1], (8, 4), dtype)
+  dy = jax.random.normal(keys[2], (2, 3, 5, 4), dtype)
   y, back = jax.vjp(functions.linear, x, kernel)
   expected, back_of_expected = jax.vjp(jnp.matmul, x, kernel)
   tolerance = 1e-6 if dtype == jnp.float32 else 2e-2
-  pairs = zip((y, *back(dy)), (expected, *back_of_expected(dy)))
-  for got, wanted in pairs:
-    assert got.dtype == dtype and got.shape == wanted.shape
-    close(got.astype(jnp.float32), wanted.astype(jnp.float32), tolerance)
+  expected = (expected, *back_of_expected(dy))
+  for a, b in zip((y, *back(dy)), expected, strict=True):
+    assert a.dtype == dtype and a.shape == b.shape
+    close(a.astype(jnp.float32), b.astype(jnp.float32), tolerance)
 
 
 def test_attention_is_that_of_jax():
