@@ -62,8 +62,16 @@ def _gradients_of_linear(arguments, dy):
 linear.defvjp(_linear_and_arguments, _gradients_of_linear)
 
 
-def dense_product(x: jax.Array, kernel_DF: jax.Array, *_, **__) -> jax.Array:
-  """`linear` as what nn.Dense takes for its `dot_general`."""
+def dense_product(
+  x: jax.Array, kernel_DF: jax.Array, dimension_numbers, precision=None
+) -> jax.Array:
+  """`linear` as what nn.Dense takes for its `dot_general`.
+
+  Raises:
+    NotImplementedError: a precision is asked for, or another product.
+  """
+  if precision or dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
+    raise NotImplementedError(f'{dimension_numbers}, precision {precision}')
   return linear(x, kernel_DF)
 
 
