@@ -39,7 +39,8 @@ class Block(nn.Module):
   def __call__(self, x_BTD: jax.Array, drop_path: jax.Array | None = None):
     d = x_BTD.shape[-1]
     y = norm('norm1', self.dtype)(x_BTD)
-    qkv = dense('qkv', 3 * d, self)(y)
+    # Of a kernel's output no sum is fused with what makes it.
+    qkv = dense('qkv', 3 * d, self, self.attention == 'pallas')(y)
     y = functions.attention(qkv, self.heads, self.attention)
     y = dense('proj', d, self)(y)
     x_BTD = x_BTD + self.drop(y, drop_path)
@@ -59,20 +60,39 @@ class Block(nn.Module):
     return jnp.where(kept, y_BTD / (1 - rate).astype(y_BTD.dtype), 0)
 
 
-def dense(name: str, features: int, module: nn.Module) -> nn.Dense:
+class Dense(nn.Module):
+  """nn.Dense with the products of functions.py; weights gathered, see below.
+
+  Attributes:
+    sum_by_product: how the bias's gradient is summed, functions.add_bias.
+  """
+
+  features: int
+  dtype: Any
+  kernel_init: Callable
+  sum_by_product: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = x.shape[-1], self.features
+    kernel = self.param('kernel', self.kernel_init, shape)
+    bias = self.param('bias', nn.initializers.zeros, shape[1:])
+    x, kernel, bias = gather_weights(x, kernel, bias, dtype=self.dtype)
+    y = functions.linear(x, kernel)
+    return functions.add_bias(y, bias) if self.sum_by_product else y + bias
+
+
+def dense(
+  name: str, features: int, module: nn.Module, sum_by_product: bool = False
+) -> Dense:
   """A linear layer with the compute type and initialisation of `module`."""
-  return nn.Dense(
-    features,
-    dtype=module.dtype,
-    kernel_init=module.kernel_init,
-    promote_dtype=gather_weights,
-    dot_general=functions.dense_product,
-    name=name,
+  return Dense(
+    features, module.dtype, module.kernel_init, sum_by_product, name=name
   )
 
 
 def gather_weights(x, *weights, dtype=None):
-  """nn.Dense's promote_dtype that gathers the parts of a split weight.
+  """nn.dtypes.promote_dtype that gathers the parts of a split weight.
 
   In the context runtime/sharding.py: gathering, every device computes with all
   of a weight, in the compute type, on its own rows of the batch. Left to itself
@@ -87,7 +107,7 @@ def gather_weights(x, *weights, dtype=None):
 
 def splits_weights() -> bool:
   """Whether this is traced in `gathering`; a user's own mesh has no 'fsdp'."""
-  return 'fsdp' in jax.sharding.get_abstract_mesh().axis_names
+  return jax.sharding.get_abstract_mesh().shape.get('fsdp', 1) > 1
 
 
 def save_all_but_gathered(primitive, *_, **__) -> bool:

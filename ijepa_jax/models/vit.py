@@ -244,6 +244,11 @@ def make_models(
         f'{name}.width is {s["width"]}: it must be a multiple of 4 and of the '
         f'{s["heads"]} heads.'
       )
+    if computation.get('attention') == 'pallas' and s['width'] % 128:
+      raise UserError(
+        f"model.attention is 'pallas' and {name}.width {s['width']}: its kernel "
+        'takes multiples of 128; take xla.'
+      )
   return (
     Encoder(**sizes, **computation, patch_size=patch_size),
     Predictor(**predictor_sizes, **computation, out_width=sizes['width']),
@@ -263,7 +268,7 @@ def _computation(
     ('init', init, transformer.INITS),
     ('remat', remat, transformer.REMAT),
     ('dtype', dtype, ('float32', 'bfloat16')),
-    ('attention', attention, ('xla', 'cudnn')),
+    ('attention', attention, ('xla', 'cudnn', 'pallas')),
   ):
     one_of(f'model.{name}', value, known)
   return dict(

@@ -78,6 +78,11 @@ def parse(text: str, slices: int = 1) -> Topology:
   return Topology(name, shape, slices)
 
 
+def one(name: str) -> Topology:
+  """A topology of one TPU, by its name in CHIPS."""
+  return Topology(name, (1,) * CHIPS[name].axes)
+
+
 def environment(topology: Topology, env=os.environ) -> dict[str, str]:
   """Variables without which JAX would look for chips, or not compile for them.
 

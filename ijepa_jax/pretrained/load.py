@@ -197,8 +197,9 @@ def _from_run(path, mesh, encoder, step):
   config = read_run_config(path)
   if encoder == 'untrained' and 'converted_from' in config:
     raise UserError(f'which is {encoder!r}: only a training run can give that.')
-  if mesh.devices.flat[0].platform != 'gpu':  # the same, without cuDNN
-    config.model.attention = 'xla'
+  platform = mesh.devices.flat[0].platform
+  if (config.model.attention, platform) != ('cudnn', 'gpu'):
+    config.model.attention = 'xla'  # the same, without a kernel
   method, table = from_config.make_method(config), None
   if encoder == 'untrained':
     params, words = _untrained_params(config, method, mesh), 'untrained encoder'

@@ -67,12 +67,13 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
 
 
 def gathering(mesh: Mesh):
-  """A context in which programs are compiled that take a split state.
+  """A context in which programs of several devices are compiled.
 
   In it models/transformer.py has each layer's weights gathered before they are
-  used. Where nothing is split it does nothing.
+  used, where the state is split, and models/pallas_attention.py has each device
+  compute the attention of its rows. Of one device it does nothing.
   """
-  if mesh.shape['fsdp'] == 1:
+  if mesh.size == 1:
     return contextlib.nullcontext()
   return jax.set_mesh(mesh)
 

@@ -210,11 +210,11 @@ def _check_steps(config, mesh) -> None:
     raise UserError(
       f'profile.steps is {(first, last)}: take a first and a last step.'
     )
-  platform = mesh.devices.flat[0].platform
-  if config.model.attention == 'cudnn' and platform != 'gpu':
+  platform, attention = mesh.devices.flat[0].platform, config.model.attention
+  if platform != {'cudnn': 'gpu', 'pallas': 'tpu'}.get(attention, platform):
     raise UserError(
-      f"model.attention is 'cudnn' and the devices are of the kind {platform}: "
-      'take xla.'
+      f'model.attention is {attention!r} and the devices are of the kind '
+      f'{platform}: take xla.'
     )
   pieces = config.accumulate * mesh.size
   if config.batch_size % pieces:

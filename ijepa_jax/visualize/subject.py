@@ -107,7 +107,8 @@ def load_subject(
   loaded = load.read_weights(path, step=step)
   loaded.log_notes(path)
   method = _make_method(loaded)
-  if mesh.devices.flat[0].platform != 'gpu':  # the same, without cuDNN
+  platform = mesh.devices.flat[0].platform
+  if (method.encoder.attention, platform) != ('cudnn', 'gpu'):  # the same
     method = dataclasses.replace(
       method,
       encoder=method.encoder.clone(attention='xla'),

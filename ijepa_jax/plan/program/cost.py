@@ -12,7 +12,7 @@ import math
 import re
 
 from ijepa_jax.plan.chips import Chip
-from ijepa_jax.plan.program import collectives, hlo
+from ijepa_jax.plan.program import collectives, hlo, kernels
 
 MADE_OF = {
   'tpu': (
@@ -71,6 +71,8 @@ def seconds_by_instruction(
 
 def _cycles(x, computation, module, chip) -> float:
   """Seconds of one instruction of a TPU's program, by its compiler."""
+  if kernels.is_kernel(x):
+    return kernels.cycles(x, computation, chip) / chip.clock
   match = _CYCLES.search(x.attributes)
   return int(match[1]) / chip.clock if match else 0.0
 

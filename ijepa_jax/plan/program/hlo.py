@@ -18,6 +18,8 @@ _COMPUTATION = re.compile(rf'(ENTRY )?{_NAME} \(.*\) -> .* {{$')
 _INSTRUCTION = re.compile(rf'(ROOT )?{_NAME} = ')
 _SHAPE = re.compile(r'\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]')
 _METADATA = re.compile(r'metadata=\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\}')
+# Of a Pallas kernel, over several lines.
+_MULTILINE = re.compile(r'kernel_metadata=\{\n[^{}]*\}')
 _CALLED = re.compile(
   r'\b(?:calls|to_apply|body|condition|true_computation|false_computation)='
   rf'{_NAME}'
@@ -192,7 +194,7 @@ def parse(text: str) -> Module:
   partitions = re.search(r'num_partitions=(\d+)', header)
   replicas = re.search(r'replica_count=(\d+)', header)
   computations, entry, computation = {}, None, None
-  for line in text.splitlines():
+  for line in _MULTILINE.sub(_joined, text).splitlines():
     line = line.strip()
     if computation is None:
       if match := _COMPUTATION.match(line):
@@ -207,6 +209,10 @@ def parse(text: str) -> Module:
     raise ValueError('This is no text of an HLO module: it has no ENTRY.')
   chips = math.prod(int(m[1]) for m in (partitions, replicas) if m)
   return Module(computations, entry, chips)
+
+
+def _joined(match) -> str:
+  return match[0].replace('\n', '')
 
 
 def _instruction(match, text: str) -> Instruction:
