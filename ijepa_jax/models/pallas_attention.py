@@ -43,7 +43,8 @@ def attention(
 
 
 def _attention_and_arguments(qkv_BTD, heads, interpret):
-  return attention(qkv_BTD, heads, interpret), qkv_BTD
+  y_BTD = _on_all_devices(_forward, heads, interpret, qkv_BTD)
+  return y_BTD, qkv_BTD
 
 
 def _gradient(heads, interpret, qkv_BTD, dy_BTD):

@@ -246,8 +246,8 @@ def make_models(
       )
     if computation.get('attention') == 'pallas' and s['width'] % 128:
       raise UserError(
-        f"model.attention is 'pallas' and {name}.width {s['width']}: its kernel "
-        'takes multiples of 128; take xla.'
+        f"model.attention is 'pallas' and {name}.width {s['width']}: its "
+        'kernel takes multiples of 128; take xla.'
       )
   return (
     Encoder(**sizes, **computation, patch_size=patch_size),

@@ -66,6 +66,7 @@ def _run(config, workdir, watched, this_start) -> State:
     log_plan(run, max(saved, default=0))
     if saved:
       require_same_function(earlier_config, run)
+    compile.check_attention(run.method)
     # Before anything is compiled: the images may be no such.
     probe, signals = monitors.make_probe(run), monitors.make_health(run)
     all_monitors = monitors.make_monitors(run, probe, signals)

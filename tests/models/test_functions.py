@@ -42,6 +42,22 @@ def test_linear_is_a_product_and_its_gradients(dtype):
     close(a.astype(jnp.float32), b.astype(jnp.float32), tolerance)
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_add_bias_and_its_gradient(dtype):
+  keys = jax.random.split(jax.random.key(0), 3)
+  x, dy = (jax.random.normal(k, (7, 5, 6), dtype) for k in keys[:2])
+  bias = jax.random.normal(keys[2], (6,), dtype)
+  y, back = jax.vjp(functions.add_bias, x, bias)
+  close(y.astype(jnp.float32), (x + bias).astype(jnp.float32), 0)
+  dx, dbias = back(dy)
+  close(dx.astype(jnp.float32), dy.astype(jnp.float32), 0)
+  assert dbias.dtype == dtype
+  exact = dy.astype(jnp.float32).sum((0, 1))
+  close(
+    dbias.astype(jnp.float32), exact, 1e-6 if dtype == jnp.float32 else 1e-2
+  )
+
+
 def test_attention_is_that_of_jax():
   heads, d = 3, 24
   key = jax.random.split(jax.random.key(0))

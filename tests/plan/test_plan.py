@@ -398,3 +398,21 @@ def test_planned_for_chips_that_are_not_here(package, topology, platform):
     result = json.loads(out.splitlines()[-1])
     assert (result['platform'], result['chips']) == (platform, 4)
     assert result['fits'] and 0 < result['mfu'] < 1
+
+
+@pytest.mark.slow
+def test_kernels_are_planned():
+  """Their schedule is written down by a process that compiles them alone."""
+  pytest.importorskip('libtpu')
+  command = [sys.executable, '-m', 'ijepa_jax.plan', '--topology=v5e:2x2']
+  command += ['--config=configs/tiny.py', '--json', '--config.model.depth=1']
+  command += ['--config.model.width=128', '--config.model.predictor_width=128']
+  times = {}
+  for attention in ('xla', 'pallas'):
+    flag = f'--config.model.attention={attention}'
+    out = subprocess.run(
+      [*command, flag], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    times[attention] = json.loads(out.splitlines()[-1])
+  seconds = [x['estimated_step_seconds'] for x in times.values()]
+  assert 0.2 < seconds[1] / seconds[0] < 5
