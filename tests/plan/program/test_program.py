@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ijepa_jax.plan import chips
-from ijepa_jax.plan.program import collectives, cost, hlo, kernels
+from ijepa_jax.plan.program import collectives, cost, hlo
 from ijepa_jax.runtime import sharding
 from tests.close import close
 
@@ -53,38 +53,6 @@ def test_instructions(line, opcode, count, operands):
   assert (x.opcode, x.bytes, x.root) == (opcode, count, True)
   if operands:
     assert ' '.join(x.operands) == operands
-
-
-# As TPUs' compiler prints a kernel of models/pallas_attention.py.
-PALLAS = """HloModule m
-
-ENTRY %e (x: bf16[87,64,384]) -> bf16[87,64,128] {
-  %x = bf16[87,64,384]{2,1,0:T(8,128)(2,1)} parameter(0)
-  %k.1 = bf16[87,64,128]{2,1,0} custom-call(%x, %x, %x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
-"programs":"24"
-}}, metadata={op_name="jit(f)/forward_attention" stack_frame_id=7}, backend_config={"custom_call_config":{"body":"TUzv"},"a":[]}
-  ROOT %y = bf16[87,64,128]{2,1,0} copy(%k.1), backend_config={"estimated_cycles":"500"}
-}
-"""
-
-
-@pytest.mark.parametrize(('chip', 'cores'), [('v5e', 1), ('v4', 2)])
-def test_kernels_cost_their_schedule(monkeypatch, chip, cores):
-  seen = []
-
-  def schedule(*arguments):
-    seen.append(arguments)
-    return 2900
-
-  monkeypatch.setattr(kernels, '_schedule', schedule)
-  chip, name = chips.CHIPS[chip], chip
-  module = hlo.parse(PALLAS)
-  assert list(module.computations['e']) == ['x', 'k.1', 'y']
-  cycles = 24 * (2900 + kernels.WAIT) / cores + 500
-  close(cost.step_seconds(module, chip, 1), cycles / chip.clock, 1e-12)
-  in_, out = hlo.Shape('bf16', (87, 64, 384)), hlo.Shape('bf16', (87, 64, 128))
-  config = '{"custom_call_config":{"body":"TUzv"},"a":[]}'
-  assert seen[0] == (name, config, (in_,) * 3, out)
 
 
 def test_other_text_is_refused():
