@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
   c.model.init = 'release'  # release, rescaled (1/sqrt(2 layer)), fan_in
   c.model.dtype = 'bfloat16'  # of the computation; parameters are float32
   c.model.remat = 'none'  # none, dots (keep products), full (keep nothing)
-  c.model.attention = 'xla'  # xla, cudnn (flash attention on NVIDIA GPUs)
+  c.model.attention = 'xla'  # xla, cudnn (NVIDIA GPUs), pallas (TPUs)
   c.model.unroll = 1  # blocks in a turn of the loop; all: fast, slow to compile
 
   c.loss = ConfigDict()
