@@ -100,6 +100,18 @@ add_bias.defvjp(
 )
 
 
+def inference_attention(attention: str, platform: str) -> str:
+  """The attention of a model that is looked at, of what it was trained with.
+
+  A model may have been trained on other devices; a kernel of TPUs is for
+  training alone. What it computes is the same.
+
+  Args:
+    platform: of the devices, jax.Device.platform.
+  """
+  return 'cudnn' if (attention, platform) == ('cudnn', 'gpu') else 'xla'
+
+
 def attention(qkv_BTD: jax.Array, heads: int, implementation: str) -> jax.Array:
   """Self-attention of fused queries, keys and values.
 

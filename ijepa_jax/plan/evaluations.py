@@ -12,6 +12,7 @@ from ijepa_jax.errors import UserError
 from ijepa_jax.evals import attentive, features, finetune, linear, tasks
 from ijepa_jax.evals.evaluation import Evaluation
 from ijepa_jax.methods import from_config
+from ijepa_jax.models import functions
 from ijepa_jax.plan import flops, plan
 from ijepa_jax.plan.program.compiled import compile_step
 from ijepa_jax.pretrained.frozen_encoder import FrozenEncoder
@@ -87,8 +88,11 @@ def make_evaluation(config, recipe, devices: list) -> Evaluation:
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, devices=devices
   )
+  attention = functions.inference_attention(
+    method.encoder.attention, devices[0].platform
+  )
   frozen = FrozenEncoder(
-    method.encoder,
+    method.encoder.clone(attention=attention),
     sharding.with_shardings(params, mesh),
     *(method.mean, method.std, tuple(data.image_size), data.channels),
     name='a recipe',

@@ -18,7 +18,7 @@ from etils import epath
 
 from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.methods import from_config
-from ijepa_jax.models import vit
+from ijepa_jax.models import functions, vit
 from ijepa_jax.pretrained import shipped
 from ijepa_jax.pretrained.formats import huggingface, orbax, release, weights
 from ijepa_jax.pretrained.frozen_encoder import FrozenEncoder, RawPixels
@@ -197,9 +197,9 @@ def _from_run(path, mesh, encoder, step):
   config = read_run_config(path)
   if encoder == 'untrained' and 'converted_from' in config:
     raise UserError(f'which is {encoder!r}: only a training run can give that.')
-  platform = mesh.devices.flat[0].platform
-  if (config.model.attention, platform) != ('cudnn', 'gpu'):
-    config.model.attention = 'xla'  # the same, without a kernel
+  config.model.attention = functions.inference_attention(
+    config.model.attention, mesh.devices.flat[0].platform
+  )
   method, table = from_config.make_method(config), None
   if encoder == 'untrained':
     params, words = _untrained_params(config, method, mesh), 'untrained encoder'

@@ -14,7 +14,7 @@ from ijepa_jax.data.scenes import scene
 from ijepa_jax.data.transforms import crop
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import from_config, ijepa, masks
-from ijepa_jax.models import vit
+from ijepa_jax.models import functions, vit
 from ijepa_jax.pretrained import load
 from ijepa_jax.pretrained.formats import weights
 from ijepa_jax.runtime import sharding
@@ -107,13 +107,14 @@ def load_subject(
   loaded = load.read_weights(path, step=step)
   loaded.log_notes(path)
   method = _make_method(loaded)
-  platform = mesh.devices.flat[0].platform
-  if (method.encoder.attention, platform) != ('cudnn', 'gpu'):  # the same
-    method = dataclasses.replace(
-      method,
-      encoder=method.encoder.clone(attention='xla'),
-      predictor=method.predictor.clone(attention='xla'),
-    )
+  attention = functions.inference_attention(
+    method.encoder.attention, mesh.devices.flat[0].platform
+  )
+  method = dataclasses.replace(
+    method,
+    encoder=method.encoder.clone(attention=attention),
+    predictor=method.predictor.clone(attention=attention),
+  )
   image_size = tuple(loaded.config['image_size'])
   settings = dict(mask_settings or _mask_settings(loaded.run_config))
   p = method.encoder.patch_size

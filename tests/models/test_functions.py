@@ -75,3 +75,16 @@ def test_attention_is_that_of_jax():
   half = functions.attention(qkv.astype(jnp.bfloat16), heads, 'xla')
   assert half.dtype == jnp.bfloat16
   close(half.astype(jnp.float32), expected, 2e-2)
+
+
+@pytest.mark.parametrize(
+  ('trained', 'platform', 'looked_at'),
+  [
+    ('cudnn', 'gpu', 'cudnn'),
+    ('cudnn', 'cpu', 'xla'),
+    ('pallas', 'tpu', 'xla'),
+    ('xla', 'gpu', 'xla'),
+  ],
+)
+def test_attention_of_a_model_that_is_looked_at(trained, platform, looked_at):
+  assert functions.inference_attention(trained, platform) == looked_at

@@ -163,3 +163,18 @@ def test_a_trace_of_some_steps(tmp_path):
 def test_a_trace_that_ends_before_it_begins(tmp_path):
   with pytest.raises(UserError, match=r'profile.steps is \(4, 3\)'):
     pretrain.run(tiny_config(**{'profile.steps': (4, 3)}), tmp_path)
+
+
+@pytest.mark.parametrize('attention', ['cudnn', 'pallas'])
+def test_attention_of_other_devices_is_refused(tmp_path, attention):
+  config = tiny_config(
+    **{
+      'model.attention': attention,
+      'model.width': 128,
+      'model.predictor_width': 128,
+    }
+  )
+  with pytest.raises(
+    UserError, match=f'{attention}.* of the kind cpu: take xla'
+  ):
+    pretrain.run(config, tmp_path)
