@@ -116,6 +116,7 @@ def _call(kernel, heads, interpret, qkv_BTD, *cotangent):
 
 
 def _forward(q_ref, k_ref, v_ref, y_ref, *scratch, features):
+  """A program: softmax(q k^T / sqrt(features)) v of each image and head."""
   inputs, (ys,) = scratch[:3], scratch[3:]
   _unpack((q_ref, k_ref, v_ref), inputs)
   t, dtype, scale = y_ref.shape[0], y_ref.dtype, features**-0.5
@@ -135,6 +136,7 @@ def _forward(q_ref, k_ref, v_ref, y_ref, *scratch, features):
 
 
 def _backward(q_ref, k_ref, v_ref, dy_ref, dqkv_ref, *scratch, features):
+  """A program: the gradient of `_forward`, of queries, keys and values."""
   inputs, outputs = scratch[:4], scratch[4:]
   _unpack((q_ref, k_ref, v_ref, dy_ref), inputs)
   t, dtype, scale = dy_ref.shape[0], dy_ref.dtype, features**-0.5
