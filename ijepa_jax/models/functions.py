@@ -6,8 +6,6 @@ Shapes in names: B images, T tokens, D features, F features of the output.
 import jax
 import jax.numpy as jnp
 
-from ijepa_jax.models import pallas_attention
-
 
 @jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
@@ -125,6 +123,9 @@ def attention(qkv_BTD: jax.Array, heads: int, implementation: str) -> jax.Array:
     [B, T, D] of the same type; the softmax is in float32.
   """
   if implementation == 'pallas':
+    # Importing Pallas takes a third of a second, which only TPUs need.
+    from ijepa_jax.models import pallas_attention
+
     return pallas_attention.attention(qkv_BTD, heads)
   b, t, _ = qkv_BTD.shape
   # Split before heads are: a stack of three is moved about as a whole.

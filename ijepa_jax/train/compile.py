@@ -10,7 +10,7 @@ import numpy as np
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import train_step
-from ijepa_jax.models import functions, pallas_attention
+from ijepa_jax.models import functions
 from ijepa_jax.runtime import sharding
 from ijepa_jax.train.run import Run
 
@@ -68,6 +68,8 @@ def check_attention(method, interpret: bool = False) -> None:
 
 def _error_of_kernel(module, interpret: bool) -> float:
   """The largest difference of attention or its gradient, of the largest."""
+  from ijepa_jax.models import pallas_attention  # see functions.attention
+
   shape = 2 * pallas_attention.IMAGES, 43, module.width
   keys = jax.random.split(jax.random.key(0))
   qkv = jax.random.normal(keys[0], (*shape[:2], 3 * shape[2]), module.dtype)
