@@ -78,18 +78,24 @@ def _call(kernel, heads, interpret, qkv_BTD, *cotangent):
   grid = pl.cdiv(b, IMAGES), d // group
   inputs = *[qkv_BTD] * 3, *cotangent
   first_groups = 0, d // group, 2 * d // group, 0
-  out_width = 3 * d if cotangent else d
 
   def block(first_group):
     return pl.BlockSpec(
       (t, IMAGES, group), lambda images, g: (0, images, first_group + g)
     )
 
+  if cotangent:  # one array of three parts, of all groups before it is written
+    out_width = out_block_width = 3 * d
+    out_block = pl.BlockSpec(
+      (t, IMAGES, 3 * d), lambda images, g: (0, images, 0)
+    )
+  else:
+    out_width, out_block_width, out_block = d, group, block(0)
   # A copy of each input and each part of the output, see `_unpack`.
   copy = pltpu.VMEM((group // LANES, t * IMAGES, LANES), jnp.float32)
   copies = len(inputs) + out_width // d
   # Blocks are there twice: the next ones come while a program computes.
-  blocks = 2 * qkv_BTD.dtype.itemsize * (len(inputs) * group + out_width)
+  blocks = 2 * qkv_BTD.dtype.itemsize * (len(inputs) * group + out_block_width)
   memory = t * IMAGES * (blocks + 4 * copies * group)
   # Tokens before images, as TPUs' compiler lays them out by itself: 8 divides
   # most numbers of images, and few of tokens.
@@ -100,15 +106,13 @@ def _call(kernel, heads, interpret, qkv_BTD, *cotangent):
     out_shape=jax.ShapeDtypeStruct((t, b, out_width), qkv_BTD.dtype),
     grid=grid,
     in_specs=[block(first) for first in first_groups[: len(inputs)]],
-    # It stays where it is for all groups of the same images.
-    out_specs=pl.BlockSpec(
-      (t, IMAGES, out_width), lambda images, g: (0, images, 0)
-    ),
+    out_specs=out_block,
     scratch_shapes=[copy] * copies,
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary'),
-      # What a program computes is there besides; 16 MiB are the default.
-      vmem_limit_bytes=max(memory + 5 * 2**20, 16 * 2**20),
+      # A limit: what a program computes is there besides, as much again of
+      # large groups. 16 MiB are what every TPU has.
+      vmem_limit_bytes=max(2 * memory, 16 * 2**20),
     ),
     interpret=interpret,
   )(*(jnp.swapaxes(x, 0, 1) for x in inputs))
@@ -176,11 +180,12 @@ def _unpack(refs, scratch) -> None:
 
 
 def _pack(ref, scratch) -> None:
-  """Copies back, to this group's lanes of each of an output's parts."""
+  """Copies back, to each part of an output: of all groups, or of this one."""
   t, _, width = ref.shape
   for part, rows in enumerate(scratch):
-    first = part * (width // len(scratch))
-    first += pl.program_id(1) * rows.shape[0] * LANES
+    first, size = part * (width // len(scratch)), rows.shape[0] * LANES
+    if width > len(scratch) * size:
+      first += pl.program_id(1) * size
     for n in range(rows.shape[0]):
       lanes = pl.ds(pl.multiple_of(first + n * LANES, LANES), LANES)
       tile = rows[n].reshape(t, IMAGES, LANES)

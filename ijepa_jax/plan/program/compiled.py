@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.plan import chips
 from ijepa_jax.plan.program import collectives, cost, hlo, parts
 from ijepa_jax.plan.program.parts import Part
@@ -72,11 +73,19 @@ def compile_step(make: Callable, device, per_host: int, **known) -> Step:
     device: one of those that it is for.
     per_host: devices that share a host.
     **known: fields of Step.
+
+  Raises:
+    UserError: a kernel finds no room on the chip.
   """
   began = time.perf_counter()
   try:
     step = make()
   except jax.errors.JaxRuntimeError as error:
+    if re.search(r'memory space vmem.*_attention', str(error), re.DOTALL):
+      raise UserError(
+        "model.attention is 'pallas', and its kernel finds no room in the fast "
+        f'memory of {device.device_kind}: take xla.'
+      ) from error
     if (amounts := out_of_memory(str(error))) is None:
       raise
     known['compile_seconds'] = time.perf_counter() - began
