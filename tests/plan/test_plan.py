@@ -226,6 +226,21 @@ def test_what_does_not_fit_is_a_plan(cpus, monkeypatch):
   assert 'does not fit: needs 20.00 GiB of 15.75 GiB a chip' in text
 
 
+def test_a_kernel_without_room_is_named(cpus, monkeypatch):
+  def refuse(*_):
+    raise jax.errors.JaxRuntimeError(
+      'RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 56.15M '
+      'of 16.00M vmem.\n  XLA label: %forward_attention.1 = bf16[256,32,1280]'
+    )
+
+  monkeypatch.setattr(compile, 'compile_steps', refuse)
+  run = make_run(wide(1), cpus, open_images=False)
+  with pytest.raises(
+    UserError, match=r'no room in the fast memory of cpu: .*xla'
+  ):
+    plan.make_plan(run, per_host=8)
+
+
 def test_search_takes_the_fastest_that_fits(cpus):
   """Accumulation is doubled until a step fits; a batch that can't be cut ends
   it."""
