@@ -75,8 +75,8 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = x.shape[-1], self.features
-    kernel = self.param('kernel', self.kernel_init, shape)
-    bias = self.param('bias', nn.initializers.zeros, shape[1:])
+    kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, shape[1:], jnp.float32)
     x, kernel, bias = gather_weights(x, kernel, bias, dtype=self.dtype)
     y = functions.linear(x, kernel)
     return functions.add_bias(y, bias) if self.sum_by_product else y + bias
