@@ -198,7 +198,8 @@ def _from_run(path, mesh, encoder, step):
   if encoder == 'untrained' and 'converted_from' in config:
     raise UserError(f'which is {encoder!r}: only a training run can give that.')
   config.model.attention = functions.inference_attention(
-    config.model.attention, mesh.devices.flat[0].platform
+    config.model.get('attention', 'xla'),  # runs of before have no such knob
+    mesh.devices.flat[0].platform,
   )
   method, table = from_config.make_method(config), None
   if encoder == 'untrained':
