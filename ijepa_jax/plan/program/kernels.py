@@ -64,7 +64,8 @@ def _schedule(
   *shapes, out = ((list(s.dims), _DTYPES[s.dtype]) for s in (*operands, result))
   with tempfile.TemporaryDirectory() as folder:
     flags = (
-      f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true '
+      f'{os.environ.get("LIBTPU_INIT_ARGS", "")} --xla_jf_dump_to={folder} '
+      '--xla_jf_dump_llo_text=true '
       '--xla_jf_dump_llo_pass_label_regex=final_bundles'
     )
     topology = topologies.one(chip)
