@@ -106,7 +106,7 @@ def gather_weights(x, *weights, dtype=None):
 
 
 def splits_weights() -> bool:
-  """Whether this is traced in `gathering`; a user's own mesh has no 'fsdp'."""
+  """Whether weights are split, in `gathering`; a user's mesh has no 'fsdp'."""
   return jax.sharding.get_abstract_mesh().shape.get('fsdp', 1) > 1
 
 

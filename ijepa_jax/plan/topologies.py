@@ -78,8 +78,8 @@ def parse(text: str, slices: int = 1) -> Topology:
   return Topology(name, shape, slices)
 
 
-def one(name: str) -> Topology:
-  """A topology of one TPU, by its name in CHIPS."""
+def single_chip(name: str) -> Topology:
+  """Returns a topology of one TPU; `name` is a key of CHIPS."""
   return Topology(name, (1,) * CHIPS[name].axes)
 
 

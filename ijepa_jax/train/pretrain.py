@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import from_config
 from ijepa_jax.methods.train_step import State
+from ijepa_jax.models import kernel_check
 from ijepa_jax.pretrained.formats import orbax
 from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
@@ -66,10 +67,10 @@ def _run(config, workdir, watched, this_start) -> State:
     log_plan(run, max(saved, default=0))
     if saved:
       require_same_function(earlier_config, run)
-    compile.check_attention(run.method)
     # Before anything is compiled: the images may be no such.
     probe, signals = monitors.make_probe(run), monitors.make_health(run)
     all_monitors = monitors.make_monitors(run, probe, signals)
+    kernel_check.check_attention(run.method)
     if first_process and max(saved, default=0) < run.total_steps:
       this_start.keep_in(workdir)
     if restored := checkpoints.restore(abstract):

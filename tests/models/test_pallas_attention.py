@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from ijepa_jax.errors import UserError
-from ijepa_jax.models import functions, pallas_attention, vit
+from ijepa_jax.models import functions, kernel_check, pallas_attention, vit
 from ijepa_jax.runtime import sharding
-from ijepa_jax.train import compile
 from tests.close import close
 
 
@@ -120,12 +119,12 @@ class Method:
 
 
 def test_checked_where_it_runs(monkeypatch):
-  compile.check_attention(Method, interpret=True)
+  kernel_check.check_attention(Method, interpret=True)
   wrong = lambda x, *_: 1.1 * functions.attention(x, 4, 'xla')  # noqa: E731
   monkeypatch.setattr(pallas_attention, 'attention', wrong)
   with pytest.raises(UserError, match=r"encoder's kernel .*by 0\.1 of"):
-    compile.check_attention(Method)
+    kernel_check.check_attention(Method)
   none = lambda x, *_: jnp.nan * functions.attention(x, 4, 'xla')  # noqa: E731
   monkeypatch.setattr(pallas_attention, 'attention', none)
   with pytest.raises(UserError, match='by nan'):
-    compile.check_attention(Method)
+    kernel_check.check_attention(Method)

@@ -1,8 +1,8 @@
-"""Cycles of Pallas kernels, of which TPUs' compiler says no estimate.
+"""Cycles of Pallas kernels, for which the TPU compiler gives no estimate.
 
-A kernel of a compiled program is compiled once more, alone, in a process of its
-own that has libtpu write down the schedule: a program of the kernel takes a
-cycle for every instruction of it. To that comes `WAIT` for every program.
+Each kernel is compiled once more, alone, in a process of its own, in which
+libtpu writes the schedule to a file. A program of the kernel takes one cycle
+for each instruction of the schedule, and waits `WAIT` cycles besides.
 """
 
 import functools
@@ -19,10 +19,11 @@ from ijepa_jax.plan import topologies
 from ijepa_jax.plan.chips import CHIPS, Chip
 from ijepa_jax.plan.program import hlo
 
-# Cycles of a program besides its instructions, until its blocks have come. The
-# compiler's profile of the forward kernel of models/pallas_attention.py, which
-# it can write of no other, has 750 (87 tokens, 12 heads of 32) and 970 (57
-# tokens, 16 heads of 64) on v5e.
+# Cycles of a program besides its instructions, until its blocks have come. For
+# the forward kernel of models/pallas_attention.py on v5e the compiler's profile
+# (LIBTPU_INIT_ARGS=--xla_jf_dump_static_llo_profile_to=FOLDER, which fails for
+# most kernels) has 750 (87 tokens, 12 heads of 32) and 970 (57 tokens, 16 heads
+# of 64).
 WAIT = 1000
 _TARGET = 'custom_call_target="tpu_custom_call"'
 _DTYPES = {'bf16': 'bfloat16', 'f32': 'float32'}
@@ -68,7 +69,7 @@ def _schedule(
       '--xla_jf_dump_llo_text=true '
       '--xla_jf_dump_llo_pass_label_regex=final_bundles'
     )
-    topology = topologies.one(chip)
+    topology = topologies.single_chip(chip)
     subprocess.run(
       [sys.executable, '-m', __spec__.name],
       input=json.dumps([str(topology), config, shapes, out]),
