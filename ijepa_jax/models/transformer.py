@@ -168,7 +168,8 @@ class Transformer(nn.Module):
       split_rngs={'params': True, 'drop_path': True},
       in_axes=0,
       length=self.depth,
-      unroll=min(self.unroll, self.depth),
+      # Parameters are drawn once a run: a loop compiles sooner.
+      unroll=1 if self.is_initializing() else min(self.unroll, self.depth),
     )
     return scanned(
       self.heads,

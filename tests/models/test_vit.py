@@ -143,6 +143,16 @@ def test_remat_and_unroll_change_nothing(kwargs):
   trees_close(jax.grad(loss)(params, encoder), jax.grad(loss)(params, other))
 
 
+def test_parameters_are_drawn_in_a_loop():
+  """Whatever `unroll` says of the steps: H/14 compiles in a fifth of it."""
+  image = jnp.zeros((1, 16, 16, 3))
+  programs = {
+    jax.jit(encoder.init).lower(jax.random.key(0), image).as_text()
+    for encoder, _ in (small(), small(unroll=3))
+  }
+  assert len(programs) == 1
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
   encoder, _ = small(dtype='bfloat16')
   image, params = init(encoder, (2, 16, 16, 3))
