@@ -144,7 +144,7 @@ def test_remat_and_unroll_change_nothing(kwargs):
 
 
 def test_parameters_are_drawn_in_a_loop():
-  """Whatever `unroll` says of the steps: H/14 compiles in a fifth of it."""
+  """Whatever `unroll` says of the steps; the first state compiles sooner."""
   image = jnp.zeros((1, 16, 16, 3))
   programs = {
     jax.jit(encoder.init).lower(jax.random.key(0), image).as_text()
