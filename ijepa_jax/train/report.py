@@ -6,8 +6,6 @@ import json
 
 import jax
 import numpy as np
-from matplotlib import ticker
-from matplotlib.figure import Figure
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.probes import verdict
@@ -153,6 +151,9 @@ def draw_curves(
       panels.append((label, present))
   if not panels:
     raise UserError('There is nothing to draw: no step has been recorded.')
+  # Late: every start would wait for it, a quarter as long as for all else.
+  from matplotlib.figure import Figure
+
   columns = min(3, len(panels))
   grid = -(-len(panels) // columns), columns
   # Not of pyplot, whose windows and state are the caller's.
@@ -185,11 +186,12 @@ def _all_positive(axis) -> bool:
 
 def _make_logarithmic(axis) -> None:
   """With 0.02, 0.05, 0.1 where others write 10^-1."""
+  from matplotlib import ticker
+
   axis.set_yscale('log')
   axis.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
-  for which in 'major', 'minor':
-    formatter = ticker.StrMethodFormatter('{x:g}')
-    getattr(axis.yaxis, f'set_{which}_formatter')(formatter)
+  axis.yaxis.set_major_formatter('{x:g}')
+  axis.yaxis.set_minor_formatter('{x:g}')
 
 
 def _panel(axis, rows, names, levels) -> None:
