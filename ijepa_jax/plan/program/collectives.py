@@ -91,22 +91,23 @@ def _sum(pairs) -> collections.Counter:
 def in_computation(
   computation: hlo.Computation, module: hlo.Module
 ) -> list[Collective]:
-  """What a computation runs itself, in its fusions too, but not in its loops.
-
-  On TPUs an asynchronous collective is cut into fusions that start it, go on
-  with it and end it: they have one channel, and it is counted once.
-  """
-  by_channel = {}
-  for x, around in _with_fusions(computation, module):
-    if kind_of(x):
-      channel = re.search(r'channel_id=(\d+)', x.attributes)
-      # Sends and collectives number theirs apart.
-      key = kind_of(x), channel[1] if channel else x.name
-      by_channel.setdefault(key, []).append((x, around))
+  """What a computation runs itself, in fusions too, but not in its loops."""
   return [
-    _collective(*parts[0], computation, module.chips, len(parts) > 1)
-    for parts in by_channel.values()
+    _collective(x, around, computation, module.chips)
+    for x, around in _with_fusions(computation, module)
+    if kind_of(x) and not (_is_part(x) and not _is_start(around))
   ]
+
+
+# On TPUs an asynchronous collective is cut into fusions that start it, go on
+# with it beside what they compute, and end it: the first counts. A channel does
+# not tell one from another, for those of blocks that are alike share it.
+def _is_part(x: hlo.Instruction) -> bool:
+  return '"async_collective_fusion_config"' in x.attributes
+
+
+def _is_start(around: hlo.Computation) -> bool:
+  return any('"AsyncCollectiveStart"' in y.attributes for y in around.values())
 
 
 def _with_fusions(computation, module):
@@ -118,14 +119,13 @@ def _with_fusions(computation, module):
         yield from _with_fusions(module.computations.get(name, {}), module)
 
 
-def _collective(x, around, computation, chips: int, cut: bool) -> Collective:
+def _collective(x, around, computation, chips: int) -> Collective:
   """Describes a collective.
 
   Args:
     around: the computation that it is in.
     computation: the one that runs, `around` itself or what calls it.
     chips: of the program.
-    cut: whether it is one of several parts.
   """
   kind, ids = kind_of(x), group(x, chips)
   results = {x.name}
@@ -142,7 +142,8 @@ def _collective(x, around, computation, chips: int, cut: bool) -> Collective:
     kind = 'reduce-scatter'  # as TPUs run it
   n = len(ids)
   sent = sum(around[k].bytes for k in x.operands if k in around) * SENT[kind](n)
-  return Collective(kind, sent, ids, cut or x.opcode.endswith('-start'))
+  beside = _is_part(x) or x.opcode.endswith('-start')
+  return Collective(kind, sent, ids, beside)
 
 
 # "[4,2]T(1,0)", and "mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}".
