@@ -3,28 +3,22 @@
 The flags are read when JAX first looks for devices, so they are set before any
 import of it. What one test compiled, the others and the processes that they
 start find in a folder of this session. LLVM's passes and XLA's newer way to
-write kernels are left out, which compiles in a quarter of the time:
+write kernels are left out (tests/xla_flags.py):
 XLA_FLAGS=--xla_backend_optimization_level=3 has both, and so has
 `make test-portable`, which compares the numbers.
 """
 
 import atexit
 import contextlib
-import importlib.metadata
 import os
 import shutil
 import signal
 import tempfile
 
-_QUICK = '--xla_backend_optimization_level=0 '
-# jaxlib 0.12 has one way only, and ends at a flag that it does not know.
-_, minor, *_ = importlib.metadata.version('jaxlib').split('.')
-if int(minor) < 12:
-  _QUICK += '--xla_cpu_use_fusion_emitters=false '
-if 'xla_backend_optimization_level' in os.environ.get('XLA_FLAGS', ''):
-  _QUICK = ''
+from tests import xla_flags
+
 os.environ['XLA_FLAGS'] = (
-  _QUICK
+  xla_flags.quick()
   + os.environ.get('XLA_FLAGS', '')
   + ' --xla_force_host_platform_device_count=8'
 )
