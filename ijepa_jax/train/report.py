@@ -151,7 +151,7 @@ def draw_curves(
       panels.append((label, present))
   if not panels:
     raise UserError('There is nothing to draw: no step has been recorded.')
-  # Late: every start would wait for it, a quarter as long as for all else.
+  # Late: every start would wait for it, and only the end of a run draws.
   from matplotlib.figure import Figure
 
   columns = min(3, len(panels))

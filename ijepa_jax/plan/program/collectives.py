@@ -99,14 +99,18 @@ def in_computation(
   ]
 
 
-# On TPUs an asynchronous collective is cut into fusions that start it, go on
-# with it beside what they compute, and end it: the first counts. A channel does
-# not tell one from another, for those of blocks that are alike share it.
 def _is_part(x: hlo.Instruction) -> bool:
+  """Whether an instruction is a part of an asynchronous collective of TPUs.
+
+  Such a collective is cut into fusions that start it, go on with it beside what
+  they compute, and end it. The part that starts it is counted. Parts can't be
+  put together by their channel: collectives of equal blocks share one.
+  """
   return '"async_collective_fusion_config"' in x.attributes
 
 
 def _is_start(around: hlo.Computation) -> bool:
+  """Whether a fusion, of this computation, starts such a collective."""
   return any('"AsyncCollectiveStart"' in y.attributes for y in around.values())
 
 

@@ -150,13 +150,11 @@ ENTRY %e (x: f32[1024]) -> f32[256] {
   %r = f32[256]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
   ROOT %t = f32[256]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
 }
-"""
-for short, long in {
-  'PART': 'channel_id=7, replica_groups=[1,4]<=[4], '
+""".replace('TARGET', 'custom_call_target').replace(
+  'PART',
+  'channel_id=7, replica_groups=[1,4]<=[4], '
   'backend_config={"async_collective_fusion_config":{}}',
-  'TARGET': 'custom_call_target',
-}.items():
-  FUSED = FUSED.replace(short, long)
+)
 
 
 def test_collectives_in_fusions_of_tpus():
