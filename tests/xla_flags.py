@@ -13,7 +13,7 @@ def quick() -> str:
   if 'xla_backend_optimization_level' in os.environ.get('XLA_FLAGS', ''):
     return ''
   flags = '--xla_backend_optimization_level=0 '
-  # From 0.12 there is no older way, and XLA ends at a flag it does not know.
-  if int(importlib.metadata.version('jaxlib').split('.')[1]) < 12:
+  # jaxlib 0.11.2 has no older kernels, and XLA ends at a flag it does not know.
+  if int(importlib.metadata.version('jaxlib').split('.')[1]) < 11:
     flags += '--xla_cpu_use_fusion_emitters=false '
   return flags
