@@ -4,8 +4,10 @@
 
 Each row is a process of `python -m ijepa_jax.plan --json`, which takes minutes;
 what has been planned is kept in --cache, and the same command goes on from
-there. Rows for TPUs need the extra [plan-tpu], those for GPUs [plan-gpu]; a row
-that could not be planned says why, and is tried again.
+there. Rows of another checkout stay, are named at the end, and are planned
+again with --again; so are those of changes that are not committed. Rows for
+TPUs need the extra [plan-tpu], those for GPUs [plan-gpu]; a row that could not
+be planned says why, and is tried again.
 """
 
 import importlib
@@ -53,6 +55,17 @@ def topology_of(name: str, count: int) -> str:
   if chip.platform == 'gpu':
     return f'{name}:{max(count // 8, 1)}x{min(count, 8)}'
   return f'{name}:{SLICES[chip.axes][count]}'
+
+
+def checkout() -> str:
+  """The commit, `-dirty` with what is not committed or without Git."""
+  done = subprocess.run(
+    ['git', 'describe', '--always', '--dirty', '--exclude=*'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  return done.stdout.strip() or '-dirty'
 
 
 def planned(recipe: str, topology: str) -> dict:
@@ -105,19 +118,30 @@ def main(_):
   cache = pathlib.Path(FLAGS.cache)
   cache.parent.mkdir(parents=True, exist_ok=True)
   plans = json.loads(cache.read_text()) if cache.exists() else {}
-  lines = []
+  current, lines, others = checkout(), [], []
   for recipe in FLAGS.recipes:
     for name in FLAGS.chips:
       topology = topology_of(name, FLAGS.count or RECIPES[recipe])
       key = ' '.join([recipe, topology, *FLAGS.arguments])
-      if 'error' in plans.get(key, {'error': ''}):
-        plans[key] = planned(recipe, topology)
+      kept = plans.get(key, {'error': ''})
+      other = 'dirty' in current or kept.get('checkout') != current
+      if 'error' in kept or (other and FLAGS.again):
+        plans[key] = planned(recipe, topology) | {'checkout': current}
         temporary = cache.with_name(f'{cache.name}.tmp')
         temporary.write_text(json.dumps(plans, indent=1))
         temporary.rename(cache)
+      elif other:
+        others.append(f'{recipe} {topology} {kept.get("checkout", "unknown")}')
       lines.append(row(recipe, topology, plans[key]))
       print(lines[-1], file=sys.stderr, flush=True)
   print('\n'.join([HEADER, *lines]))
+  if others:
+    print(
+      f'Of another checkout than {current} (--again plans them again):',
+      *others,
+      sep='\n',
+      file=sys.stderr,
+    )
 
 
 if __name__ == '__main__':
@@ -129,5 +153,6 @@ if __name__ == '__main__':
   )
   flags.DEFINE_integer('count', 0, "Chips; 0: the recipe's, see RECIPES.")
   flags.DEFINE_list('arguments', [], 'More flags of the planner.')
+  flags.DEFINE_bool('again', False, 'Plan rows of another checkout again.')
   flags.DEFINE_string('cache', 'runs/plan_recipes.json', 'What is done.')
   app.run(main)
