@@ -33,7 +33,23 @@ def abstract_state(run: Run, make_params=None, *args):
 
   abstract = sharding.with_shardings(jax.eval_shape(make, *args), run.mesh)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  return abstract, jax.jit(make, out_shardings=shardings)
+  return abstract, jax.jit(
+    make, out_shardings=shardings, compiler_options=compiler_options(run.mesh)
+  )
+
+
+def compiler_options(mesh: jax.sharding.Mesh) -> dict | None:
+  """What XLA is asked for in place of its defaults, on CPUs alone.
+
+  Most of LLVM's passes take a quarter of the time to compile and make no step
+  faster: the products are not theirs (docs/performance.md, CPU). XLA_FLAGS with
+  a level of its own counts.
+  """
+  level = 'xla_backend_optimization_level'
+  flags = os.environ.get('XLA_FLAGS', '')
+  if mesh.devices.flat[0].platform != 'cpu' or level in flags:
+    return None
+  return {level: 1}
 
 
 def batch_shape(run: Run, batch) -> tuple:
@@ -64,6 +80,7 @@ def compile_steps(run: Run, abstract, batches: list[dict] | None = None):
       sharding.replicated(run.mesh),
     ),
     donate_argnums=0,
+    compiler_options=compiler_options(run.mesh),
   )
   rows = sharding.batch_sharding(run.mesh)
 
