@@ -101,6 +101,7 @@ def gather_weights(x, *weights, dtype=None):
   """
   x, *weights = nn.dtypes.promote_dtype(x, *weights, dtype=dtype)
   if splits_weights():
+    # So is their gradient, which is then cut: see docs/performance.md.
     weights = jax.lax.with_sharding_constraint(weights, PartitionSpec())
   return x, *weights
 
