@@ -162,7 +162,12 @@ class Transformer(nn.Module):
     if policy is None and splits_weights():
       policy = save_all_but_gathered
     if policy is not None:
-      block = nn.remat(Block, policy=policy, prevent_cse=False)
+      # Without a loop XLA would compute it again, and at once: no memory saved.
+      # Gathered weights it may keep: that costs less than to gather them again.
+      no_loop = self.unroll >= self.depth
+      block = nn.remat(
+        Block, policy=policy, prevent_cse=no_loop and self.remat != 'none'
+      )
     scanned = nn.scan(
       block,
       variable_axes={'params': 0},

@@ -213,6 +213,20 @@ def test_image_that_is_no_whole_number_of_patches():
     init(encoder, (1, 17, 16, 3))
 
 
+@pytest.mark.parametrize('remat', transformer.REMAT)
+@pytest.mark.parametrize('unroll', [1, 3])
+def test_remat_saves_memory_without_a_loop_too(remat, unroll):
+  """XLA may not move what is computed again to where it was computed first.
+
+  On CPUs it does so all the same; on GPUs and TPUs the planner sees it not to.
+  """
+  encoder, _ = small(remat=remat, unroll=unroll)
+  image, params = init(encoder, (2, 16, 16, 3))
+  gradient = jax.jit(jax.grad(lambda p: encoder.apply(p, image).sum()))
+  barred = 'optimization_barrier' in gradient.lower(params).as_text()
+  assert barred == (remat != 'none' and unroll == 3)
+
+
 def test_drop_path_is_off_unless_asked_for_and_alike_under_remat():
   image = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
   size = dict(width=16, depth=3, heads=2, patch_size=4, predictor_depth=1)
