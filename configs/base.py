@@ -37,7 +37,8 @@ def get_config() -> ConfigDict:
   c.model.predictor_heads = config_dict.placeholder(int)  # None: the encoder's
   c.model.init = 'release'  # release, rescaled (1/sqrt(2 layer)), fan_in
   c.model.dtype = 'bfloat16'  # of the computation; parameters are float32
-  c.model.remat = 'none'  # none, dots (keep products), full (keep nothing)
+  # none, dots (keep products), full (keep nothing); on CPUs with unroll = 1
+  c.model.remat = 'none'
   c.model.attention = 'xla'  # xla, cudnn (NVIDIA GPUs), pallas (TPUs)
   c.model.unroll = 1  # blocks in a turn of the loop; all: fast, slow to compile
 
