@@ -3,13 +3,16 @@
 All blocks of a network are alike, so that each takes as much of everything as
 the next: seconds, memory, bytes that are sent. A step with few blocks is
 compiled, then one with a block more of each network, and the differences are
-added as often as blocks are missing.
+added as often as blocks are missing. Memory follows that line where all is
+kept for the backward pass; what remat keeps of a few blocks is less than what
+something else needs at its peak.
 """
 
 import collections
 import dataclasses
 from collections.abc import Callable
 
+from ijepa_jax.errors import UserError
 from ijepa_jax.plan.program.compiled import Step
 from ijepa_jax.plan.program.parts import Part
 from ijepa_jax.train.run import Run
@@ -29,8 +32,18 @@ def step(run: Run, compile_step: Callable[[Run], Step]) -> Step:
   Returns:
     A step without `dearest`; the first of the shallow ones that does not fit,
     without its peak.
+
+  Raises:
+    UserError: the run computes blocks again; nothing was compiled.
   """
   depths, few = blocks(run), few_blocks(run)
+  for remat in (getattr(run.method, name).remat for name in depths):
+    if remat != 'none':
+      raise UserError(
+        f'model.remat is {remat!r}: what it saves of all blocks --quick can '
+        'not tell from a few. Plan without --quick; with '
+        '--config.model.unroll=1, a loop over blocks, it takes no longer.'
+      )
   base = compile_step(with_blocks(run, few))
   if not base.fits:
     return dataclasses.replace(base, peak=None)

@@ -3,6 +3,7 @@
 import pytest
 
 from configs import mae_b16, tiny, vicreg_s16, vit_h14
+from ijepa_jax.errors import UserError
 from ijepa_jax.plan import plan, shallow, table
 from ijepa_jax.plan.program.compiled import Step
 from ijepa_jax.plan.program.parts import Part
@@ -54,6 +55,14 @@ def test_what_does_not_fit(cpus):
 
   step = shallow.step(run, refused_with_three)
   assert not step.fits and step.peak is None and step.limit == 4
+
+
+def test_what_remat_saves_is_not_reckoned(cpus):
+  c = vit_h14.get_config()
+  c.model.remat = 'full'
+  run = make_run(c, cpus[:1], open_images=False)
+  with pytest.raises(UserError, match=r"remat is 'full'.*without --quick"):
+    shallow.step(run, linear_step)
 
 
 @pytest.mark.parametrize(
