@@ -3,8 +3,8 @@
     python main.py --config=configs/vit_h16_448.py --workdir=runs/vit_h16_448
 
 Hardware: 64 A100 or H100 80GB (32 images each, 63 GiB of each by the planner)
-or twice as many; a TPU v4-256 with --config.model.remat=full. Batch 2048 over
-all.
+or twice as many; 64 chips of TPU v4 or v5e with --config.model.unroll=1
+--config.model.remat=full (7 and 6 GiB of each). Batch 2048 over all.
 Cost: not stated in the paper; 4 times the tokens of H/14.
 Aims at: ImageNet linear probe 81.1 (last 4 layers); 77.3 with 1% of the labels
 fine-tuned; 87.1 fully fine-tuned.
