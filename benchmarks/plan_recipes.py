@@ -4,13 +4,14 @@
 
 Each row is a process of `python -m ijepa_jax.plan --json`, which takes minutes;
 what has been planned is kept in --cache, and the same command goes on from
-there. Rows of another checkout stay, are named at the end, and are planned
-again with --again; so are those of changes that are not committed. Rows for
-TPUs need the extra [plan-tpu], those for GPUs [plan-gpu]; a row that could not
-be planned says why, and is tried again.
+there. Rows of another checkout or another JAX stay, are named at the end, and
+are planned again with --again; so are those of changes that are not committed.
+Rows for TPUs need the extra [plan-tpu], those for GPUs [plan-gpu]; a row that
+could not be planned says why, and is tried again.
 """
 
 import importlib
+import importlib.metadata
 import json
 import pathlib
 import subprocess
@@ -58,14 +59,15 @@ def topology_of(name: str, count: int) -> str:
 
 
 def checkout() -> str:
-  """The commit, `-dirty` with what is not committed or without Git."""
+  """The commit, `-dirty` with what is not committed or without Git; and JAX."""
   done = subprocess.run(
     ['git', 'describe', '--always', '--dirty', '--exclude=*'],
     cwd=ROOT,
     capture_output=True,
     text=True,
   )
-  return done.stdout.strip() or '-dirty'
+  version = importlib.metadata.version('jax')
+  return f'{done.stdout.strip() or "-dirty"}, jax {version}'
 
 
 def planned(recipe: str, topology: str) -> dict:
@@ -131,7 +133,7 @@ def main(_):
         temporary.write_text(json.dumps(plans, indent=1))
         temporary.rename(cache)
       elif other:
-        others.append(f'{recipe} {topology} {kept.get("checkout", "unknown")}')
+        others.append(f'{recipe} {topology}: {kept.get("checkout", "unknown")}')
       lines.append(row(recipe, topology, plans[key]))
       print(lines[-1], file=sys.stderr, flush=True)
   print('\n'.join([HEADER, *lines]))

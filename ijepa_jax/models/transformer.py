@@ -101,7 +101,7 @@ def gather_weights(x, *weights, dtype=None):
   """
   x, *weights = nn.dtypes.promote_dtype(x, *weights, dtype=dtype)
   if splits_weights():
-    # So is their gradient, which is then cut: see docs/performance.md.
+    # Their gradient has this constraint too, see docs/performance.md.
     weights = jax.lax.with_sharding_constraint(weights, PartitionSpec())
   return x, *weights
 
@@ -162,8 +162,9 @@ class Transformer(nn.Module):
     if policy is None and splits_weights():
       policy = save_all_but_gathered
     if policy is not None:
-      # Without a loop XLA would compute it again, and at once: no memory saved.
-      # Gathered weights it may keep: that costs less than to gather them again.
+      # Without a loop XLA may compute a block again as soon as it was computed,
+      # which saves no memory. Gathered weights it may keep so: memory for them
+      # costs less than gathering them again.
       no_loop = self.unroll >= self.depth
       block = nn.remat(
         Block, policy=policy, prevent_cse=no_loop and self.remat != 'none'

@@ -210,11 +210,16 @@ def _check_steps(config, mesh) -> None:
     raise UserError(
       f'profile.steps is {(first, last)}: take a first and a last step.'
     )
-  platform, attention = mesh.devices.flat[0].platform, config.model.attention
-  if platform != {'cudnn': 'gpu', 'pallas': 'tpu'}.get(attention, platform):
+  platform, c = mesh.devices.flat[0].platform, config.model
+  if platform != {'cudnn': 'gpu', 'pallas': 'tpu'}.get(c.attention, platform):
     raise UserError(
-      f'model.attention is {attention!r} and the devices are of the kind '
+      f'model.attention is {c.attention!r} and the devices are of the kind '
       f'{platform}: take xla.'
+    )
+  if platform == 'cpu' and c.remat != 'none' and c.unroll > 1:
+    logging.warning(
+      'model.remat = %s saves memory on CPUs with model.unroll=1 alone.',
+      c.remat,
     )
   pieces = config.accumulate * mesh.size
   if config.batch_size % pieces:
@@ -227,8 +232,8 @@ def _check_steps(config, mesh) -> None:
 
 def _make_schedules(c, total: int):
   """Learning rate and weight decay over `total` steps."""
-  name = 'optim.weight_decay_schedule'
-  decay = one_of(name, c.weight_decay_schedule, schedules.BY_NAME)
+  name, kinds = 'optim.weight_decay_schedule', schedules.BY_NAME
+  decay = kinds[one_of(name, c.weight_decay_schedule, kinds)]
   if c.warmup_steps >= total:
     logging.warning(
       'optim.warmup_steps = %d is not below the %d steps of the schedule: the '
@@ -239,10 +244,7 @@ def _make_schedules(c, total: int):
   lr = schedules.warmup_cosine(
     c.start_lr, c.peak_lr, c.final_lr, c.warmup_steps, total
   )
-  weight_decay = schedules.BY_NAME[decay](
-    c.weight_decay, c.final_weight_decay, total
-  )
-  return lr, weight_decay
+  return lr, decay(c.weight_decay, c.final_weight_decay, total)
 
 
 def _make_transform(config, num_views: int):

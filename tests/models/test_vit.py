@@ -215,10 +215,11 @@ def test_image_that_is_no_whole_number_of_patches():
 
 @pytest.mark.parametrize('remat', transformer.REMAT)
 @pytest.mark.parametrize('unroll', [1, 3])
-def test_remat_saves_memory_without_a_loop_too(remat, unroll):
-  """XLA may not move what is computed again to where it was computed first.
+def test_remat_waits_for_the_backward_pass(remat, unroll):
+  """Without a loop a barrier keeps XLA from computing a block again early.
 
-  On CPUs it does so all the same; on GPUs and TPUs the planner sees it not to.
+  What this saves is not seen here: XLA for CPUs removes the barrier. The
+  planner shows it, of GPUs and TPUs (docs/performance.md).
   """
   encoder, _ = small(remat=remat, unroll=unroll)
   image, params = init(encoder, (2, 16, 16, 3))
