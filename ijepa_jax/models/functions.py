@@ -1,4 +1,4 @@
-"""GELU, linear layers and attention, written for what compilers make of them.
+"""Layers as plain functions, written for what compilers make of them.
 
 Shapes in names: B images, T tokens, D features, F features of the output.
 """
@@ -35,6 +35,44 @@ def _gelu(z: jax.Array, dtype) -> jax.Array:
 
 def _normal_cdf(x: jax.Array) -> jax.Array:
   return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+@jax.custom_vjp
+def layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array):
+  """LayerNorm over the last axis, epsilon 1e-6, in float32: [..., D].
+
+  Its gradient is written out: derived from the code, it sums over the features
+  what is zero, the deviations from their average.
+  """
+  return _normalize(x, scale_D, bias_D)[0]
+
+
+def _normalize(x, scale_D, bias_D):
+  z = x.astype(jnp.float32)
+  mean = z.mean(-1, keepdims=True)
+  if x.dtype == jnp.bfloat16:
+    # Summed beside the average. Where this loses digits, the average being far
+    # from zero, rounding x to 8 bits has lost more.
+    variance = jnp.maximum((z**2).mean(-1, keepdims=True) - mean**2, 0)
+  else:
+    variance = ((z - mean) ** 2).mean(-1, keepdims=True)
+  inverse = jax.lax.rsqrt(variance + 1e-6)
+  y = (z - mean) * (inverse * scale_D) + bias_D
+  return y, (x, scale_D, mean, inverse)
+
+
+def _gradients_of_layer_norm(kept, dy):
+  x, scale_D, mean, inverse = kept
+  deviation = (x.astype(jnp.float32) - mean) * inverse
+  g = dy * scale_D
+  g_mean = g.mean(-1, keepdims=True)
+  slope = (g * deviation).mean(-1, keepdims=True)
+  dx = inverse * (g - g_mean - deviation * slope)
+  rows = tuple(range(x.ndim - 1))
+  return dx.astype(x.dtype), (dy * deviation).sum(rows), dy.sum(rows)
+
+
+layer_norm.defvjp(_normalize, _gradients_of_layer_norm)
 
 
 @jax.custom_vjp
@@ -111,7 +149,12 @@ def inference_attention(attention: str, platform: str) -> str:
   return 'cudnn' if (attention, platform) == ('cudnn', 'gpu') else 'xla'
 
 
-def attention(qkv_BTD: jax.Array, heads: int, implementation: str) -> jax.Array:
+def attention(
+  qkv_BTD: jax.Array,
+  heads: int,
+  implementation: str,
+  queries: int | None = None,
+) -> jax.Array:
   """Self-attention of fused queries, keys and values.
 
   Args:
@@ -119,21 +162,24 @@ def attention(qkv_BTD: jax.Array, heads: int, implementation: str) -> jax.Array:
     heads: of D / heads features each.
     implementation: 'xla'; 'cudnn', a fused kernel of GPUs; 'pallas', one of
       TPUs, of pallas_attention.py.
+    queries: how many of the last tokens attend to all; None: every token.
 
   Returns:
-    [B, T, D] of the same type; the softmax is in float32.
+    [B, T or queries, D] of the same type; the softmax is in float32.
   """
+  b, t, _ = qkv_BTD.shape
+  first = 0 if queries is None else t - queries
   if implementation == 'pallas':
     # Importing Pallas takes a third of a second, which only TPUs need.
     from ijepa_jax.models import pallas_attention
 
-    return pallas_attention.attention(qkv_BTD, heads)
-  b, t, _ = qkv_BTD.shape
+    return pallas_attention.attention(qkv_BTD, heads)[:, first:]
   # Split before heads are: a stack of three is moved about as a whole.
   q, k, v = (x.reshape(b, t, heads, -1) for x in jnp.split(qkv_BTD, 3, axis=-1))
+  q = q[:, first:]
   if implementation == 'cudnn':
     y = jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
-    return y.reshape(b, t, -1)
+    return y.reshape(b, t - first, -1)
   # Heads before tokens, as the products batch them, here and in the gradient.
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
   logits = jnp.einsum(
@@ -141,4 +187,4 @@ def attention(qkv_BTD: jax.Array, heads: int, implementation: str) -> jax.Array:
   )
   weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5)
   y = jnp.einsum('bhqk,bhkd->bhqd', weights.astype(v.dtype), v)
-  return jnp.swapaxes(y, 1, 2).reshape(b, t, -1)
+  return jnp.swapaxes(y, 1, 2).reshape(b, t - first, -1)

@@ -34,17 +34,18 @@ class Block(nn.Module):
   kernel_init: Callable
   attention: str
   block_output: Callable | None = None  # what to return of the output too
+  tokens: int | None = None  # how many of the last to compute; None: all
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, drop_path: jax.Array | None = None):
     d = x_BTD.shape[-1]
-    y = norm('norm1', self.dtype)(x_BTD)
+    y = LayerNorm(self.dtype, name='norm1')(x_BTD)
     # Of a kernel's output no sum is fused with what makes it.
     qkv = dense('qkv', 3 * d, self, self.attention == 'pallas')(y)
-    y = functions.attention(qkv, self.heads, self.attention)
+    y = functions.attention(qkv, self.heads, self.attention, self.tokens)
     y = dense('proj', d, self)(y)
-    x_BTD = x_BTD + self.drop(y, drop_path)
-    y = norm('norm2', self.dtype)(x_BTD)
+    x_BTD = x_BTD[:, -y.shape[1] :] + self.drop(y, drop_path)
+    y = LayerNorm(self.dtype, name='norm2')(x_BTD)
     y = functions.gelu(dense('fc1', self.mlp_dim, self)(y))
     x_BTD = x_BTD + self.drop(dense('fc2', d, self)(y), drop_path)
     output = self.block_output(x_BTD) if self.block_output else None
@@ -116,9 +117,17 @@ def save_all_but_gathered(primitive, *_, **__) -> bool:
   return primitive.name != 'sharding_constraint'
 
 
-def norm(name: str, dtype: Any) -> nn.LayerNorm:
-  """LayerNorm, statistics in float32; the fast variance loses digits."""
-  return nn.LayerNorm(1e-6, dtype=dtype, use_fast_variance=False, name=name)
+class LayerNorm(nn.Module):
+  """nn.LayerNorm by functions.layer_norm."""
+
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+    return functions.layer_norm(x, scale, bias).astype(self.dtype)
 
 
 def pool_standardized(x_BTD: jax.Array) -> jax.Array:
@@ -157,18 +166,7 @@ class Transformer(nn.Module):
     drop_path: float = 0.0,
   ):
     """All blocks by one scan: compile time does not grow with the depth."""
-    block = Block
-    policy = REMAT[self.remat]
-    if policy is None and splits_weights():
-      policy = save_all_but_gathered
-    if policy is not None:
-      # Without a loop XLA may compute a block again as soon as it was computed,
-      # which saves no memory. Gathered weights it may keep so: memory for them
-      # costs less than gathering them again.
-      no_loop = self.unroll >= self.depth
-      block = nn.remat(
-        Block, policy=policy, prevent_cse=no_loop and self.remat != 'none'
-      )
+    block, sizes = self._block()
     scanned = nn.scan(
       block,
       variable_axes={'params': 0},
@@ -178,17 +176,46 @@ class Transformer(nn.Module):
       # Parameters are drawn once a run: a loop compiles sooner.
       unroll=1 if self.is_initializing() else min(self.unroll, self.depth),
     )
-    return scanned(
-      self.heads,
-      self.mlp_dim,
-      self.dtype,
-      self.kernel_init,
-      self.attention,
-      block_output,
-      name='blocks',
-    )(
+    return scanned(*sizes, block_output, name='blocks')(
       x_BTD,
       jnp.linspace(0, drop_path, self.depth, dtype=jnp.float32)
       if drop_path
       else None,
     )
+
+  def last_tokens(self, x_BTD: jax.Array, tokens: int) -> jax.Array:
+    """The last tokens after all blocks, for who wants no others.
+
+    Without a loop the last block computes none of the others after its keys and
+    values: of the predictor a third of a block is left.
+    """
+    if self.is_initializing() or self.unroll < self.depth:
+      return self.blocks(x_BTD)[0][:, -tokens:]
+    block, sizes = self._block()
+
+    def apply(x_BTD, params, tokens=None):
+      module = block(*sizes, tokens=tokens, parent=None)
+      return module.apply({'params': params}, x_BTD)
+
+    # The gradient of a split is one concatenation.
+    stacked, tree = jax.tree.flatten(self.variables['params']['blocks'])
+    split = [jnp.split(x, [self.depth - 1]) for x in stacked]
+    first, last = map(tree.unflatten, zip(*split, strict=True))
+    x_BTD, _ = jax.lax.scan(apply, x_BTD, first, unroll=True)
+    return apply(x_BTD, jax.tree.map(lambda x: x[0], last), tokens)[0]
+
+  def _block(self) -> tuple[type[Block], tuple]:
+    """The class of the blocks, with `remat`, and its first fields."""
+    policy, no_loop = REMAT[self.remat], self.unroll >= self.depth
+    if policy is None and splits_weights():
+      policy = save_all_but_gathered
+    block = Block
+    if policy is not None:
+      # Without a loop XLA may compute a block again as soon as it was computed,
+      # which saves no memory. Gathered weights it may keep so: memory for them
+      # costs less than gathering them again.
+      block = nn.remat(
+        Block, policy=policy, prevent_cse=no_loop and self.remat != 'none'
+      )
+    fields = self.heads, self.mlp_dim, self.dtype, self.kernel_init
+    return block, (*fields, self.attention)

@@ -53,8 +53,9 @@ def patchify(image_BHWC: jax.Array, patch_size: int) -> jax.Array:
       f'An image of {h} x {w} pixels is not a whole number of {p} x {p} '
       'patches: change data.image_size or model.patch_size.'
     )
-  x = image_BHWC.reshape(b, h // p, p, w // p, p, c)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
+  # A patch's row stays whole: TPUs' compiler pads an axis of channels to 128.
+  x = image_BHWC.reshape(b, h // p, p, w // p, p * c)
+  return x.transpose(0, 1, 3, 2, 4).reshape(b, -1, p * p * c)
 
 
 def gather(x_BND: jax.Array, index_BK: jax.Array) -> jax.Array:
@@ -119,7 +120,7 @@ class Encoder(transformer.Transformer):
     x = transformer.dense('patch_embed', self.width, self)(patches)
     x = x + position.astype(x.dtype)
     x, outputs = self.blocks(x, transformer.BLOCK_OUTPUTS[layers], drop_path)
-    last = transformer.norm('norm', jnp.float32)
+    last = transformer.LayerNorm(jnp.float32, name='norm')
     x = last(x)
     if layers == 'pooled':
       # Scale and offset are linear, so they may come after the average.
@@ -170,8 +171,8 @@ class Predictor(transformer.Transformer):
       masked += noise_BMKD @ kernel
     x = jnp.broadcast_to(x[:, None], (b, m, *x.shape[1:]))
     x = jnp.concatenate([x, masked], axis=2).reshape(b * m, -1, self.width)
-    x, _ = self.blocks(x)
-    x = transformer.norm('norm', self.dtype)(x[:, -k:])
+    x = self.last_tokens(x, k)
+    x = transformer.LayerNorm(self.dtype, name='norm')(x)
     x = transformer.dense('proj', self.out_width, self)(x)
     return x.reshape(b, m, k, self.out_width).astype(jnp.float32)
 

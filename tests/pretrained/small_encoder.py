@@ -47,7 +47,7 @@ def by_hand(params, image, position_ND=None):
     tokens, layers = module.apply(
       {'params': params}, x, position_ND=position_ND, layers='tokens'
     )
-    norm = transformer.norm('norm', np.float32)
+    norm = transformer.LayerNorm(np.float32, name='norm')
     layers = norm.apply({'params': params['norm']}, layers[-4:])
     return tokens, layers
 
