@@ -182,9 +182,41 @@ def attention(
     return y.reshape(b, t - first, -1)
   # Heads before tokens, as the products batch them, here and in the gradient.
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-  logits = jnp.einsum(
-    'bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32
-  )
-  weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5)
-  y = jnp.einsum('bhqk,bhkd->bhqd', weights.astype(v.dtype), v)
+  y = _softmax_attention(q, k, v)
   return jnp.swapaxes(y, 1, 2).reshape(b, t - first, -1)
+
+
+@jax.custom_vjp
+def _softmax_attention(q_BHQF, k_BHTF, v_BHTF) -> jax.Array:
+  """softmax(q k^T / sqrt(F)) v of each head, where nothing is differentiated.
+
+  What is divided by the sum of the weights is the output, not the weights: they
+  are passed over once less.
+  """
+  logits, scale = _logits(q_BHQF, k_BHTF), q_BHQF.shape[-1] ** -0.5
+  weights = jnp.exp((logits - logits.max(-1, keepdims=True)) * scale)
+  y = jnp.einsum(
+    'bhqk,bhkd->bhqd',
+    weights.astype(v_BHTF.dtype),
+    v_BHTF,
+    preferred_element_type=jnp.float32,
+  )
+  return (y / weights.sum(-1, keepdims=True)).astype(v_BHTF.dtype)
+
+
+def _differentiated_attention(q_BHQF, k_BHTF, v_BHTF):
+  logits, scale = _logits(q_BHQF, k_BHTF), q_BHQF.shape[-1] ** -0.5
+  weights = jax.nn.softmax(logits * scale)
+  return jnp.einsum('bhqk,bhkd->bhqd', weights.astype(v_BHTF.dtype), v_BHTF)
+
+
+def _logits(q_BHQF, k_BHTF):
+  return jnp.einsum(
+    'bhqd,bhkd->bhqk', q_BHQF, k_BHTF, preferred_element_type=jnp.float32
+  )
+
+
+_softmax_attention.defvjp(
+  lambda *qkv: jax.vjp(_differentiated_attention, *qkv),
+  lambda transposed, dy: transposed(dy),
+)

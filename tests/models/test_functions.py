@@ -1,4 +1,4 @@
-"""GELU, linear layers and attention beside float64 and JAX's own."""
+"""Layers as functions beside float64 and those of JAX and Flax."""
 
 import math
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from ijepa_jax.models import functions
 from tests.close import close
@@ -25,6 +26,42 @@ def test_gelu_and_its_slope():
   exact = z * 0.5 * (1 + np.vectorize(math.erf)(z / 2**0.5))
   error = np.abs(np.asarray(y, np.float64) - exact)
   assert (error <= 2.0**-8 * np.abs(exact) + 1e-6).all()
+
+
+def layer_norm_of_flax(x, scale, bias):
+  layer = nn.LayerNorm(1e-6, use_fast_variance=False)
+  return layer.apply({'params': {'scale': scale, 'bias': bias}}, x)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_layer_norm_and_its_gradients_are_those_of_flax(dtype):
+  keys = jax.random.split(jax.random.key(0), 4)
+  x = (2 + jax.random.normal(keys[0], (3, 5, 24))).astype(dtype)
+  scale, bias = (jax.random.normal(k, (24,)) for k in keys[1:3])
+  dy = jax.random.normal(keys[3], x.shape)
+  y, back = jax.vjp(functions.layer_norm, x, scale, bias)
+  expected, back_of_expected = jax.vjp(layer_norm_of_flax, x, scale, bias)
+  assert y.dtype == jnp.float32
+  close(y, expected)
+  for a, b in zip(back(dy), back_of_expected(dy), strict=True):
+    assert a.dtype == b.dtype and a.shape == b.shape
+    tolerance = 1e-2 if a.dtype == jnp.bfloat16 else 2e-5
+    close(a.astype(jnp.float32), b.astype(jnp.float32), tolerance)
+
+
+@pytest.mark.parametrize('offset', [0, 3, 30, 300])
+def test_layer_norm_of_bfloat16_loses_less_than_its_rounding_has(offset):
+  exact = offset + np.random.default_rng(0).normal(size=(64, 384))
+  x = jnp.asarray(exact, jnp.bfloat16)
+  y = functions.layer_norm(x, jnp.ones(384), jnp.zeros(384))
+
+  def normed(x):
+    z = x - x.mean(-1, keepdims=True)
+    return z / np.sqrt((z**2).mean(-1, keepdims=True) + 1e-6)
+
+  of_rounded = normed(np.asarray(x, np.float64))
+  lost = np.abs(np.asarray(y) - of_rounded).max()
+  assert lost < 0.1 * np.abs(of_rounded - normed(exact)).max()
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
@@ -72,9 +109,17 @@ def test_attention_is_that_of_jax():
   expected, back_of_expected = jax.vjp(reference, qkv)
   close(y, expected)
   close(back(cotangent)[0], back_of_expected(cotangent)[0])
+  # Where nothing is differentiated another program computes the same.
+  close(functions.attention(qkv, heads, 'xla'), expected)
   half = functions.attention(qkv.astype(jnp.bfloat16), heads, 'xla')
   assert half.dtype == jnp.bfloat16
   close(half.astype(jnp.float32), expected, 2e-2)
+  # Queries of the last tokens alone.
+  last, back = jax.vjp(lambda x: functions.attention(x, heads, 'xla', 2), qkv)
+  close(last, expected[:, -2:])
+  zeros = jnp.zeros((2, 5, d))
+  of_last = jnp.concatenate([zeros, cotangent[:, -2:]], axis=1)
+  close(back(cotangent[:, -2:])[0], back_of_expected(of_last)[0])
 
 
 @pytest.mark.parametrize(

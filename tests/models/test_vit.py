@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.models import positions, transformer, vit
+from ijepa_jax.plan.flops import product_flops
 from tests.close import BFLOAT16, close, trees_close
 
 
@@ -141,6 +142,32 @@ def test_remat_and_unroll_change_nothing(kwargs):
     return (module.apply(params, image) ** 3).mean()
 
   trees_close(jax.grad(loss)(params, encoder), jax.grad(loss)(params, other))
+
+
+@pytest.mark.parametrize('depth', [1, 2])
+def test_predictor_without_a_loop_computes_only_what_is_used(depth):
+  """Its last block leaves the context's tokens out; nothing else changes."""
+  key = jax.random.split(jax.random.key(2), 3)
+  z = jax.random.normal(key[0], (2, 5, 32))
+  context = jnp.tile(jnp.arange(5), (2, 1))
+  targets = jnp.array([[[8, 9], [10, 11], [14, 15]]] * 2)
+  rest = context, targets, (4, 4)
+  (_, looped), (_, predictor) = (
+    small(predictor_depth=depth, unroll=unroll) for unroll in (0, 2)
+  )
+  params = looped.init(key[1], z, *rest)
+
+  def loss(params, z, module):
+    return (module.apply(params, z, *rest) ** 3).mean()
+
+  gradient = jax.grad(loss, argnums=(0, 1))
+  trees_close(gradient(params, z, predictor), gradient(params, z, looped))
+
+  def flops(module):
+    jaxpr = jax.make_jaxpr(lambda *args: module.apply(*args, *rest))(params, z)
+    return product_flops(jaxpr.jaxpr)
+
+  assert flops(predictor) < flops(looped)
 
 
 def test_parameters_are_drawn_in_a_loop():
