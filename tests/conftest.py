@@ -52,6 +52,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs():
+  """What a file compiled takes memory, and parts of its map that run out."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def cpus() -> list[jax.Device]:
   """The eight of them."""
