@@ -93,8 +93,8 @@ def _linear_and_arguments(x, kernel_DF):
 def _gradients_of_linear(arguments, dy):
   x, kernel_DF = arguments
   dx = jax.lax.dot_general(dy, kernel_DF, (((dy.ndim - 1,), (1,)), ((), ())))
-  x_ND, dy_NF = (y.reshape(-1, y.shape[-1]) for y in (x, dy))
-  return dx, jax.lax.dot_general(x_ND, dy_NF, (((0,), (0,)), ((), ())))
+  rows = tuple(range(x.ndim - 1))
+  return dx, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
 
 
 linear.defvjp(_linear_and_arguments, _gradients_of_linear)

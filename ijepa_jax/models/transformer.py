@@ -186,8 +186,8 @@ class Transformer(nn.Module):
   def last_tokens(self, x_BTD: jax.Array, tokens: int) -> jax.Array:
     """The last tokens after all blocks, for who wants no others.
 
-    Without a loop the last block computes none of the others after its keys and
-    values: of the predictor a third of a block is left.
+    Without a loop the last block computes only these after its attention, in
+    the predictor some third of all.
     """
     if self.is_initializing() or self.unroll < self.depth:
       return self.blocks(x_BTD)[0][:, -tokens:]
