@@ -79,9 +79,10 @@ layer_norm.defvjp(_normalize, _gradients_of_layer_norm)
 def linear(x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
   """The product of a linear layer: [..., D] to [..., F].
 
-  The kernel's gradient is the transposed product of two matrices, all images'
-  tokens being their rows. Left to itself XLA for CPUs first writes the gradient
-  of the output transposed, and computes all that it comes from anew for it.
+  Of its axes only the first may be split over devices. The kernel's gradient is
+  the transposed product of two matrices, all images' tokens being their rows.
+  Left to itself XLA for CPUs first writes the gradient of the output
+  transposed, and computes all that it comes from anew for it.
   """
   return jax.lax.dot_general(x, kernel_DF, (((x.ndim - 1,), (0,)), ((), ())))
 
@@ -93,8 +94,8 @@ def _linear_and_arguments(x, kernel_DF):
 def _gradients_of_linear(arguments, dy):
   x, kernel_DF = arguments
   dx = jax.lax.dot_general(dy, kernel_DF, (((dy.ndim - 1,), (1,)), ((), ())))
-  rows = tuple(range(x.ndim - 1))
-  return dx, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+  x_ND, dy_NF = (y.reshape(-1, y.shape[-1]) for y in (x, dy))
+  return dx, jax.lax.dot_general(x_ND, dy_NF, (((0,), (0,)), ((), ())))
 
 
 linear.defvjp(_linear_and_arguments, _gradients_of_linear)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ijepa_jax.models import functions, transformer
+from ijepa_jax.models import transformer
 
 
 class Projector(nn.Module):
@@ -37,13 +37,13 @@ class Projector(nn.Module):
     for i, width in enumerate(self.widths):
       if i:
         x_VBD = nn.relu(BatchNorm(name=f'norm{i}')(x_VBD))
+      # functions.linear would gather the images of all devices.
       x_VBD = nn.Dense(
         width,
         use_bias=False,
         dtype=self.dtype,
         kernel_init=transformer.INITS['fan_in'],
         promote_dtype=transformer.gather_weights,
-        dot_general=functions.dense_product,
         name=f'fc{i + 1}',
       )(x_VBD).astype(jnp.float32)
     return x_VBD

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ijepa_jax.errors import UserError
 from ijepa_jax.methods import train_step, vicreg, view_losses
@@ -197,3 +198,19 @@ def test_signals():
 def test_an_unknown_regularizer():
   with pytest.raises(UserError, match=r'vicreg\.regularizer.*, sigreg\.'):
     make(regularizer='barlow')
+
+
+def test_projector_gathers_no_images_of_other_devices(cpus):
+  """Each device computes with the images of its own; gradients are summed."""
+  mesh = jax.sharding.Mesh(cpus, ('data',))
+  of_images = NamedSharding(mesh, PartitionSpec(None, 'data'))
+  on_all = NamedSharding(mesh, PartitionSpec())
+  module, x_VBD = projector.Projector((24, 20, 16)), jnp.ones((V, B, 32))
+  params = module.init(jax.random.key(0), x_VBD)
+
+  def loss(params, x_VBD):
+    return (module.apply(params, x_VBD) ** 2).sum()
+
+  gradient = jax.jit(jax.grad(loss, (0, 1)), in_shardings=(on_all, of_images))
+  program = gradient.lower(params, x_VBD).compile().as_text()
+  assert 'all-reduce' in program and 'all-gather' not in program
