@@ -118,7 +118,7 @@ def save_all_but_gathered(primitive, *_, **__) -> bool:
 
 
 class LayerNorm(nn.Module):
-  """nn.LayerNorm by functions.layer_norm."""
+  """nn.LayerNorm by functions.layer_norm; `dtype` is that of the result."""
 
   dtype: Any
 
