@@ -110,7 +110,10 @@ def transformer(tokens, width, depth, mlp_dim):
 
 
 def test_operations_are_the_model_s(cpus):
-  """Target once, context and predictor three times; none for remat."""
+  """Target once, context and predictor three times; none for remat.
+
+  The predictor's last block leaves out context tokens after their keys.
+  """
   c = vit_l16.get_config()
   c.model.size, c.model.predictor_depth, c.model.remat = 'base', 6, 'full'
   run = make_run(c, cpus, open_images=False)
@@ -121,8 +124,10 @@ def test_operations_are_the_model_s(cpus):
     return 2 * tokens * 768 * 768 + transformer(tokens, 768, 12, 3072)
 
   project = 2 * 384 * 768
+  unused = 2 * context * (384 * 384 + 2 * 384 * 1536)
+  unused += 4 * context * (context + k) * 384
   predictor = context * project + targets * (
-    transformer(context + k, 384, 6, 1536) + k * project
+    transformer(context + k, 384, 6, 1536) - unused + k * project
   )
   expected = encoder(196) + 3 * (encoder(context) + predictor)
   count = flops.model_flops(run, batch)
