@@ -184,10 +184,10 @@ class Transformer(nn.Module):
     )
 
   def last_tokens(self, x_BTD: jax.Array, tokens: int) -> jax.Array:
-    """The last tokens after all blocks, for who wants no others.
+    """All blocks, and of their output only the last tokens: [B, tokens, D].
 
-    Without a loop the last block computes only these after its attention, in
-    the predictor some third of all.
+    Without a loop the last block computes no other tokens after its attention.
+    In the predictor two thirds of all are such.
     """
     if self.is_initializing() or self.unroll < self.depth:
       return self.blocks(x_BTD)[0][:, -tokens:]
