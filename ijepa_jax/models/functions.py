@@ -12,8 +12,9 @@ def gelu(x: jax.Array) -> jax.Array:
   """Exact GELU, x Phi(x), computed in float32 as PyTorch does, by erf.
 
   `jax.nn.gelu` takes erfc, which is exact where Phi(x) is below 1e-7 and costs
-  2 to 3 times as much. Where it is differentiated, the slope is computed beside
-  the value, so that the backward pass keeps one array and computes neither.
+  2 to 3 times as much. Of bfloat16, Phi is within a third of its rounding, see
+  `_normal_cdf`. Where it is differentiated, the slope is computed beside the
+  value, so that the backward pass keeps one array and computes neither.
   """
   # Else TPUs' compiler moves it into the product that follows, and computes it
   # for every tile of that anew. Where the value is kept, it can't.
@@ -25,16 +26,26 @@ def _(primals, tangents):
   (x,), (t,) = primals, tangents
   z = x.astype(jnp.float32)
   density = jnp.exp(-0.5 * z**2) * (0.5 / jnp.pi) ** 0.5
-  slope = _normal_cdf(z) + z * density
+  slope = _normal_cdf(z, x.dtype) + z * density
   return _gelu(z, x.dtype), slope.astype(x.dtype) * t
 
 
 def _gelu(z: jax.Array, dtype) -> jax.Array:
-  return (z * _normal_cdf(z)).astype(dtype)
+  return (z * _normal_cdf(z, dtype)).astype(dtype)
 
 
-def _normal_cdf(x: jax.Array) -> jax.Array:
-  return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+def _normal_cdf(z: jax.Array, dtype) -> jax.Array:
+  """Phi(z) in float32, as exact as numbers of `dtype` can tell."""
+  if dtype != jnp.bfloat16:
+    return 0.5 * (1 + jax.lax.erf(z * 0.5**0.5))
+  # erf takes two polynomials and a division, which on TPUs takes longer than
+  # the product before it. Phi(z) = (1 + tanh(p(z))) / 2, where p is odd. Fitted
+  # to |z| < 5, the relative error of Phi, and of 1 - Phi, is at most .0012.
+  square = z**2
+  p = 4.6012530e-6
+  for coefficient in (-4.9712754e-4, 3.7962419e-2, 0.7961371):
+    p = p * square + coefficient
+  return 0.5 * (1 + jnp.tanh(p * z))
 
 
 @jax.custom_vjp
