@@ -38,14 +38,15 @@ def _normal_cdf(z: jax.Array, dtype) -> jax.Array:
   """Phi(z) in float32, as exact as numbers of `dtype` can tell."""
   if dtype != jnp.bfloat16:
     return 0.5 * (1 + jax.lax.erf(z * 0.5**0.5))
-  # erf takes two polynomials and a division, which on TPUs takes longer than
-  # the product before it. Phi(z) = (1 + tanh(p(z))) / 2, where p is odd. Fitted
-  # to |z| < 5, the relative error of Phi, and of 1 - Phi, is at most .0012.
+  # On TPU v4 and v6e erf, two polynomials and a division, takes longer than
+  # the product before it. This is the logistic function of an odd polynomial,
+  # fitted to |z| < 5: the relative error of Phi, and of 1 - Phi, is below
+  # .0012. tanh instead of exp GPUs keep in memory, as a result of its own.
   square = z**2
-  p = 4.6012530e-6
-  for coefficient in (-4.9712754e-4, 3.7962419e-2, 0.7961371):
+  p = -9.2025060e-6
+  for coefficient in (9.9425508e-4, -7.5924838e-2, -1.5922742):
     p = p * square + coefficient
-  return 0.5 * (1 + jnp.tanh(p * z))
+  return 1 / (1 + jnp.exp(p * z))
 
 
 @jax.custom_vjp
