@@ -33,7 +33,6 @@ class DiT(nn.Module):
   heads: int
   dtype: Any = jnp.float32
   kernel_init: Any = nn.initializers.xavier_uniform()
-  attention = 'xla'  # no field: for transformer.dense
 
   @nn.compact
   def __call__(self, noisy_BHWC, time_B, vector_BD, known_B):
@@ -96,14 +95,13 @@ class _Block(nn.Module):
   heads: int
   dtype: Any
   kernel_init: Any
-  attention = 'xla'
 
   @nn.compact
   def __call__(self, x_BTD, shift1, scale1, gate1, shift2, scale2, gate2):
     d = x_BTD.shape[-1]
     y = _norm(self.dtype)(x_BTD) * (1 + scale1) + shift1
     qkv = transformer.dense('qkv', 3 * d, self)(y)
-    y = functions.attention(qkv, self.heads, self.attention)
+    y = functions.attention(qkv, self.heads, 'xla')
     x_BTD = x_BTD + gate1 * transformer.dense('proj', d, self)(y)
     y = _norm(self.dtype)(x_BTD) * (1 + scale2) + shift2
     y = nn.gelu(transformer.dense('fc1', 4 * d, self)(y))

@@ -4,9 +4,9 @@ XLA keeps the logits of all images and heads in memory, and pads heads of 32
 features to the 128 lanes of a TPU's registers. These kernels keep no logits:
 the backward pass computes them again, from queries and keys.
 
-A program takes some images and a group of heads, which fills whole registers.
-Masks over the lanes tell its heads apart: a product of all lanes takes no
-longer than one of a head's, and what is masked adds nothing to it.
+A program takes `IMAGES` images and a group of heads, which fills whole
+registers. Masks over the lanes tell its heads apart: a product of all lanes
+takes no longer than one of a head's, and what is masked adds nothing to it.
 
 Shapes in names: B images, T tokens, D features of all heads, G of a group's.
 """
@@ -22,8 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
 LANES = 128  # of a register
-IMAGES = 8  # of a program, at most
-ROOM = 8 * 2**20  # bytes of a program's blocks: half of what every TPU has
+IMAGES = 8  # of a program; images lie side by side in a register's 8 rows
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -76,70 +75,83 @@ def _call(kernel, heads, interpret, qkv_BTD, *cotangent):
   """Runs the programs of `_forward` or `_backward` on one device."""
   b, t, d = *qkv_BTD.shape[:2], qkv_BTD.shape[2] // 3
   group = math.lcm(d // heads, LANES)
+  grid = pl.cdiv(b, IMAGES), d // group
   inputs = *[qkv_BTD] * 3, *cotangent
   first_groups = 0, d // group, 2 * d // group, 0
-  # The gradient is one array of three parts, whole before it is written.
-  width, out_width = (3 * d, 3 * d) if cotangent else (d, group)
-  # Blocks are there twice: the next ones come while a program computes.
-  row = 2 * qkv_BTD.dtype.itemsize * (len(inputs) * group + out_width)
-  images = min(max(ROOM // (t * row), 1), IMAGES)
-  grid = pl.cdiv(b, images), d // group
 
   def block(first_group):
     return pl.BlockSpec(
-      (images, t, group), lambda images, g: (images, 0, first_group + g)
+      (t, IMAGES, group), lambda images, g: (0, images, first_group + g)
     )
 
-  return pl.pallas_call(
+  if cotangent:  # one array of three parts, of all groups before it is written
+    out_width = out_block_width = 3 * d
+    out_block = pl.BlockSpec(
+      (t, IMAGES, 3 * d), lambda images, g: (0, images, 0)
+    )
+  else:
+    out_width, out_block_width, out_block = d, group, block(0)
+  # A copy of each input and each part of the output, see `_unpack`.
+  copy = pltpu.VMEM((group // LANES, t * IMAGES, LANES), jnp.float32)
+  copies = len(inputs) + out_width // d
+  # Blocks are there twice: the next ones come while a program computes.
+  blocks = 2 * qkv_BTD.dtype.itemsize * (len(inputs) * group + out_block_width)
+  memory = t * IMAGES * (blocks + 4 * copies * group)
+  # Tokens before images, as TPUs' compiler lays them out by itself: 8 divides
+  # most numbers of images, and few of tokens.
+  y_TBD = pl.pallas_call(
     functools.partial(kernel, features=d // heads),
     name=kernel.__name__.strip('_') + '_attention',
     metadata={'programs': str(math.prod(grid))},  # for the planner
-    out_shape=jax.ShapeDtypeStruct((b, t, width), qkv_BTD.dtype),
+    out_shape=jax.ShapeDtypeStruct((t, b, out_width), qkv_BTD.dtype),
     grid=grid,
     in_specs=[block(first) for first in first_groups[: len(inputs)]],
-    out_specs=pl.BlockSpec(
-      (images, t, out_width),
-      lambda images, g: (images, 0, 0 if cotangent else g),
-    ),
+    out_specs=out_block,
+    scratch_shapes=[copy] * copies,
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary'),
-      # What a program computes is there besides its blocks: 32 bytes for each
-      # of the logits of some heads are enough.
-      vmem_limit_bytes=2 * max(images * t * row, ROOM) + 32 * t * t,
+      # A limit: what a program computes is there besides, as much again of
+      # large groups. 16 MiB are what every TPU has.
+      vmem_limit_bytes=max(2 * memory, 16 * 2**20),
     ),
     interpret=interpret,
-  )(*inputs)
+  )(*(jnp.swapaxes(x, 0, 1) for x in inputs))
+  return jnp.swapaxes(y_TBD, 0, 1)
 
 
-def _forward(q_ref, k_ref, v_ref, y_ref, *, features):
+def _forward(q_ref, k_ref, v_ref, y_ref, *scratch, features):
   """A program: softmax(q k^T / sqrt(features)) v of each image and head."""
-  images, _, width = y_ref.shape
-  dtype, scale = y_ref.dtype, features**-0.5
-  for image in range(images):
-    q_TG, k_TG, v_TG = (x[image] for x in (q_ref, k_ref, v_ref))
+  inputs, (ys,) = scratch[:3], scratch[3:]
+  _unpack((q_ref, k_ref, v_ref), inputs)
+  t, dtype, scale = y_ref.shape[0], y_ref.dtype, features**-0.5
+  for image in range(IMAGES):
+    q, k, v = (_tokens(x, image, t) for x in inputs)
+    k_TG, v_TG = k.astype(dtype), v.astype(dtype)
     y = {}
-    for at, mask in _heads(width, features):
-      masked_q = jnp.where(mask, q_TG[:, at], 0)
-      logits = _product(masked_q, k_TG[:, at], 1, 1)
+    for at, mask in _heads(q.shape[1], features):
+      q_TG = jnp.where(mask, q[:, at], 0).astype(dtype)
+      logits = _product(q_TG, k_TG[:, at], 1, 1)
       weights = jnp.exp((logits - logits.max(1, keepdims=True)) * scale)
       total = weights.sum(1, keepdims=True)
       y_TG = _product(weights.astype(dtype), v_TG[:, at], 1, 0) / total
       _collect(y, at, mask, y_TG)
-    for first, tile in y.items():
-      y_ref[image, :, first : first + LANES] = tile.astype(dtype)
+    _put(ys, image, t, y)
+  _pack(y_ref, [ys])
 
 
-def _backward(q_ref, k_ref, v_ref, dy_ref, dqkv_ref, *, features):
+def _backward(q_ref, k_ref, v_ref, dy_ref, dqkv_ref, *scratch, features):
   """A program: the gradient of `_forward`, of queries, keys and values."""
-  images, _, width = dy_ref.shape
-  dtype, scale = dy_ref.dtype, features**-0.5
-  for image in range(images):
-    q_TG, k_TG, v_TG, dy_TG = (x[image] for x in (q_ref, k_ref, v_ref, dy_ref))
+  inputs, outputs = scratch[:4], scratch[4:]
+  _unpack((q_ref, k_ref, v_ref, dy_ref), inputs)
+  t, dtype, scale = dy_ref.shape[0], dy_ref.dtype, features**-0.5
+  for image in range(IMAGES):
+    q, k, v, dy = (_tokens(x, image, t) for x in inputs)
+    q_TG, k_TG, dy_TG = (x.astype(dtype) for x in (q, k, dy))
     dq, dk, dv = {}, {}, {}
-    for at, mask in _heads(width, features):
+    for at, mask in _heads(q.shape[1], features):
       # Keys by queries: so only the product of dq takes a transposed matrix.
-      masked_k = jnp.where(mask, k_TG[:, at], 0)
-      masked_v = jnp.where(mask, v_TG[:, at], 0)
+      masked_k = jnp.where(mask, k[:, at], 0).astype(dtype)
+      masked_v = jnp.where(mask, v[:, at], 0).astype(dtype)
       logits = _product(masked_k, q_TG[:, at], 1, 1)
       weights = jnp.exp((logits - logits.max(0, keepdims=True)) * scale)
       weights = weights * (1 / weights.sum(0, keepdims=True))
@@ -150,18 +162,47 @@ def _backward(q_ref, k_ref, v_ref, dy_ref, dqkv_ref, *, features):
       _collect(dv, at, mask, _product(weights, dy_TG[:, at], 1, 0))
       _collect(dk, at, mask, _product(dlogits, q_TG[:, at], 1, 0))
       _collect(dq, at, mask, _product(dlogits, k_TG[:, at], 0, 0))
-    for part, x in enumerate((dq, dk, dv)):
-      _put(dqkv_ref, image, part, width, x)
+    for out, x in zip(outputs, (dq, dk, dv), strict=True):
+      _put(out, image, t, x)
+  _pack(dqkv_ref, outputs)
 
 
-def _put(dqkv_ref, image: int, part: int, width: int, tiles: dict) -> None:
-  """Writes a group's queries, keys or values, {first lane: [T, LANES]}."""
-  start = part * (dqkv_ref.shape[2] // 3)
-  if dqkv_ref.shape[2] > 3 * width:
-    start += pl.program_id(1) * width
+def _unpack(refs, scratch) -> None:
+  """Copies [T, IMAGES, G] to [G / LANES, T * IMAGES, LANES] in float32.
+
+  A strided load takes an image's tokens from there: of 32 bits, for of 16 two
+  images share a row, and of the lanes of one register.
+  """
+  for ref, rows in zip(refs, scratch, strict=True):
+    for n in range(rows.shape[0]):
+      tile = ref[:, :, n * LANES : (n + 1) * LANES].astype(jnp.float32)
+      rows[n] = tile.reshape(rows.shape[1:])
+
+
+def _pack(ref, scratch) -> None:
+  """Copies back, to each part of an output: of all groups, or of this one."""
+  t, _, width = ref.shape
+  for part, rows in enumerate(scratch):
+    first, size = part * (width // len(scratch)), rows.shape[0] * LANES
+    if width > len(scratch) * size:
+      first += pl.program_id(1) * size
+    for n in range(rows.shape[0]):
+      lanes = pl.ds(pl.multiple_of(first + n * LANES, LANES), LANES)
+      tile = rows[n].reshape(t, IMAGES, LANES)
+      ref[:, :, lanes] = tile.astype(ref.dtype)
+
+
+def _tokens(rows, image: int, t: int) -> jax.Array:
+  """One image's tokens, [T, G]."""
+  of_image = pl.ds(image, t, stride=IMAGES)
+  tiles = [rows.at[n][of_image, :] for n in range(rows.shape[0])]
+  return jnp.concatenate(tiles, axis=1)
+
+
+def _put(rows, image: int, t: int, tiles: dict) -> None:
+  """Writes one image's tokens, {first lane: [T, LANES]}."""
   for first, tile in tiles.items():
-    lanes = pl.ds(pl.multiple_of(start + first, LANES), LANES)
-    dqkv_ref[image, :, lanes] = tile.astype(dqkv_ref.dtype)
+    rows.at[first // LANES][pl.ds(image, t, stride=IMAGES), :] = tile
 
 
 def _heads(width: int, features: int) -> Iterator[tuple[slice, jax.Array]]:

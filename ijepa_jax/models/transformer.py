@@ -66,14 +66,12 @@ class Dense(nn.Module):
 
   Attributes:
     sum_by_product: how the bias's gradient is summed, functions.add_bias.
-    merge_rows: for the kernel's gradient, functions.linear; else as XLA does.
   """
 
   features: int
   dtype: Any
   kernel_init: Callable
   sum_by_product: bool = False
-  merge_rows: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -81,23 +79,16 @@ class Dense(nn.Module):
     kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, shape[1:], jnp.float32)
     x, kernel, bias = gather_weights(x, kernel, bias, dtype=self.dtype)
-    y = (functions.linear if self.merge_rows else jnp.matmul)(x, kernel)
+    y = functions.linear(x, kernel)
     return functions.add_bias(y, bias) if self.sum_by_product else y + bias
 
 
 def dense(
   name: str, features: int, module: nn.Module, sum_by_product: bool = False
 ) -> Dense:
-  """A linear layer with compute type, initialisation, attention of `module`."""
+  """A linear layer with the compute type and initialisation of `module`."""
   return Dense(
-    features,
-    module.dtype,
-    module.kernel_init,
-    sum_by_product,
-    # TPUs' kernels have XLA lay out images before tokens. To merge them it then
-    # copies the array, unless 8 divides the tokens.
-    merge_rows=module.attention != 'pallas',
-    name=name,
+    features, module.dtype, module.kernel_init, sum_by_product, name=name
   )
 
 
