@@ -38,10 +38,10 @@ def _normal_cdf(z: jax.Array, dtype) -> jax.Array:
   """Phi(z) in float32, as exact as numbers of `dtype` can tell."""
   if dtype != jnp.bfloat16:
     return 0.5 * (1 + jax.lax.erf(z * 0.5**0.5))
-  # On TPU v4 and v6e erf, two polynomials and a division, takes longer than
-  # the product before it. This is the logistic function of an odd polynomial,
-  # fitted to |z| < 5: the relative error of Phi, and of 1 - Phi, is below
-  # .0012. tanh instead of exp GPUs keep in memory, as a result of its own.
+  # On TPU v4 erf, two polynomials and a division, takes longer than the product
+  # before it. This is the logistic function of an odd polynomial, fitted to
+  # |z| < 5: the relative error of Phi, and of 1 - Phi, is below .0012. By tanh
+  # it would be as fast, but XLA for GPUs keeps the result of tanh in memory.
   square = z**2
   p = -9.2025060e-6
   for coefficient in (9.9425508e-4, -7.5924838e-2, -1.5922742):
