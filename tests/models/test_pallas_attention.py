@@ -33,15 +33,19 @@ def with_gradient(attention, qkv, dy):
 
 
 @pytest.mark.parametrize(
-  ('heads', 'features', 'dtype'),
+  ('heads', 'features', 'dtype', 'room'),
   [
-    (4, 32, 'float32'),  # of a register
-    (2, 64, 'bfloat16'),
-    (16, 24, 'float32'),  # over the border of registers
-    (8, 80, 'bfloat16'),
+    (4, 32, 'float32', 2**20),  # of a register
+    (2, 64, 'bfloat16', 2**20),
+    (16, 24, 'float32', 2**20),  # over the border of registers
+    (8, 80, 'bfloat16', 2**10),  # a program of one image
+    (16, 80, 'float32', 2**20),  # two groups of several registers
   ],
 )
-def test_kernels_are_attention_and_its_gradient(heads, features, dtype):
+def test_kernels_are_attention_and_its_gradient(
+  monkeypatch, heads, features, dtype, room
+):
+  monkeypatch.setattr(pallas_attention, 'ROOM', room)
   qkv, dy = arrays(3, 13, heads * features, dtype)  # two images, and one
   if dtype == 'float32':
     qkv *= 10  # logits whose exponentials overflow
