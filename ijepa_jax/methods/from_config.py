@@ -3,27 +3,42 @@
 A method is added by one file, and by one line of METHODS with its function.
 """
 
+import dataclasses
+
 from ijepa_jax.errors import UserError, one_of
 from ijepa_jax.methods import ijepa, mae, masks, pixels, vicreg
 from ijepa_jax.methods.method import Method
 from ijepa_jax.methods.optim import schedules
-from ijepa_jax.models import projector, vit
+from ijepa_jax.models import functions, projector, transformer, vit
 
 
-def make_method(config, total_steps: int | None = None) -> Method:
+def make_method(
+  config, total_steps: int | None = None, platform: str = ''
+) -> Method:
   """Makes the method that `config.method` names; I-JEPA where none is named.
 
   Args:
     config: of a run, or what an export holds of it.
     total_steps: of the schedules, for a training: the method then has what its
       input pipeline and its steps need. None: it can encode, and init_params.
+    platform: of the devices, jax.Device.platform, for how they compute best
+      what is the same on all; '': any.
 
   Raises:
     UserError: one sentence with the value, the limit and what to do.
   """
   _check_data(config.data, config.model.patch_size)
   _, make = METHODS[_name(config)]
-  return make(config, total_steps)
+  method = make(config, total_steps)
+  product_dtype = functions.product_dtype(platform)
+  transformers = {
+    field.name: module.clone(product_dtype=product_dtype)
+    for field in dataclasses.fields(method)
+    if isinstance(
+      module := getattr(method, field.name), transformer.Transformer
+    )
+  }
+  return dataclasses.replace(method, **transformers)
 
 
 def method_class(config) -> type[Method]:

@@ -3,6 +3,8 @@
 Shapes in names: B images, T tokens, D features, F features of the output.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -87,30 +89,54 @@ def _gradients_of_layer_norm(kept, dy):
 layer_norm.defvjp(_normalize, _gradients_of_layer_norm)
 
 
-@jax.custom_vjp
-def linear(x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x: jax.Array, kernel_DF: jax.Array, product_dtype=None) -> jax.Array:
   """The product of a linear layer: [..., D] to [..., F].
 
   Of its axes only the first may be split over devices. The kernel's gradient is
   the transposed product of two matrices, all images' tokens being their rows.
   Left to itself XLA for CPUs first writes the gradient of the output
   transposed, and computes all that it comes from anew for it.
+
+  Args:
+    product_dtype: of the product before it is rounded to the type of x, see
+      `product_dtype`; None: that type.
   """
-  return jax.lax.dot_general(x, kernel_DF, (((x.ndim - 1,), (0,)), ((), ())))
+  return _product(x, kernel_DF, x.ndim - 1, 0, product_dtype)
 
 
-def _linear_and_arguments(x, kernel_DF):
-  return linear(x, kernel_DF), (x, kernel_DF)
+def _linear_and_arguments(x, kernel_DF, dtype):
+  return linear(x, kernel_DF, dtype), (x, kernel_DF)
 
 
-def _gradients_of_linear(arguments, dy):
+def _gradients_of_linear(dtype, arguments, dy):
   x, kernel_DF = arguments
-  dx = jax.lax.dot_general(dy, kernel_DF, (((dy.ndim - 1,), (1,)), ((), ())))
+  dx = _product(dy, kernel_DF, dy.ndim - 1, 1, dtype)
   x_ND, dy_NF = (y.reshape(-1, y.shape[-1]) for y in (x, dy))
-  return dx, jax.lax.dot_general(x_ND, dy_NF, (((0,), (0,)), ((), ())))
+  return dx, _product(x_ND, dy_NF, 0, 0, dtype)
+
+
+def _product(x, y, i: int, j: int, dtype) -> jax.Array:
+  """Sums over axis i of x and axis j of y."""
+  product = jax.lax.dot_general(
+    x, y, (((i,), (j,)), ((), ())), preferred_element_type=dtype
+  )
+  return product.astype(x.dtype)
 
 
 linear.defvjp(_linear_and_arguments, _gradients_of_linear)
+
+
+def product_dtype(platform: str):
+  """Returns the type of products before they are rounded, for `linear`.
+
+  Of bfloat16, XLA for CPUs computes a product by fast instructions and
+  libraries only if its result is float32. GPUs and TPUs round it by themselves.
+
+  Args:
+    platform: of the devices, jax.Device.platform.
+  """
+  return jnp.float32 if platform == 'cpu' else None
 
 
 def dense_product(

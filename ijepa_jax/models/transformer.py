@@ -33,6 +33,7 @@ class Block(nn.Module):
   dtype: Any
   kernel_init: Callable
   attention: str
+  product_dtype: Any = None  # of linear layers, functions.product_dtype
   block_output: Callable | None = None  # what to return of the output too
   tokens: int | None = None  # how many of the last to compute; None: all
 
@@ -65,12 +66,14 @@ class Dense(nn.Module):
   """nn.Dense with the products of functions.py; weights gathered, see below.
 
   Attributes:
+    product_dtype: of the product before it is rounded, functions.linear.
     sum_by_product: how the bias's gradient is summed, functions.add_bias.
   """
 
   features: int
   dtype: Any
   kernel_init: Callable
+  product_dtype: Any = None
   sum_by_product: bool = False
 
   @nn.compact
@@ -79,16 +82,21 @@ class Dense(nn.Module):
     kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, shape[1:], jnp.float32)
     x, kernel, bias = gather_weights(x, kernel, bias, dtype=self.dtype)
-    y = functions.linear(x, kernel)
+    y = functions.linear(x, kernel, self.product_dtype)
     return functions.add_bias(y, bias) if self.sum_by_product else y + bias
 
 
 def dense(
   name: str, features: int, module: nn.Module, sum_by_product: bool = False
 ) -> Dense:
-  """A linear layer with the compute type and initialisation of `module`."""
+  """A linear layer with the compute types and initialisation of `module`."""
   return Dense(
-    features, module.dtype, module.kernel_init, sum_by_product, name=name
+    features,
+    module.dtype,
+    module.kernel_init,
+    getattr(module, 'product_dtype', None),
+    sum_by_product,
+    name=name,
   )
 
 
@@ -158,6 +166,7 @@ class Transformer(nn.Module):
   remat: str = 'none'
   attention: str = 'xla'
   unroll: int = 1
+  product_dtype: Any = None
 
   def blocks(
     self,
@@ -218,4 +227,4 @@ class Transformer(nn.Module):
         Block, policy=policy, prevent_cse=no_loop and self.remat != 'none'
       )
     fields = self.heads, self.mlp_dim, self.dtype, self.kernel_init
-    return block, (*fields, self.attention)
+    return block, (*fields, self.attention, self.product_dtype)

@@ -80,7 +80,8 @@ def make_evaluation(config, recipe, devices: list) -> Evaluation:
       f'task is {task!r}: evaluations are planned for '
       f'{" and ".join(IMAGES)}, whose number of images is known.'
     )
-  method, data = from_config.make_method(recipe), recipe.data
+  data, platform = recipe.data, devices[0].platform
+  method = from_config.make_method(recipe, platform=platform)
   shape = (*data.image_size, data.channels)
   params = jax.eval_shape(
     lambda key: method.init_params(key, shape)['encoder'], jax.random.key(0)
@@ -88,9 +89,7 @@ def make_evaluation(config, recipe, devices: list) -> Evaluation:
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, devices=devices
   )
-  attention = functions.inference_attention(
-    method.encoder.attention, devices[0].platform
-  )
+  attention = functions.inference_attention(method.encoder.attention, platform)
   frozen = FrozenEncoder(
     method.encoder.clone(attention=attention),
     sharding.with_shardings(params, mesh),

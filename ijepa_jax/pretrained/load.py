@@ -11,6 +11,8 @@ comes with the package, see shipped.py. Which model it holds stands in it;
 nothing has to be said twice.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 from absl import logging
@@ -178,7 +180,11 @@ def load_frozen(
     return RawPixels(size, data.channels, patch_size)
   else:
     frozen, table = _from_run(path, mesh, which, step)
-  return frozen.adapted(table, size, pos_embed, dtype)
+  frozen = frozen.adapted(table, size, pos_embed, dtype)
+  product_dtype = functions.product_dtype(mesh.devices.flat[0].platform)
+  return dataclasses.replace(
+    frozen, encoder=frozen.encoder.clone(product_dtype=product_dtype)
+  )
 
 
 def _height_and_width(image_size) -> tuple[int, int] | None:

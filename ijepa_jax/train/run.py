@@ -157,7 +157,7 @@ def make_run(config, devices=None, *, open_images: bool = True) -> PretrainRun:
   )
   _check_steps(config, mesh)
   total = int(config.optim.schedule_scale * config.total_steps)
-  method = from_config.make_method(config, total)
+  method = from_config.make_method(config, total, mesh.devices.flat[0].platform)
   lr, weight_decay = _make_schedules(config.optim, total)
   mu_dtype = one_of('optim.mu_dtype', config.optim.mu_dtype, adamw.MU_DTYPES)
   if open_images:

@@ -107,13 +107,15 @@ def load_subject(
   loaded = load.read_weights(path, step=step)
   loaded.log_notes(path)
   method = _make_method(loaded)
-  attention = functions.inference_attention(
-    method.encoder.attention, mesh.devices.flat[0].platform
+  platform = mesh.devices.flat[0].platform
+  attention = functions.inference_attention(method.encoder.attention, platform)
+  computation = dict(
+    attention=attention, product_dtype=functions.product_dtype(platform)
   )
   method = dataclasses.replace(
     method,
-    encoder=method.encoder.clone(attention=attention),
-    predictor=method.predictor.clone(attention=attention),
+    encoder=method.encoder.clone(**computation),
+    predictor=method.predictor.clone(**computation),
   )
   image_size = tuple(loaded.config['image_size'])
   settings = dict(mask_settings or _mask_settings(loaded.run_config))

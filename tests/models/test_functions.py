@@ -76,13 +76,17 @@ def test_layer_norm_of_bfloat16_loses_less_than_its_rounding_has(offset):
   assert lost < 0.1 * np.abs(of_rounded - normed(exact)).max()
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_linear_is_a_product_and_its_gradients(dtype):
+def test_linear_is_a_product_and_its_gradients(dtype, platform):
   keys = jax.random.split(jax.random.key(0), 3)
   x = jax.random.normal(keys[0], (2, 3, 5, 8), dtype)
   kernel = jax.random.normal(keys[1], (8, 4), dtype)
   dy = jax.random.normal(keys[2], (2, 3, 5, 4), dtype)
-  y, back = jax.vjp(functions.linear, x, kernel)
+  product_dtype = functions.product_dtype(platform)
+  y, back = jax.vjp(
+    lambda *args: functions.linear(*args, product_dtype), x, kernel
+  )
   expected, back_of_expected = jax.vjp(jnp.matmul, x, kernel)
   tolerance = 1e-6 if dtype == jnp.float32 else 2e-2
   expected = (expected, *back_of_expected(dy))
