@@ -70,8 +70,9 @@ def serve_torch(run, batch, *, fused: bool, compiled: bool = False) -> None:
 
   def work(count):
     half = e.dtype.name == 'bfloat16'
-    with torch.autocast('cpu', torch.bfloat16, enabled=half):
-      for _ in range(count):
+    for _ in range(count):
+      # Anew for each step: within one it keeps the weights that it has rounded.
+      with torch.autocast('cpu', torch.bfloat16, enabled=half):
         trainer.step(batch, lr=1e-4, weight_decay=0.04, momentum=0.996)
 
   turns.serve(work)

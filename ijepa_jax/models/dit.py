@@ -25,6 +25,7 @@ class DiT(nn.Module):
   patch_size: in pixels, of the image that is denoised.
   width, depth, heads: of the blocks; their MLP is four times as wide.
   dtype: of the computation; parameters are float32.
+  product_dtype: of its linear layers, functions.product_dtype.
   """
 
   patch_size: int
@@ -33,6 +34,7 @@ class DiT(nn.Module):
   heads: int
   dtype: Any = jnp.float32
   kernel_init: Any = nn.initializers.xavier_uniform()
+  product_dtype: Any = None
 
   @nn.compact
   def __call__(self, noisy_BHWC, time_B, vector_BD, known_B):
@@ -66,7 +68,11 @@ class DiT(nn.Module):
     for block, offset_F in enumerate(offsets_LF):
       parts = jnp.split((shared_BF + offset_F)[:, None], 6, axis=-1)
       x = _Block(
-        self.heads, self.dtype, self.kernel_init, name=f'block{block}'
+        self.heads,
+        self.dtype,
+        self.kernel_init,
+        self.product_dtype,
+        name=f'block{block}',
       )(x, *parts)
     shift, scale = jnp.split(
       _zeros('last_modulation', 2 * d, self)(nn.silu(condition))[:, None], 2, -1
@@ -95,6 +101,7 @@ class _Block(nn.Module):
   heads: int
   dtype: Any
   kernel_init: Any
+  product_dtype: Any
 
   @nn.compact
   def __call__(self, x_BTD, shift1, scale1, gate1, shift2, scale2, gate2):

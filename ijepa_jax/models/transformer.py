@@ -94,7 +94,7 @@ def dense(
     features,
     module.dtype,
     module.kernel_init,
-    getattr(module, 'product_dtype', None),
+    module.product_dtype,
     sum_by_product,
     name=name,
   )

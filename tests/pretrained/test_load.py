@@ -131,7 +131,8 @@ def test_an_export_of_one_encoder(small_run, one, tmp_path, caplog, part):
 
 def test_types_of_computation(small_run, folder, one, tmp_path):
   assert load.load_frozen(folder).encoder.dtype == np.float32
-  assert load.load_frozen(folder, dtype='bfloat16').encoder.dtype == 'bfloat16'
+  half = load.load_frozen(folder, dtype='bfloat16').encoder
+  assert half.dtype == 'bfloat16' and half.product_dtype == np.float32  # CPU
   # A run of NVIDIA GPUs, looked at without one.
   config = json.loads((small_run / 'config.json').read_text())
   config['model'] |= dict(attention='cudnn', dtype='bfloat16')

@@ -145,6 +145,7 @@ def test_load_encoder_takes_the_encoder(mae, images, caplog):
   config, workdir = mae
   run = make_run(config)
   pixels = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), np.uint8)
+  assert run.method.encoder.product_dtype == np.float32  # on a CPU
   state = params(config, workdir)
   assert state.target is None
   expected = run.method.encode(state.params['encoder'], pixels).mean(1)

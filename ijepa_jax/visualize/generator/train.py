@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ijepa_jax.methods.optim import adamw, schedules
+from ijepa_jax.models import functions
 from ijepa_jax.models.dit import DiT
 from ijepa_jax.runtime import files, locks, metrics, preemption, sharding
 from ijepa_jax.runtime.checkpoint import checkpointer
@@ -30,12 +31,15 @@ def make_run(c, data: BlockData, mesh, seed: int) -> Run:
   total = c.total_steps
   warmup = min(c.warmup_steps, total // 2)
   lr = schedules.warmup_cosine(0.0, c.peak_lr, 0.0, warmup, total)
-  dtype = jnp.dtype(c.dtype)
   regressor_depth = max(c.depth // 4, 1)
+  computation = dict(
+    dtype=jnp.dtype(c.dtype),
+    product_dtype=functions.product_dtype(mesh.devices.flat[0].platform),
+  )
   return Run(
     method=Generator(
-      DiT(c.patch_size, c.width, c.depth, c.heads, dtype),
-      DiT(c.patch_size, c.width, regressor_depth, c.heads, dtype),
+      DiT(c.patch_size, c.width, c.depth, c.heads, **computation),
+      DiT(c.patch_size, c.width, regressor_depth, c.heads, **computation),
       vector_width=data.vector.shape[-1],
       time_mean=c.time_mean,
       ema=c.ema,
