@@ -102,7 +102,7 @@ def linear(x: jax.Array, kernel_DF: jax.Array, product_dtype=None) -> jax.Array:
     product_dtype: of the product before it is rounded to the type of x, see
       `product_dtype`; None: that type.
   """
-  return _product(x, kernel_DF, x.ndim - 1, 0, product_dtype)
+  return _product(x, kernel_DF, (x.ndim - 1,), (0,), product_dtype)
 
 
 def _linear_and_arguments(x, kernel_DF, dtype):
@@ -111,15 +111,19 @@ def _linear_and_arguments(x, kernel_DF, dtype):
 
 def _gradients_of_linear(dtype, arguments, dy):
   x, kernel_DF = arguments
-  dx = _product(dy, kernel_DF, dy.ndim - 1, 1, dtype)
-  x_ND, dy_NF = (y.reshape(-1, y.shape[-1]) for y in (x, dy))
-  return dx, _product(x_ND, dy_NF, 0, 0, dtype)
+  dx = _product(dy, kernel_DF, (dy.ndim - 1,), (1,), dtype)
+  # Not where the product is of another type: of one over the first axis of two
+  # matrices XLA for CPUs converts both to float32, and computes it slowly.
+  if dtype in (None, x.dtype):
+    x, dy = (y.reshape(-1, y.shape[-1]) for y in (x, dy))
+  rows = tuple(range(x.ndim - 1))
+  return dx, _product(x, dy, rows, rows, dtype)
 
 
-def _product(x, y, i: int, j: int, dtype) -> jax.Array:
-  """Sums over axis i of x and axis j of y."""
+def _product(x, y, i: tuple, j: tuple, dtype) -> jax.Array:
+  """Sums over axes i of x and axes j of y."""
   product = jax.lax.dot_general(
-    x, y, (((i,), (j,)), ((), ())), preferred_element_type=dtype
+    x, y, ((i, j), ((), ())), preferred_element_type=dtype
   )
   return product.astype(x.dtype)
 
