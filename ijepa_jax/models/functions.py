@@ -96,7 +96,9 @@ def linear(x: jax.Array, kernel_DF: jax.Array, product_dtype=None) -> jax.Array:
   Of its axes only the first may be split over devices. The kernel's gradient is
   the transposed product of two matrices, all images' tokens being their rows.
   Left to itself XLA for CPUs first writes the gradient of the output
-  transposed, and computes all that it comes from anew for it.
+  transposed, and computes all that it comes from anew for it. With another
+  `product_dtype` the rows keep their axes: a product of bfloat16 over the first
+  axis of two matrices XLA for CPUs computes in float32, which is slower.
 
   Args:
     product_dtype: of the product before it is rounded to the type of x, see
@@ -112,8 +114,6 @@ def _linear_and_arguments(x, kernel_DF, dtype):
 def _gradients_of_linear(dtype, arguments, dy):
   x, kernel_DF = arguments
   dx = _product(dy, kernel_DF, (dy.ndim - 1,), (1,), dtype)
-  # Not where the product is of another type: of one over the first axis of two
-  # matrices XLA for CPUs converts both to float32, and computes it slowly.
   if dtype in (None, x.dtype):
     x, dy = (y.reshape(-1, y.shape[-1]) for y in (x, dy))
   rows = tuple(range(x.ndim - 1))
