@@ -236,7 +236,7 @@ def _softmax_attention(q_BHQF, k_BHTF, v_BHTF) -> jax.Array:
   What is divided by the sum of the weights is the output, not the weights: they
   are passed over once less.
   """
-  logits, scale = _logits(q_BHQF, k_BHTF), q_BHQF.shape[-1] ** -0.5
+  logits, scale = _logits(q_BHQF, k_BHTF)
   weights = jnp.exp((logits - logits.max(-1, keepdims=True)) * scale)
   y = jnp.einsum(
     'bhqk,bhkd->bhqd',
@@ -248,15 +248,24 @@ def _softmax_attention(q_BHQF, k_BHTF, v_BHTF) -> jax.Array:
 
 
 def _differentiated_attention(q_BHQF, k_BHTF, v_BHTF):
-  logits, scale = _logits(q_BHQF, k_BHTF), q_BHQF.shape[-1] ** -0.5
+  logits, scale = _logits(q_BHQF, k_BHTF)
   weights = jax.nn.softmax(logits * scale)
   return jnp.einsum('bhqk,bhkd->bhqd', weights.astype(v_BHTF.dtype), v_BHTF)
 
 
 def _logits(q_BHQF, k_BHTF):
-  return jnp.einsum(
+  """Returns q k^T in float32, and what is left to multiply it by.
+
+  Of float32 the queries are multiplied, which are fewer: XLA for CPUs passes
+  over the logits once more for it. Of bfloat16 this would round them anew.
+  """
+  scale = q_BHQF.shape[-1] ** -0.5
+  if q_BHQF.dtype == jnp.float32:
+    q_BHQF, scale = q_BHQF * scale, 1
+  logits = jnp.einsum(
     'bhqd,bhkd->bhqk', q_BHQF, k_BHTF, preferred_element_type=jnp.float32
   )
+  return logits, scale
 
 
 _softmax_attention.defvjp(
