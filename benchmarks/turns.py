@@ -83,9 +83,9 @@ class Worker:
 def take(workers: dict[str, Worker], count: int, turns: int):
   """Seconds of a step of each worker in each turn: {name: [seconds]}.
 
-  The first turn, in which caches are cold, is not counted. Nor is one step at
-  the start of each: to a process that waited, a virtual machine gives memory
-  anew, which takes seconds that no training spends.
+  The first turn, in which caches are cold, is not counted. Each turn begins
+  with a step that is not timed: the host of a virtual machine takes back the
+  memory that a waiting process has freed, and that step waits for new memory.
   """
   seconds = {name: [] for name in workers}
   for turn in range(turns + 1):
